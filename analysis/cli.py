@@ -1,0 +1,165 @@
+"""The command ``repshift``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from repshift import __version__
+from repshift.errors import RepshiftError, UnknownNameError
+
+# Heavy imports (timm, matplotlib) stay inside the commands, so that --help answers at once
+
+app = typer.Typer(
+    name="repshift",
+    help="Faster pretrained vision backbones without retraining: drop the tokens whose representation barely shifts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
+app.add_typer(zoo, name="zoo")
+console = Console()
+
+
+def main() -> None:
+    """Run the command line; an error that we raised on purpose is one line on standard error and exit code 1."""
+    try:
+        app()
+    except RepshiftError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"repshift {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    return None
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the figure and the results.")] = Path("repshift-demo"),
+) -> None:
+    """Prune the embedded ViT on 2,000 canvases, by the shift and by two controls, and show what is kept."""
+    from repshift.analysis.demo import HEADINGS, cells, run_demo, verdicts
+
+    with _progress() as progress:
+        task = progress.add_task("2,000 canvases, 7 models", total=None)
+        results = run_demo(output, lambda done, steps: progress.update(task, completed=done, total=steps))
+    table = Table(title="tiny_vit on Cluttered MNIST, no retraining")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("drop", "score") else "right", no_wrap=True)
+    for result in results:
+        table.add_row(*cells(result), end_section=result.score in ("none", "norm"))
+    console.print(table)
+    for line in verdicts(results):
+        console.print(line, highlight=False)
+    console.print(
+        f"figure: {output / 'demo.png'}   numbers: {output / 'results.json'}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def heatmap(
+    model: Annotated[str, typer.Option("--model", "-m", help="Any timm model, or tiny_vit.")],
+    image: Annotated[list[Path], typer.Option(help="An image file; several may follow each other.")],
+    more_images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further images.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Load the published weights.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Blocks counted from zero, as 0,4,8. [default: first, middle, last]")
+    ] = None,
+    operation: Annotated[str, typer.Option(help="Whose change is shown: attn, mlp or block.")] = "mlp",
+    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
+    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
+    output: Annotated[Path, typer.Option(help="The figure; its ending names the format.")] = Path("heatmap.png"),
+) -> None:
+    """Draw the representation shift of image files: one row an image, one column a block."""
+    from repshift.analysis.figures import ImageColumn, MapColumn, draw_columns, save_figure
+    from repshift.analysis.heatmaps import block_names, shift_maps
+    from repshift.analysis.preprocessing import load_images, pixels
+    from repshift.loading import load_model
+    from repshift.sites import find_structure
+
+    indices = _parse_blocks(blocks)
+    loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint)
+    if not pretrained and checkpoint is None:
+        console.print(
+            "note: the weights are random; give --pretrained or --checkpoint for a trained model.", soft_wrap=True
+        )
+    paths = [*image, *(more_images or [])]
+    inputs = load_images(loaded, paths)
+    names = block_names(loaded, inputs, indices)
+    maps = shift_maps(loaded, inputs, names, operation=operation, distance=distance, residual=residual)
+    # without a backbone, blocks are watched as they are: they have no operations
+    watched = [operation] if find_structure(loaded) else []
+    unit = f"shift ({', '.join([*watched, distance, *(['residual'] if residual else [])])})"
+    seen = pixels(loaded, inputs)
+    columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
+    columns += [MapColumn(name, maps[name], unit) for name in names]
+    save_figure(draw_columns(columns, [path.stem for path in paths]), output)
+    console.print(f"figure: {output}", highlight=False, soft_wrap=True)
+
+
+@zoo.command()
+def train(
+    name: Annotated[str, typer.Argument(help="The model to train: tiny_vit.")],
+    digits: Annotated[
+        Path | None, typer.Option(help="Folder with MNIST's t10k files. [default: download by torchvision]")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the weights and the state to resume from.")] = Path("zoo"),
+    epochs: Annotated[int | None, typer.Option(help="Epochs of 8,000 canvases. [default: the recipe's]")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other weights and canvases.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+) -> None:
+    """Train an embedded model on Cluttered MNIST; run again after an interruption to go on."""
+    from repshift.analysis.training import train_model
+
+    with _progress() as progress:
+        task = progress.add_task(f"training {name}", total=None)
+
+        def observe(step: int, steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=steps, description=f"training {name}, loss {loss:.3f}")
+
+        trained = train_model(name, digits, output, epochs=epochs, seed=seed, device=device, observe=observe)
+    console.print(f"{trained.weights}: accuracy {100 * trained.accuracy:.1f} % on 2,000 canvases", highlight=False)
+
+
+def _parse_blocks(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UnknownNameError(f"--blocks got {text!r}, expected numbers counted from zero, as in 0,4,8.") from error
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Reading images and writing results so that nothing is ever half-written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from repshift.errors import DataError
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as RGB.
+
+    Raises:
+        DataError: If the file is missing, is no image, or is damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"Image {path} does not exist. Give the path of an image file.")
+    try:
+        with Image.open(path) as image:
+            converted: Image.Image = image.convert("RGB")
+            return converted
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not an image that Pillow can read ({error}). Give a JPEG or PNG file.") from error
+
+
+def output_folder(path: Path) -> Path:
+    """Make a folder for results and check that it can be written to.
+
+    Raises:
+        DataError: If it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".repshift-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(f"Cannot write to {path} ({error.strerror}). Give a folder that can be written to.") from error
+    return path
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file beside its place and move it there when it is complete; its folder is made if needed.
+
+    Args:
+        path: Where the file belongs.
+        write: Writes it to the path it is given, which has the same ending.
+    """
+    output_folder(path.parent)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one piece, as UTF-8."""
+
+    def write(unfinished: Path) -> None:
+        unfinished.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)

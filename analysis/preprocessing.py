@@ -1,0 +1,66 @@
+"""From images to what a model expects, by timm's own preprocessing for that model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from timm.data import create_transform
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from repshift.analysis.files import read_image
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """Return timm's data configuration of a model: ``input_size``, ``mean``, ``std``, ``interpolation``, ..."""
+    return dict(resolve_model_data_config(model))
+
+
+def load_images(model: nn.Module, paths: Iterable[Path]) -> Tensor:
+    """Read image files as the model's evaluation does: resized, cropped and normalised.
+
+    Returns:
+        ``(images, channels, rows, columns)`` float32.
+
+    Raises:
+        DataError: If a file is no image; the message names it.
+    """
+    transform = cast("Callable[[Any], Tensor]", create_transform(**data_config(model), is_training=False))
+    return torch.stack([transform(read_image(path)) for path in paths])
+
+
+def normalised(model: nn.Module, images: Tensor) -> Tensor:
+    """Turn 8-bit images that already have the model's size into its input.
+
+    Args:
+        model: Its data configuration gives mean and standard deviation.
+        images: ``(batch, channels, rows, columns)`` uint8.
+
+    Returns:
+        The same shape, float32.
+    """
+    mean, std = _statistics(model, images)
+    return (images / 255 - mean) / std
+
+
+def pixels(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Turn a model's inputs back into what a person sees.
+
+    Args:
+        model: Its data configuration gives mean and standard deviation.
+        inputs: ``(batch, 3, rows, columns)`` as :func:`load_images` returns.
+
+    Returns:
+        ``(batch, rows, columns, 3)`` float32 in 0..1.
+    """
+    mean, std = _statistics(model, inputs)
+    return (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def _statistics(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    config = data_config(model)
+    mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ("mean", "std"))
+    return mean, std

@@ -1,0 +1,76 @@
+"""The plain vision transformers of timm: ``vision_transformer``, DeiT, DeiT-3, DINOv2, and the hybrids on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from repshift.errors import UnsupportedModelError
+from repshift.layouts import Sequence
+from repshift.sites import Operation, Site, Structure
+
+JOINT = "its attention and MLP share one branch with one residual, so neither has a change of its own"
+
+
+class VisionTransformer:
+    """Models built on :class:`timm.models.VisionTransformer`: prefix tokens first, then the patches in row order.
+
+    Positions are added before the blocks and nothing behind them counts tokens, so any token can go: class token,
+    distillation token, registers, none of them; average, map or token pooling; LayerScale, post-norm, parallel
+    branches.
+    """
+
+    def matches(self, model: nn.Module) -> bool:
+        """Recognise the class by its name, so that timm need not be imported for other models."""
+        return any(
+            cls.__module__ == "timm.models.vision_transformer" and cls.__name__ == "VisionTransformer"
+            for cls in type(model).__mro__
+        )
+
+    def structure(self, model: Any) -> Structure:
+        """List the blocks and where their operations can be watched.
+
+        Raises:
+            UnsupportedModelError: If a block is of a kind that is not known here.
+        """
+        embedding = model.patch_embed
+        return Structure(
+            sites=tuple(_site(f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
+            layout=Sequence(prefix=model.num_prefix_tokens),
+            embedding="patch_embed",
+            grid=embedding.dynamic_feat_size,
+            tokens=None if model.dynamic_img_size else embedding.num_patches,
+        )
+
+
+VIT = VisionTransformer()
+
+
+def _site(name: str, block: nn.Module) -> Site:
+    whole = Operation(name, (name,), on_stream=True)
+    children = dict(block.named_children())
+    if "attns" in children and "ffns" in children:  # ParallelThingsBlock: several branches of each kind, added up
+        return Site(
+            name, {"attn": _parallel(name, "attns", block), "mlp": _parallel(name, "ffns", block), "block": whole}
+        )
+    if "in_proj" in children:  # ParallelScalingBlock, DiffParallelScalingBlock
+        return Site(name, {"block": whole}, absent={"attn": JOINT, "mlp": JOINT})
+    if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= children.keys():
+        # F is what is added to the stream, so it ends behind LayerScale, post-norm and drop-path; it starts at the
+        # stream, which is where the norm stands before the branch, unless the norm stands behind it (ResPostBlock)
+        post_norm = type(block).__name__.startswith("ResPost")
+        attn = Operation(f"{name}.{'attn' if post_norm else 'norm1'}", (f"{name}.drop_path1",))
+        mlp = Operation(f"{name}.{'mlp' if post_norm else 'norm2'}", (f"{name}.drop_path2",))
+        return Site(name, {"attn": attn, "mlp": mlp, "block": whole})
+    raise UnsupportedModelError(
+        f"{name} is a {type(block).__name__}, whose order of attention, MLP and residuals is not known. "
+        "Track it by module names: ShiftTracker(model, sites='blocks.*')."
+    )
+
+
+def _parallel(name: str, kind: str, block: nn.Module) -> Operation:
+    count = len(list(block.get_submodule(kind).children()))
+    # not the Sequential around a branch: with an attention mask its parts are called one by one
+    leaves = tuple(f"{name}.{kind}.{index}.drop_path" for index in range(count))
+    return Operation(f"{name}.{kind}.0.norm", leaves)

@@ -1,0 +1,5 @@
+"""``python -m repshift`` is the command ``repshift``."""
+
+from repshift.analysis.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""How far two representations of a token lie apart: the ``D`` of ``s = D(F(x), x)``.
+
+Each distance takes the tokens before and after, ``(batch, tokens, channels)`` of one shape and of any floating-point
+dtypes, and returns ``(batch, tokens)`` in float32: norms in bfloat16 tie, and ties reorder the top-k.
+
+Source: arXiv 2508.00367, eq. 4 and the study of distances.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repshift.errors import RepresentationError
+from repshift.registry import Registry
+
+
+def l2(before: Tensor, after: Tensor) -> Tensor:
+    """Measure how far each token moved.
+
+    Args:
+        before: Tokens entering the operation, ``(batch, tokens, channels)``.
+        after: Tokens leaving it, same shape.
+
+    Returns:
+        Euclidean distances ``(batch, tokens)``, float32, in the activations' units, never negative.
+
+    Raises:
+        RepresentationError: If the shapes differ or a tensor is not floating-point.
+
+    Source: arXiv 2508.00367, eq. 4, D = L2.
+    """
+    _require_comparable(before, after)
+    distance: Tensor = torch.linalg.vector_norm(after.float() - before.float(), dim=-1)
+    return distance
+
+
+def l1(before: Tensor, after: Tensor) -> Tensor:
+    """Sum how much each token's channels changed; arguments, shape and errors as :func:`l2`.
+
+    Source: arXiv 2508.00367, eq. 4, D = L1.
+    """
+    _require_comparable(before, after)
+    distance: Tensor = torch.linalg.vector_norm(after.float() - before.float(), ord=1, dim=-1)
+    return distance
+
+
+def cosine(before: Tensor, after: Tensor) -> Tensor:
+    """Measure how far each token turned: ``1 - cos``, between 0 and 2; shapes and errors as :func:`l2`.
+
+    A zero vector has no direction; its distance to anything is 1.
+
+    Source: arXiv 2508.00367, eq. 4, D = cosine distance.
+    """
+    _require_comparable(before, after)
+    return 1 - torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+
+
+DISTANCES = Registry("distance", {"l2": l2, "l1": l1, "cosine": cosine})
+
+
+def _require_comparable(before: Tensor, after: Tensor) -> None:
+    if before.shape != after.shape:
+        raise RepresentationError(
+            f"A shift compares tokens of one shape, got {tuple(before.shape)} before and {tuple(after.shape)} after. "
+            "Choose a module that keeps the shape of its input."
+        )
+    for tensor in (before, after):
+        if not tensor.is_floating_point():
+            raise RepresentationError(
+                f"A shift needs floating-point tokens, got {tensor.dtype}. Convert the input with .float()."
+            )

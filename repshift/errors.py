@@ -1,0 +1,31 @@
+"""The errors that repshift raises for input it cannot serve: what was given, what was expected, what to do next."""
+
+from __future__ import annotations
+
+
+class RepshiftError(Exception):
+    """Root of every error that repshift raises on purpose."""
+
+
+class UnknownNameError(RepshiftError, ValueError):
+    """A name that is not known: a model, a module, a distance, an operation, a score."""
+
+
+class ScheduleError(RepshiftError, ValueError):
+    """A drop schedule that does not fit the model or drops too little or too much."""
+
+
+class UnsupportedModelError(RepshiftError, TypeError):
+    """A model that cannot be tracked or pruned; the message says why."""
+
+
+class RepresentationError(RepshiftError, ValueError):
+    """A tensor inside the model that does not have the form its layout promises."""
+
+
+class CheckpointError(RepshiftError, ValueError):
+    """A checkpoint that cannot be read or does not fit the model."""
+
+
+class DataError(RepshiftError, ValueError):
+    """Data that cannot be read or does not have the expected form."""

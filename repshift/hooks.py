@@ -1,0 +1,39 @@
+"""Hooks that are attached together or not at all, and always removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+When: TypeAlias = Literal["before", "after"]
+# "before": hook(module, args, kwargs); "after": hook(module, args, output). What they return is ignored.
+Hook: TypeAlias = tuple[nn.Module, When, Callable[..., None]]
+
+
+@contextmanager
+def attached(hooks: Iterable[Hook]) -> Iterator[None]:
+    """Attach hooks while the context lasts.
+
+    Args:
+        hooks: Modules, whether to be called before or after their forward, and what to call.
+
+    If one cannot be attached, none stays; whatever happens inside, all are removed.
+    """
+    with ExitStack() as stack:
+        for module, when, hook in hooks:
+            if when == "before":
+                handle = module.register_forward_pre_hook(_observing(hook), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(_observing(hook))
+            stack.callback(handle.remove)
+        yield
+
+
+def _observing(hook: Callable[..., None]) -> Callable[..., None]:
+    def observe(*arguments: Any) -> None:
+        hook(*arguments)  # torch would replace inputs or outputs by what a hook returns
+
+    return observe

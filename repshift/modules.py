@@ -1,0 +1,116 @@
+"""Finding submodules by name, by glob, or by what they do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repshift.errors import RepresentationError, UnknownNameError, UnsupportedModelError
+from repshift.hooks import attached
+from repshift.layouts import first_tensor
+from repshift.registry import suggest
+
+
+def find_modules(model: nn.Module, selectors: str | Iterable[str]) -> list[str]:
+    """List the submodules that match names or globs, in the model's order.
+
+    Args:
+        model: Any module.
+        selectors: One or several names; in each part between dots, ``*``, ``?`` and ``[...]`` are wildcards, so
+            ``"blocks.*.attn"`` is the attention of every block and ``"blocks.*"`` the blocks without their insides.
+
+    Raises:
+        UnknownNameError: If a selector matches nothing; the message has the closest names.
+    """
+    selectors = [selectors] if isinstance(selectors, str) else list(selectors)
+    names = [name for name, _ in model.named_modules() if name]
+    found = set()
+    for selector in selectors:
+        matches = [name for name in names if _matches(name, selector)]
+        if not matches:
+            raise UnknownNameError(
+                f"No module of {type(model).__name__} matches {selector!r}. {suggest(selector, names)}"
+            )
+        found.update(matches)
+    if not found:
+        raise UnknownNameError(f"No module was named. Give names or globs of modules, such as {names[:3]}.")
+    return [name for name in names if name in found]
+
+
+def _matches(name: str, selector: str) -> bool:
+    parts, patterns = name.split("."), selector.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
+    """Find the blocks of a model that no backbone describes, by running it once.
+
+    Blocks are the outermost modules of a class used at least twice that hold two or more weight matrices and return
+    what they take in shape: transformer blocks, the residual blocks of a stage but its first, mixer layers.
+
+    Args:
+        model: Any model that takes images.
+        images: ``(batch, 3, rows, columns)`` floating-point.
+
+    Returns:
+        Their names, in the order of the model.
+
+    Raises:
+        UnsupportedModelError: If there are none.
+    """
+    steady: list[str] = []
+
+    def observe(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if args and _tokens_of_one_shape(args[0], output) and name not in steady:
+                steady.append(name)
+
+        return hook
+
+    inner = {name: module for name, module in model.named_modules() if name and _weight_matrices(module) >= 2}
+    with attached((module, "after", observe(name)) for name, module in inner.items()), torch.no_grad():
+        model(images)
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    candidates = [name for name in inner if name in steady and not isinstance(inner[name], containers)]
+    uses = Counter(type(inner[name]) for name in candidates)
+    repeated = [name for name in candidates if uses[type(inner[name])] >= 2]
+    blocks = [name for name in repeated if not any(name.startswith(f"{other}.") for other in repeated)]
+    if not blocks:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no repeated blocks that keep the shape of their input. "
+            "Name the modules to look at instead, for example sites=['features.3']."
+        )
+    return blocks
+
+
+def _tokens_of_one_shape(before: Any, after: Any) -> bool:
+    try:
+        before, after = first_tensor(before), first_tensor(after)
+    except RepresentationError:
+        return False
+    return bool(before.shape == after.shape) and before.ndim >= 3
+
+
+def _weight_matrices(module: nn.Module) -> int:
+    return sum(parameter.ndim >= 2 for parameter in module.parameters())
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model whose forward has been compiled: it would run its old graph past every change.
+
+    Raises:
+        UnsupportedModelError: If the model or a part of it is compiled, scripted or traced.
+    """
+    for name, module in model.named_modules():
+        where = f"its module {name!r}" if name else type(model).__name__
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"The model is already compiled ({where}), and a compiled forward ignores hooks and replaced modules. "
+                "Give the model as it was before torch.compile or torch.jit, and compile the result."
+            )

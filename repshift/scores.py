@@ -1,0 +1,58 @@
+"""How important each token is: the representation shift, and the controls that it has to beat.
+
+A score is any function of the tokens ``before`` and ``after`` an operation, both ``(batch, tokens, channels)``, that
+returns ``(batch, tokens)``; the tokens with the lowest scores are dropped. Each distance is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from repshift.distances import DISTANCES
+from repshift.registry import Registry
+
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def norm(before: Tensor, after: Tensor) -> Tensor:
+    """Return the Euclidean norm of the token that enters the operation, whatever the operation does to it.
+
+    A control: as the paper prints the shift, without the residual, it is close to the norm of the token itself.
+    """
+    length: Tensor = torch.linalg.vector_norm(before.float(), dim=-1)
+    return length
+
+
+def random(before: Tensor, after: Tensor) -> Tensor:
+    """Return a uniformly random score for each token of each image; ``torch.manual_seed`` fixes them.
+
+    A control: dropping at random costs little on some models, and a score has to do better.
+    """
+    return torch.rand(before.shape[:-1], device=before.device)
+
+
+SCORES = Registry("score", {"norm": norm, "random": random})
+
+
+def resolve_score(score: str | Score | None, distance: str | Score) -> Score:
+    """Find the function behind a score.
+
+    Args:
+        score: ``None`` or ``"shift"`` for the representation shift, a registered name, or a function.
+        distance: The shift's distance, a registered name or a function.
+
+    Raises:
+        UnknownNameError: If a name is not registered.
+    """
+    if score is None or score == "shift":
+        registry, chosen = DISTANCES, distance
+    else:
+        registry, chosen = SCORES, score
+    if callable(chosen):
+        return chosen
+    function: Score = registry.get(chosen)
+    return function

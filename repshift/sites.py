@@ -1,0 +1,113 @@
+"""Where representations change, and how a family of models tells it to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+
+from repshift.errors import UnknownNameError, UnsupportedModelError
+from repshift.layouts import TokenLayout
+from repshift.registry import Registry, suggest
+
+OPERATIONS = ("attn", "mlp", "block")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Where one operation ``F`` of a block can be watched, by module names.
+
+    Attributes:
+        enters: Its first input is ``x``, the representation that the operation starts from.
+        leaves: Their outputs, added up, are what the operation yields.
+        on_stream: Whether that already contains the residual (``D(y, x)`` of a whole block) or is ``F(x)`` alone,
+            what is added to the stream: after LayerScale, post-norm and drop-path.
+    """
+
+    enters: str
+    leaves: tuple[str, ...]
+    on_stream: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """One block: its operations, and the module after which tokens can go.
+
+    Attributes:
+        name: The block's module name; its output is what is shortened.
+        operations: What can be watched, by the paper's names ``attn``, ``mlp``, ``block``.
+        absent: Why an operation is missing.
+    """
+
+    name: str
+    operations: Mapping[str, Operation]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def operation(self, name: str) -> Operation:
+        """Return an operation of this block.
+
+        Raises:
+            UnknownNameError: If there is no operation of this name at all.
+            UnsupportedModelError: If this block does not have it; the message says why.
+        """
+        if name in self.operations:
+            return self.operations[name]
+        if name in self.absent:
+            raise UnsupportedModelError(
+                f"{self.name} has no operation {name!r} to watch: {self.absent[name]}. "
+                f"Choose operation={' or '.join(repr(known) for known in self.operations)}."
+            )
+        raise UnknownNameError(f"Unknown operation {name!r}. {suggest(name, OPERATIONS)}")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the engine needs to know about one model.
+
+    Attributes:
+        sites: Its blocks in order; a schedule counts them from zero.
+        layout: How values between the blocks hold tokens.
+        embedding: Name of the module that turns images into tokens; its first input is the images.
+        grid: Rows and columns of the tokens for images of so many pixels (rows, columns).
+        tokens: How many prunable tokens there are, or ``None`` if that depends on the input.
+        pruner: Name of the pruner that suits the layout.
+        unprunable: Why tokens must not be dropped, if so; such a model can still be tracked.
+    """
+
+    sites: tuple[Site, ...]
+    layout: TokenLayout
+    embedding: str
+    grid: Callable[[tuple[int, int]], tuple[int, int]]
+    tokens: int | None
+    pruner: str = "tokens"
+    unprunable: str | None = None
+
+
+class Backbone(Protocol):
+    """A family of models that the engine can serve."""
+
+    def matches(self, model: nn.Module) -> bool:
+        """Say whether a model belongs to the family."""
+        ...
+
+    def structure(self, model: nn.Module) -> Structure:
+        """Describe a model of the family.
+
+        Raises:
+            UnsupportedModelError: If this one cannot be served; the message says why.
+        """
+        ...
+
+
+BACKBONES = Registry("backbone", {"vit": "repshift.backbones.vit:VIT"})
+
+
+def find_structure(model: nn.Module) -> Structure | None:
+    """Describe a model if a registered backbone knows it, else return ``None``."""
+    for name in BACKBONES.names():
+        backbone: Backbone = BACKBONES.get(name)
+        if backbone.matches(model):
+            return backbone.structure(model)
+    return None

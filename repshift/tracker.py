@@ -1,0 +1,355 @@
+"""ShiftTracker: see how much every layer changes every token, and prune by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repshift.errors import RepresentationError, UnknownNameError, UnsupportedModelError
+from repshift.hooks import Hook, attached
+from repshift.layouts import Layout, first_tensor, guess_layout
+from repshift.modules import find_modules, refuse_compiled
+from repshift.pruners import PRUNERS, Pruner
+from repshift.pruning import Pruning, cuts, observed, prune, require_floating_point
+from repshift.registry import suggest
+from repshift.schedules import Schedule, ScheduleLike
+from repshift.scores import Score, resolve_score
+from repshift.selection import compose, restore
+from repshift.sites import OPERATIONS, Operation, Structure, find_structure
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Records(dict[str, Tensor]):
+    """What was recorded, by module name; a name that was not recorded gets a clear error."""
+
+    def __missing__(self, name: str) -> Tensor:
+        if not self:
+            raise UnknownNameError(
+                f"Nothing is recorded for {name!r} yet. Run the model itself inside the with block "
+                "(a torch.compile'd version of it ignores hooks); only pruned models have kept positions."
+            )
+        raise UnknownNameError(f"Nothing is recorded for {name!r}. {suggest(name, self)}")
+
+
+class ShiftTracker(Generic[Model]):
+    """Watches how much a model's layers change its tokens.
+
+    As a context manager it records, for every forward inside::
+
+        with ShiftTracker(model) as tracker:
+            model(images)
+        tracker.shifts["blocks.3"]  # (batch, tokens) float32, prefix tokens left out
+        tracker.maps["blocks.3"]    # (batch, rows, columns)
+
+    and it makes pruned models, for which nothing has to be recorded::
+
+        pruned = ShiftTracker(model).prune({0: 0.2, 3: 0.2, 6: 0.2})
+
+    Args:
+        model: Any module. It is never changed: hooks are attached on entering the context, all or none, and gone on
+            leaving it.
+        sites: Names or globs of modules to watch, ``"blocks.*.attn"``; by default the blocks that the model's
+            backbone lists. A name that is such a block is watched at ``operation``; any other module at its own
+            first input and output, which must be of one shape.
+        operation: Which change of a block counts: ``"attn"``, ``"mlp"`` or ``"block"``.
+        distance: ``"l2"``, ``"l1"``, ``"cosine"``, or a function of the tokens before and after.
+        residual: ``False`` compares ``F(x)`` with ``x``, as the paper prints it; ``True`` compares ``x + F(x)`` with
+            ``x``, the change of the residual stream. The operation ``block`` contains the residual either way.
+
+    Raises:
+        UnsupportedModelError: If the model is compiled, or unknown and no sites are given.
+        UnknownNameError: If a site, an operation or a distance does not exist; the message has the closest names.
+
+    Source: arXiv 2508.00367, section 3.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sites: str | Iterable[str] | None = None,
+        *,
+        operation: str = "mlp",
+        distance: str | Score = "l2",
+        residual: bool = False,
+    ) -> None:
+        refuse_compiled(model)
+        if operation not in OPERATIONS:
+            raise UnknownNameError(f"Unknown operation {operation!r}. {suggest(operation, OPERATIONS)}")
+        self.model = model
+        self.operation = operation
+        self.residual = residual
+        self._score = resolve_score(None, distance)
+        self._structure = find_structure(model)
+        self._watched = _choose(model, self._structure, sites, operation)
+        self._stack: ExitStack | None = None
+        self._clear()
+
+    # --- recording ---------------------------------------------------------------------------------------------
+
+    @property
+    def shifts(self) -> Records:
+        """Shifts of the last forward, ``(batch, tokens)`` float32 by module name, in the units of the distance.
+
+        On a pruned model, those of the tokens that were still there.
+        """
+        return Records({name: record.shift for name, record in self._records.items()})
+
+    @property
+    def maps(self) -> Mapping[str, Tensor]:
+        """The same, laid out as ``(batch, rows, columns)``; NaN where a pruned model had dropped the token before.
+
+        Maps of video have ``(batch, frames, rows, columns)``.
+        """
+        return _Maps(self._records)
+
+    @property
+    def kept(self) -> Records:
+        """Of a pruned model: original positions that each cut kept, ``(batch, kept)`` ascending, by module name."""
+        return Records(self._kept)
+
+    def __enter__(self) -> ShiftTracker[Model]:
+        if self._stack is not None:
+            raise UnsupportedModelError("This ShiftTracker is already attached. Leave its with block first.")
+        refuse_compiled(self.model)
+        self._clear()
+        with ExitStack() as stack:
+            stack.enter_context(attached(self._hooks()))
+            for name, cut in cuts(self.model).items():
+                stack.enter_context(observed(cut, partial(self._observe_cut, name)))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, self._stack = self._stack, None
+        self._entered.clear()
+        if stack is not None:
+            stack.close()
+
+    def _clear(self) -> None:
+        self._records: dict[str, _Record] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._entered: dict[str, _Entered] = {}
+        self._positions: Tensor | None = None
+        self._image: tuple[int, ...] | None = None
+        self._tokens: int | None = None
+
+    def _hooks(self) -> Iterator[Hook]:
+        module = self.model.get_submodule
+        cut = cuts(self.model)
+        yield module(self._structure.embedding if self._structure else ""), "before", self._observe_images
+        if self._structure:
+            yield module(self._structure.sites[0].name), "before", self._observe_start
+        for watched in self._watched:
+            yield module(watched.operation.enters), "before", partial(self._observe_entering, watched)
+            for leaving in watched.operation.leaves:
+                if leaving not in cut:  # a cut shows its output before it is shortened, see _observe_cut
+                    yield module(leaving), "after", partial(self._observe_leaving, watched)
+
+    def _observe_images(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        images = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if images is not None and images.ndim >= 4:
+            require_floating_point(images)
+            self._image = tuple(images.shape[-2:])
+
+    def _observe_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._structure is not None
+        self._positions = None
+        self._tokens = self._structure.layout.tokens(_first(args, kwargs)).shape[1]
+
+    def _observe_entering(
+        self, watched: _Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        with _named(watched.name):
+            value = _first(args, kwargs)
+            layout = watched.layout or _guess(self.model, value)
+            # a copy, because layers may change their input in place
+            before = layout.tokens(value).detach().clone()
+            self._entered[watched.name] = _Entered(layout, before, layout.grid(value))
+
+    def _observe_leaving(self, watched: _Watched, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        with _named(watched.name), torch.no_grad():
+            entered = self._entered.get(watched.name)
+            if entered is None:
+                raise RepresentationError(
+                    f"{watched.operation.enters!r} did not run before it; choose operation='block'."
+                )
+            entered.branches.append(entered.layout.tokens(output).detach())
+            if len(entered.branches) < len(watched.operation.leaves):
+                return
+            del self._entered[watched.name]
+            after = sum(entered.branches[1:], start=entered.branches[0])
+            if self.residual and not watched.operation.on_stream:
+                after = after + entered.before
+            shift = self._score(entered.before, after)
+        self._records[watched.name] = _Record(shift, self._positions, self._tokens, self._grid_for(entered, shift))
+
+    def _observe_cut(self, name: str, output: Any, kept: Tensor | None) -> None:
+        for watched in self._watched:
+            if name in watched.operation.leaves:
+                self._observe_leaving(watched, self.model.get_submodule(name), (), output)
+        if kept is not None:
+            self._positions = self._kept[name] = compose(self._positions, kept)
+
+    def _grid_for(self, entered: _Entered, shift: Tensor) -> tuple[int, ...] | None:
+        if entered.grid is not None or self._image is None:
+            return entered.grid
+        if self._structure:
+            return self._structure.grid((self._image[0], self._image[1]))
+        # without a backbone: the grid of so many tokens that has the proportions of the image
+        tokens = shift.shape[1]
+        rows = round(math.sqrt(tokens * self._image[0] / self._image[1]))
+        return (rows, tokens // rows) if rows and tokens % rows == 0 else None
+
+    # --- pruning -----------------------------------------------------------------------------------------------
+
+    def prune(
+        self,
+        schedule: ScheduleLike,
+        *,
+        pruner: str | Pruner | None = None,
+        score: str | Score | None = None,
+    ) -> Model:
+        """Make a pruned model that shares the weights of this one.
+
+        Args:
+            schedule: What to drop after which block, see :meth:`Schedule.of`.
+            pruner: A registered name or an object; by default what suits the model (``"tokens"`` for a ViT).
+            score: ``"shift"`` (default) with this tracker's operation, distance and residual; the controls
+                ``"norm"`` and ``"random"``; or a function of the tokens before and after the operation.
+
+        Returns:
+            A model of the same class with the same ``state_dict`` keys, whose parameters and buffers are those of
+            the original, which is not touched. It can be compiled, exported, copied, pickled and trained. Move the
+            original to its device and dtype first.
+
+        Raises:
+            UnsupportedModelError: If the model cannot be pruned; the message says why.
+            ScheduleError: If the schedule does not fit the model or drops nothing.
+            UnknownNameError: If the pruner or the score is not registered.
+
+        Source: arXiv 2508.00367, section 3.
+        """
+        structure = self._structure
+        if structure is None:
+            raise UnsupportedModelError(_unknown(self.model, "pruned"))
+        if pruner is None or isinstance(pruner, str):
+            chosen: Pruner = PRUNERS.get(pruner or structure.pruner)
+        else:
+            chosen = pruner
+        parsed = Schedule.of(schedule)
+        scored = self._score if score is None or score == "shift" else resolve_score(score, "l2")
+        return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen))
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A site under observation: where, and in which layout (``None``: to be seen from the values)."""
+
+    name: str
+    operation: Operation
+    layout: Layout | None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A shift, with what is needed to lay it out as a map."""
+
+    shift: Tensor
+    positions: Tensor | None
+    tokens: int | None
+    grid: tuple[int, ...] | None
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RepresentationError as error:
+        raise RepresentationError(f"Cannot measure the shift across {name!r}: {error}") from error
+
+
+class _Entered:
+    """Tokens on their way through an operation."""
+
+    def __init__(self, layout: Layout, before: Tensor, grid: tuple[int, ...] | None) -> None:
+        self.layout, self.before, self.grid = layout, before, grid
+        self.branches: list[Tensor] = []
+
+
+class _Maps(Mapping[str, Tensor]):
+    def __init__(self, records: dict[str, _Record]) -> None:
+        self._records = records
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._records:
+            return Records({known: record.shift for known, record in self._records.items()})[name]
+        record = self._records[name]
+        shift = record.shift
+        if record.positions is not None and record.tokens is not None:
+            shift = restore(shift, record.positions, record.tokens)
+        if record.grid is None or math.prod(record.grid) != shift.shape[1]:
+            raise RepresentationError(
+                f"The {shift.shape[1]} tokens of {name!r} have no known rows and columns"
+                f"{f' (the image has a grid of {record.grid})' if record.grid else ''}. "
+                "Run the whole model on images inside the with block, or reshape tracker.shifts yourself."
+            )
+        return shift.reshape(shift.shape[0], *record.grid)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records
+
+
+def _choose(
+    model: nn.Module, structure: Structure | None, sites: str | Iterable[str] | None, operation: str
+) -> list[_Watched]:
+    known = {site.name: site for site in structure.sites} if structure else {}
+    if sites is None:
+        if structure is None:
+            raise UnsupportedModelError(_unknown(model, "tracked by default"))
+        names = list(known)
+    else:
+        names = find_modules(model, sites)
+    watched = []
+    for name in names:
+        if structure and name in known:
+            watched.append(_Watched(name, known[name].operation(operation), structure.layout))
+        else:
+            watched.append(_Watched(name, Operation(name, (name,)), None))
+    return watched
+
+
+def _unknown(model: nn.Module, verb: str) -> str:
+    children = [name for name, _ in model.named_children()]
+    return (
+        f"{type(model).__name__} belongs to no known backbone, so it cannot be {verb}. Any model can be tracked by the "
+        f"names or globs of its modules: ShiftTracker(model, sites=...), here for example {children[:4]} or "
+        "repshift.repeated_blocks(model, images)."
+    )
+
+
+def _guess(model: nn.Module, value: Any) -> Layout:
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # timm's mark of maps with channels last
+    return guess_layout(value, prefix=prefix if isinstance(prefix, int) else 0, channels_last=channels_last)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    values = args or tuple(kwargs.values())
+    return values[0] if values else first_tensor(None)
