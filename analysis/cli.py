@@ -58,7 +58,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the figure and the results.")] = Path("repshift-demo"),
 ) -> None:
     """Prune the embedded ViT on 2,000 canvases, by the shift and by two controls, and show what is kept."""
-    from repshift.analysis.demo import HEADINGS, cells, run_demo, verdicts
+    from repshift.analysis.demo import HEADINGS, LEGEND, cells, run_demo, verdicts
 
     with _progress() as progress:
         task = progress.add_task("2,000 canvases, 7 models", total=None)
@@ -69,6 +69,7 @@ def demo(
     for result in results:
         table.add_row(*cells(result), end_section=result.score in ("none", "norm"))
     console.print(table)
+    console.print(LEGEND, highlight=False)
     for line in verdicts(results):
         console.print(line, highlight=False)
     console.print(

@@ -75,10 +75,10 @@ def _draw_maps(figure: Figure, axes: Sequence[Axes], column: MapColumn, size: tu
     """Draw a column of maps on one colour scale; the last of the axes is for the bar."""
     finite = column.maps[column.maps.isfinite()]
     low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 1.0)
-    scale = ScalarMappable(Normalize(low, high), cmap=COLOURS)
+    scale = Normalize(low, high)
     for axis, enlarged in zip(axes, to_pixels(column.maps, size), strict=False):
-        axis.imshow(enlarged.numpy(), norm=scale.norm, cmap=COLOURS, interpolation="nearest")
-    bar = figure.colorbar(scale, cax=axes[-1], orientation="horizontal")
+        axis.imshow(enlarged.numpy(), norm=scale, cmap=COLOURS, interpolation="nearest")
+    bar = figure.colorbar(ScalarMappable(scale, COLOURS), cax=axes[-1], orientation="horizontal")
     bar.set_label(column.unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 

@@ -223,17 +223,17 @@ def model_card(name: str, model: nn.Module, recipe: Recipe, accuracy: float) -> 
     settings = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in asdict(recipe).items())
     return f"""# {name}
 
-An image classifier of {parameters:,} parameters for Cluttered MNIST, made to show and to test what pruning does. It
-is of no use for other images.
+An image classifier of {parameters:,} parameters for Cluttered MNIST, made to show and to test what pruning does. It is
+of no use for other images.
 
 - **Accuracy**: {100 * accuracy:.2f} % on the 2,000 evaluation canvases, without pruning.
 - **Input**: 64x64 pixels, three equal channels; preprocessing by `timm.data.resolve_model_data_config(model)`.
 - **Data**: Cluttered MNIST after Mnih et al. 2014 (arXiv 1406.6247): one handwritten digit at a random place of a
-  64x64 canvas among {PIECES} pieces of other digits, {PIECE}x{PIECE} pixels each, and pixel noise. Trained on the first
-  8,000 digits of MNIST's test set, a fresh canvas for each digit in every epoch; evaluated on the other 2,000.
+  64x64 canvas among {PIECES} pieces of other digits, {PIECE}x{PIECE} pixels each, and pixel noise. Trained on the first 8,000
+  digits of MNIST's test set, a fresh canvas for each digit in every epoch; evaluated on the other 2,000.
 - **Licence**: CC BY-SA 3.0, as MNIST itself (Yann LeCun, Corinna Cortes).
-- **Command**: `repshift zoo train {name}` (torch {torch.__version__.split("+")[0]}). Another machine rounds differently
-  and reaches slightly different weights.
+- **Command**: `repshift zoo train {name}` (torch {torch.__version__.split("+")[0]}). Another machine rounds differently and
+  reaches slightly different weights.
 
 | recipe | |
 | --- | --- |

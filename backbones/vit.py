@@ -40,7 +40,8 @@ class VisionTransformer:
             layout=Sequence(prefix=model.num_prefix_tokens),
             embedding="patch_embed",
             grid=embedding.dynamic_feat_size,
-            tokens=None if model.dynamic_img_size else embedding.num_patches,
+            # without a table of positions, or with one that is resized, images of any size are welcome
+            tokens=None if model.dynamic_img_size or model.pos_embed is None else embedding.num_patches,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias
+from weakref import WeakSet
 
 from torch import nn
 
@@ -36,4 +37,16 @@ def _observing(hook: Callable[..., None]) -> Callable[..., None]:
     def observe(*arguments: Any) -> None:
         hook(*arguments)  # torch would replace inputs or outputs by what a hook returns
 
+    _own.add(observe)
     return observe
+
+
+_own: WeakSet[Callable[..., None]] = WeakSet()
+
+
+def detach_copies(model: nn.Module) -> None:
+    """Remove the hooks of :func:`attached` from a copy that was made while the original was being watched."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook in _own]:
+                del hooks[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -117,6 +118,17 @@ def guess_layout(value: Any, *, prefix: int, channels_last: bool) -> Layout:
         f"Tokens lie in (batch, tokens, channels) or in feature maps, got {tuple(tensor.shape)}. "
         "Choose a module that carries them."
     )
+
+
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the value that a module was called with, whether by position or by name.
+
+    Raises:
+        RepresentationError: If it was called without any.
+    """
+    for value in (*args, *kwargs.values()):
+        return value
+    raise RepresentationError("A module was called without an input, so there is nothing to watch. Choose another one.")
 
 
 def first_tensor(value: Any) -> Tensor:

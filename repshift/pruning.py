@@ -9,26 +9,23 @@ their attributes are guarded, leave the names of modules and keys of ``state_dic
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from repshift.errors import RepresentationError, UnsupportedModelError
-from repshift.layouts import TokenLayout, first_tensor
+from repshift.errors import UnsupportedModelError
+from repshift.hooks import detach_copies
+from repshift.layouts import first_argument
 from repshift.modules import refuse_compiled
 from repshift.pruners import Pruner
-from repshift.schedules import Drop, Schedule
+from repshift.roles import Cut, Measure, Relay, Remember, RequireFloat, Role
+from repshift.schedules import Schedule
 from repshift.scores import Score
 from repshift.sites import Structure
 
 Model = TypeVar("Model", bound=nn.Module)
-# Called with what a block returned before it was shortened, and the kept positions (None: all)
-Observer = Callable[[Any, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,9 @@ def prune(model: Model, structure: Structure, pruning: Pruning) -> Model:
 def share_weights(model: Model) -> Model:
     """Copy a model's modules, but none of its parameters and buffers: both models use the same tensors."""
     tensors = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    shared = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    detach_copies(shared)
+    return shared
 
 
 def cuts(model: nn.Module) -> dict[str, Cut]:
@@ -91,142 +90,6 @@ def cuts(model: nn.Module) -> dict[str, Cut]:
     }
 
 
-class Relay(threading.local):
-    """What the modules of one block tell each other during one forward.
-
-    Empty between forwards, and separate in every thread, since servers run one model in several.
-    """
-
-    before: Tensor | None = None
-    after: Tensor | None = None
-    scores: Tensor | None = None
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.before = self.after = self.scores = None
-
-    def __reduce__(self) -> tuple[type[Relay], tuple[()]]:
-        return Relay, ()
-
-
-class Role(Protocol):
-    """What a module does in pruning, around its own forward."""
-
-    def enter(self, value: Any) -> None:
-        """Look at the module's first input."""
-        ...
-
-    def leave(self, output: Any) -> Any:
-        """Look at the module's output and return what takes its place."""
-        ...
-
-    def close(self) -> None:
-        """Clean up after the forward, whether it succeeded or not."""
-        ...
-
-
-class _Bystander:
-    """A role's parts that do nothing."""
-
-    def enter(self, value: Any) -> None:
-        return None
-
-    def leave(self, output: Any) -> Any:
-        return output
-
-    def close(self) -> None:
-        return None
-
-
-@dataclass(frozen=True)
-class RequireFloat(_Bystander):
-    """Refuses images that are not floating-point, where they enter the model."""
-
-    def enter(self, value: Any) -> None:
-        """Check the images."""
-        require_floating_point(value)
-
-
-@dataclass(frozen=True)
-class Remember(_Bystander):
-    """Remembers the tokens that enter the operation."""
-
-    relay: Relay
-    layout: TokenLayout
-
-    def enter(self, value: Any) -> None:
-        """Remember ``x``."""
-        self.relay.before = self.layout.tokens(value).detach()
-
-
-@dataclass(frozen=True)
-class Measure(_Bystander):
-    """Scores the tokens that leave the operation; of several parallel branches, the last one scores their sum."""
-
-    relay: Relay
-    layout: TokenLayout
-    score: Score
-    add_before: bool
-    last: bool
-
-    def leave(self, output: Any) -> Any:
-        """Add this branch, and score if it was the last."""
-        relay = self.relay
-        after = self.layout.tokens(output).detach()
-        if relay.after is not None:
-            after = relay.after + after
-        if not self.last:
-            relay.after = after
-        elif relay.before is not None:
-            relay.scores = self.score(relay.before, relay.before + after if self.add_before else after)
-        return output
-
-
-@dataclass
-class Cut(_Bystander):
-    """Shortens what the block returns.
-
-    Attributes:
-        observers: Called at every forward; only a tracker sets them, and only while it is attached.
-    """
-
-    relay: Relay
-    layout: TokenLayout
-    pruner: Pruner
-    drop: Drop
-    observers: tuple[Observer, ...] = field(default=(), repr=False, compare=False)
-
-    def leave(self, output: Any) -> Any:
-        """Drop the tokens that scored lowest."""
-        scores = self.relay.scores
-        if scores is None:
-            raise RepresentationError(
-                "A block ended without running the operation that scores its tokens. Its forward does not call the "
-                "modules it is described by; choose operation='block'."
-            )
-        shortened, kept = self.pruner.shorten(output, scores, self.drop, self.layout)
-        for observe in self.observers:
-            observe(output, kept)
-        return shortened
-
-    def close(self) -> None:
-        """Leave nothing of this forward behind."""
-        self.relay.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "observers": ()}  # a copy is not watched by the original's tracker
-
-
-@contextmanager
-def observed(cut: Cut, observer: Observer) -> Iterator[None]:
-    """Let an observer see a cut while the context lasts."""
-    cut.observers = (*cut.observers, observer)
-    try:
-        yield
-    finally:
-        cut.observers = tuple(other for other in cut.observers if other is not observer)
-
-
 class Participant(nn.Module):
     """Mixed into the class of every module that takes part in pruning."""
 
@@ -237,7 +100,7 @@ class Participant(nn.Module):
         roles = self.repshift_roles
         try:
             for role in roles:
-                role.enter(args[0] if args else next(iter(kwargs.values())))
+                role.enter(first_argument(args, kwargs))
             output = super().forward(*args, **kwargs)
             for role in roles:
                 output = role.leave(output)
@@ -300,18 +163,3 @@ def _assign_roles(structure: Structure, pruning: Pruning) -> dict[str, list[Role
             roles.setdefault(leaving, []).append(measure)
         roles.setdefault(site.name, []).append(Cut(relay, layout, pruning.pruner, drop))
     return roles
-
-
-def require_floating_point(value: Any) -> None:
-    """Refuse images of whole numbers.
-
-    Raises:
-        RepresentationError: If they are not floating-point.
-    """
-    images = first_tensor(value)
-    if not images.is_floating_point():
-        raise RepresentationError(
-            f"The model got {images.dtype} images of shape {tuple(images.shape)}, expected floating-point ones. "
-            "Scale and normalise them as the model was trained, for example with "
-            "timm.data.create_transform(**timm.data.resolve_model_data_config(model))."
-        )

@@ -15,29 +15,19 @@ from torch import Tensor, nn
 
 from repshift.errors import RepresentationError, UnknownNameError, UnsupportedModelError
 from repshift.hooks import Hook, attached
-from repshift.layouts import Layout, first_tensor, guess_layout
+from repshift.layouts import Layout, first_argument, guess_layout
 from repshift.modules import find_modules, refuse_compiled
 from repshift.pruners import PRUNERS, Pruner
-from repshift.pruning import Pruning, cuts, observed, prune, require_floating_point
+from repshift.pruning import Pruning, cuts, prune
+from repshift.records import Maps, Record, Records
 from repshift.registry import suggest
+from repshift.roles import observed, require_floating_point
 from repshift.schedules import Schedule, ScheduleLike
 from repshift.scores import Score, resolve_score
-from repshift.selection import compose, restore
+from repshift.selection import compose
 from repshift.sites import OPERATIONS, Operation, Structure, find_structure
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class Records(dict[str, Tensor]):
-    """What was recorded, by module name; a name that was not recorded gets a clear error."""
-
-    def __missing__(self, name: str) -> Tensor:
-        if not self:
-            raise UnknownNameError(
-                f"Nothing is recorded for {name!r} yet. Run the model itself inside the with block "
-                "(a torch.compile'd version of it ignores hooks); only pruned models have kept positions."
-            )
-        raise UnknownNameError(f"Nothing is recorded for {name!r}. {suggest(name, self)}")
 
 
 class ShiftTracker(Generic[Model]):
@@ -88,7 +78,7 @@ class ShiftTracker(Generic[Model]):
         self.operation = operation
         self.residual = residual
         self._score = resolve_score(None, distance)
-        self._structure = find_structure(model)
+        self._structure = _structure_of(model, required=sites is None)
         self._watched = _choose(model, self._structure, sites, operation)
         self._stack: ExitStack | None = None
         self._clear()
@@ -109,7 +99,7 @@ class ShiftTracker(Generic[Model]):
 
         Maps of video have ``(batch, frames, rows, columns)``.
         """
-        return _Maps(self._records)
+        return Maps(self._records)
 
     @property
     def kept(self) -> Records:
@@ -137,7 +127,7 @@ class ShiftTracker(Generic[Model]):
             stack.close()
 
     def _clear(self) -> None:
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Record] = {}
         self._kept: dict[str, Tensor] = {}
         self._entered: dict[str, _Entered] = {}
         self._positions: Tensor | None = None
@@ -149,7 +139,8 @@ class ShiftTracker(Generic[Model]):
         cut = cuts(self.model)
         yield module(self._structure.embedding if self._structure else ""), "before", self._observe_images
         if self._structure:
-            yield module(self._structure.sites[0].name), "before", self._observe_start
+            start = partial(self._observe_start, self._structure.layout)
+            yield module(self._structure.sites[0].name), "before", start
         for watched in self._watched:
             yield module(watched.operation.enters), "before", partial(self._observe_entering, watched)
             for leaving in watched.operation.leaves:
@@ -162,16 +153,15 @@ class ShiftTracker(Generic[Model]):
             require_floating_point(images)
             self._image = tuple(images.shape[-2:])
 
-    def _observe_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self._structure is not None
+    def _observe_start(self, layout: Layout, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._positions = None
-        self._tokens = self._structure.layout.tokens(_first(args, kwargs)).shape[1]
+        self._tokens = layout.tokens(first_argument(args, kwargs)).shape[1]
 
     def _observe_entering(
         self, watched: _Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         with _named(watched.name):
-            value = _first(args, kwargs)
+            value = first_argument(args, kwargs)
             layout = watched.layout or _guess(self.model, value)
             # a copy, because layers may change their input in place
             before = layout.tokens(value).detach().clone()
@@ -192,7 +182,7 @@ class ShiftTracker(Generic[Model]):
             if self.residual and not watched.operation.on_stream:
                 after = after + entered.before
             shift = self._score(entered.before, after)
-        self._records[watched.name] = _Record(shift, self._positions, self._tokens, self._grid_for(entered, shift))
+        self._records[watched.name] = Record(shift, self._positions, self._tokens, self._grid_for(entered, shift))
 
     def _observe_cut(self, name: str, output: Any, kept: Tensor | None) -> None:
         for watched in self._watched:
@@ -240,7 +230,7 @@ class ShiftTracker(Generic[Model]):
 
         Source: arXiv 2508.00367, section 3.
         """
-        structure = self._structure
+        structure = self._structure or _structure_of(self.model, required=True)
         if structure is None:
             raise UnsupportedModelError(_unknown(self.model, "pruned"))
         if pruner is None or isinstance(pruner, str):
@@ -261,16 +251,6 @@ class _Watched:
     layout: Layout | None
 
 
-@dataclass(frozen=True)
-class _Record:
-    """A shift, with what is needed to lay it out as a map."""
-
-    shift: Tensor
-    positions: Tensor | None
-    tokens: int | None
-    grid: tuple[int, ...] | None
-
-
 @contextmanager
 def _named(name: str) -> Iterator[None]:
     try:
@@ -285,35 +265,6 @@ class _Entered:
     def __init__(self, layout: Layout, before: Tensor, grid: tuple[int, ...] | None) -> None:
         self.layout, self.before, self.grid = layout, before, grid
         self.branches: list[Tensor] = []
-
-
-class _Maps(Mapping[str, Tensor]):
-    def __init__(self, records: dict[str, _Record]) -> None:
-        self._records = records
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._records:
-            return Records({known: record.shift for known, record in self._records.items()})[name]
-        record = self._records[name]
-        shift = record.shift
-        if record.positions is not None and record.tokens is not None:
-            shift = restore(shift, record.positions, record.tokens)
-        if record.grid is None or math.prod(record.grid) != shift.shape[1]:
-            raise RepresentationError(
-                f"The {shift.shape[1]} tokens of {name!r} have no known rows and columns"
-                f"{f' (the image has a grid of {record.grid})' if record.grid else ''}. "
-                "Run the whole model on images inside the with block, or reshape tracker.shifts yourself."
-            )
-        return shift.reshape(shift.shape[0], *record.grid)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._records)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._records
 
 
 def _choose(
@@ -335,6 +286,16 @@ def _choose(
     return watched
 
 
+def _structure_of(model: nn.Module, *, required: bool) -> Structure | None:
+    """Describe a model; a refusal matters only if the description is needed, not to watch modules by name."""
+    try:
+        return find_structure(model)
+    except UnsupportedModelError:
+        if required:
+            raise
+        return None
+
+
 def _unknown(model: nn.Module, verb: str) -> str:
     children = [name for name, _ in model.named_children()]
     return (
@@ -348,8 +309,3 @@ def _guess(model: nn.Module, value: Any) -> Layout:
     prefix = getattr(model, "num_prefix_tokens", 0)
     channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # timm's mark of maps with channels last
     return guess_layout(value, prefix=prefix if isinstance(prefix, int) else 0, channels_last=channels_last)
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    values = args or tuple(kwargs.values())
-    return values[0] if values else first_tensor(None)

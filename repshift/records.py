@@ -1,0 +1,66 @@
+"""What a tracker has seen: shifts by module name, and the maps made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from repshift.errors import RepresentationError, UnknownNameError
+from repshift.registry import suggest
+from repshift.selection import restore
+
+
+class Records(dict[str, Tensor]):
+    """What was recorded, by module name; a name that was not recorded gets a clear error."""
+
+    def __missing__(self, name: str) -> Tensor:
+        if not self:
+            raise UnknownNameError(
+                f"Nothing is recorded for {name!r} yet. Run the model itself inside the with block "
+                "(a torch.compile'd version of it ignores hooks); only pruned models have kept positions."
+            )
+        raise UnknownNameError(f"Nothing is recorded for {name!r}. {suggest(name, self)}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A shift, with what is needed to lay it out as a map."""
+
+    shift: Tensor
+    positions: Tensor | None
+    tokens: int | None
+    grid: tuple[int, ...] | None
+
+
+class Maps(Mapping[str, Tensor]):
+    """Records laid out on their grids; made when asked for."""
+
+    def __init__(self, records: dict[str, Record]) -> None:
+        self._records = records
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._records:
+            return Records({known: record.shift for known, record in self._records.items()})[name]
+        record = self._records[name]
+        shift = record.shift
+        if record.positions is not None and record.tokens is not None:
+            shift = restore(shift, record.positions, record.tokens)
+        if record.grid is None or math.prod(record.grid) != shift.shape[1]:
+            raise RepresentationError(
+                f"The {shift.shape[1]} tokens of {name!r} have no known rows and columns"
+                f"{f' (the image has a grid of {record.grid})' if record.grid else ''}. "
+                "Run the whole model on images inside the with block, or reshape tracker.shifts yourself."
+            )
+        return shift.reshape(shift.shape[0], *record.grid)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records

@@ -1,0 +1,177 @@
+"""What single modules do when a model is pruned: remember, measure, cut."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor
+
+from repshift.errors import RepresentationError
+from repshift.layouts import TokenLayout, first_tensor
+from repshift.pruners import Pruner
+from repshift.schedules import Drop
+from repshift.scores import Score
+
+# Called with what a block returned before it was shortened, and the kept positions (None: all)
+Observer: TypeAlias = Callable[[Any, Tensor | None], None]
+
+
+class Relay(threading.local):
+    """What the modules of one block tell each other during one forward.
+
+    Empty between forwards, and separate in every thread, since servers run one model in several.
+    """
+
+    before: Tensor | None = None
+    after: Tensor | None = None
+    scores: Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.before = self.after = self.scores = None
+
+    def __reduce__(self) -> tuple[type[Relay], tuple[()]]:
+        return Relay, ()
+
+
+class Role(Protocol):
+    """What a module does in pruning, around its own forward."""
+
+    def enter(self, value: Any) -> None:
+        """Look at the module's first input."""
+        ...
+
+    def leave(self, output: Any) -> Any:
+        """Look at the module's output and return what takes its place."""
+        ...
+
+    def close(self) -> None:
+        """Clean up after the forward, whether it succeeded or not."""
+        ...
+
+
+class _Bystander:
+    """A role's parts that do nothing."""
+
+    def enter(self, value: Any) -> None:
+        return None
+
+    def leave(self, output: Any) -> Any:
+        return output
+
+    def close(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class RequireFloat(_Bystander):
+    """Refuses images that are not floating-point, where they enter the model."""
+
+    def enter(self, value: Any) -> None:
+        """Check the images."""
+        require_floating_point(value)
+
+
+@dataclass(frozen=True)
+class Remember(_Bystander):
+    """Remembers the tokens that enter the operation."""
+
+    relay: Relay
+    layout: TokenLayout
+
+    def enter(self, value: Any) -> None:
+        """Remember ``x``."""
+        self.relay.before = self.layout.tokens(value).detach()
+
+
+@dataclass(frozen=True)
+class Measure(_Bystander):
+    """Scores the tokens that leave the operation; of several parallel branches, the last one scores their sum."""
+
+    relay: Relay
+    layout: TokenLayout
+    score: Score
+    add_before: bool
+    last: bool
+
+    def leave(self, output: Any) -> Any:
+        """Add this branch, and score if it was the last."""
+        relay = self.relay
+        after = self.layout.tokens(output).detach()
+        if relay.after is not None:
+            after = relay.after + after
+        if not self.last:
+            relay.after = after
+        elif relay.before is not None:
+            scores = self.score(relay.before, relay.before + after if self.add_before else after)
+            if scores.shape != after.shape[:2]:
+                raise RepresentationError(
+                    f"A score gives one number for each token, {tuple(after.shape[:2])} for (batch, tokens), "
+                    f"got {tuple(scores.shape)}. Reduce the channels in the score."
+                )
+            relay.scores = scores
+        return output
+
+
+@dataclass
+class Cut(_Bystander):
+    """Shortens what the block returns.
+
+    Attributes:
+        observers: Called at every forward; only a tracker sets them, and only while it is attached.
+    """
+
+    relay: Relay
+    layout: TokenLayout
+    pruner: Pruner
+    drop: Drop
+    observers: tuple[Observer, ...] = field(default=(), repr=False, compare=False)
+
+    def leave(self, output: Any) -> Any:
+        """Drop the tokens that scored lowest."""
+        scores = self.relay.scores
+        if scores is None:
+            raise RepresentationError(
+                "A block ended without running the operation that scores its tokens. Its forward does not call the "
+                "modules it is described by; choose operation='block'."
+            )
+        shortened, kept = self.pruner.shorten(output, scores, self.drop, self.layout)
+        for observe in self.observers:
+            observe(output, kept)
+        return shortened
+
+    def close(self) -> None:
+        """Leave nothing of this forward behind."""
+        self.relay.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "observers": ()}  # a copy is not watched by the original's tracker
+
+
+@contextmanager
+def observed(cut: Cut, observer: Observer) -> Iterator[None]:
+    """Let an observer see a cut while the context lasts."""
+    cut.observers = (*cut.observers, observer)
+    try:
+        yield
+    finally:
+        cut.observers = tuple(other for other in cut.observers if other is not observer)
+
+
+def require_floating_point(value: Any) -> None:
+    """Refuse images of whole numbers.
+
+    Raises:
+        RepresentationError: If they are not floating-point.
+    """
+    images = first_tensor(value)
+    if not images.is_floating_point():
+        raise RepresentationError(
+            f"The model got {images.dtype} images of shape {tuple(images.shape)}, expected floating-point ones. "
+            "Scale and normalise them as the model was trained, for example with "
+            "timm.data.create_transform(**timm.data.resolve_model_data_config(model))."
+        )
