@@ -93,12 +93,13 @@ def heatmap(
     output: Annotated[Path, typer.Option(help="The figure; its ending names the format.")] = Path("heatmap.png"),
 ) -> None:
     """Draw the representation shift of image files: one row an image, one column a block."""
-    from repshift.analysis.figures import ImageColumn, MapColumn, draw_columns, save_figure
+    from repshift.analysis.figures import ImageColumn, MapColumn, check_figure_path, draw_columns, save_figure
     from repshift.analysis.heatmaps import block_names, shift_maps
     from repshift.analysis.preprocessing import load_images, pixels
     from repshift.loading import load_model
     from repshift.sites import find_structure
 
+    check_figure_path(output)
     indices = _parse_blocks(blocks)
     loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint)
     if not pretrained and checkpoint is None:
@@ -159,6 +160,7 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        transient=True,  # what is left on the screen is the result, or the error
     )
 
 

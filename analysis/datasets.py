@@ -10,6 +10,7 @@ evaluate them.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -179,9 +180,9 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         )
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a complete gzip file ({error}). Download it again.") from error
-    header = np.frombuffer(content[: 4 + 4 * dimensions], dtype=">u4")
+    header = np.frombuffer(content[: len(content) // 4 * 4][: 4 + 4 * dimensions], dtype=">u4")
     # magic number of the format: 0x08 for unsigned bytes, then the number of dimensions
     if len(header) != 1 + dimensions or header[0] != 0x0800 + dimensions:
         raise DataError(f"{path} is not an idx file of {dimensions} dimension(s). Download it again.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from repshift import ShiftTracker, load_model
 from repshift.analysis.datasets import Canvases, batches, evaluation_canvases
@@ -109,7 +109,7 @@ def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, st
         Result(
             schedule=schedule,
             score=score,
-            accuracy=float(evaluation.right.float().mean()),
+            accuracy=int(evaluation.right.sum()) / len(evaluation.right),
             images_per_second=speed,
             gmacs=count_macs(candidate, size) / 1e9,
             on_digit=evaluation.on_digit,
@@ -175,6 +175,10 @@ def tokens_on_digit(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int])
 
 def _images_per_second(models: Sequence[nn.Module], batch: Tensor, step: Callable[[], None]) -> list[float]:
     """Time the models in turn, so that a machine that slows down slows all of them."""
+    # importing the timer warns of a CUDA toolkit without a GPU, as if something were to be compiled
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
+
     seconds: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for _ in range(ROUNDS):

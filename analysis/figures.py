@@ -13,11 +13,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from repshift.analysis.files import write_whole
+from repshift.analysis.files import output_file, write_whole
 from repshift.analysis.heatmaps import to_pixels
 from repshift.errors import DataError
 
 COLOURS = "viridis"  # perceptually uniform: equal steps of the shift look equally far apart
+FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
 DIMMED = 0.25  # brightness of what was dropped
 
 
@@ -100,14 +101,23 @@ def dim_dropped(images: Tensor, kept: Tensor) -> Tensor:
     return images * shade + (DIMMED * images + (1 - DIMMED) * veil) * (1 - shade)
 
 
+def check_figure_path(path: Path) -> None:
+    """Check that a figure can be written to a file, before it is computed.
+
+    Raises:
+        DataError: If the ending names no format or the file cannot be written.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise DataError(f"Cannot write a figure as {path.name!r}. End the name in {', '.join(FORMATS)}.")
+    output_file(path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in one piece, in the format of the file's ending.
 
     Raises:
-        DataError: If the ending names no format or the folder cannot be written to.
+        DataError: If the ending names no format or the file cannot be written.
     """
-    formats = figure.canvas.get_supported_filetypes()
+    check_figure_path(path)
     ending = path.suffix.lstrip(".").lower()
-    if ending not in formats:
-        raise DataError(f"Cannot write a figure as {path.name!r}. End the name in {', '.join(sorted(formats))}.")
     write_whole(path, lambda unfinished: figure.savefig(unfinished, format=ending, dpi=150))

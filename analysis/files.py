@@ -42,6 +42,24 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def output_file(path: Path) -> None:
+    """Check that a file can be written, before anything is computed for it; its folder is made if needed.
+
+    Raises:
+        DataError: If it cannot.
+    """
+    output_folder(path.parent)
+    if path.is_dir():
+        raise DataError(f"Cannot write to {path}: it is a folder. Give the name of a file.")
+    try:
+        existed = path.exists()
+        path.touch()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise DataError(f"Cannot write to {path} ({error.strerror}). Give another name.") from error
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file beside its place and move it there when it is complete; its folder is made if needed.
 
@@ -49,7 +67,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         path: Where the file belongs.
         write: Writes it to the path it is given, which has the same ending.
     """
-    output_folder(path.parent)
+    output_file(path)
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
         write(unfinished)

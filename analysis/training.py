@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 
 from repshift import CheckpointError, DataError, UnknownNameError, load_model
 from repshift.analysis.datasets import (
+    CANVAS,
     PIECE,
     PIECES,
+    TRAINING_DIGITS,
     Canvases,
     ClutteredDigits,
     Digits,
@@ -53,7 +55,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise DataError(f"A recipe of {self.epochs} epochs trains nothing. Give at least 1 epoch.")
+        if not 0 <= self.seed < SEEDS:
+            raise DataError(f"The seed {self.seed} is out of range. Give a seed from 0 to {SEEDS - 1}.")
 
+
+SEEDS = 1_000_000  # an epoch's canvases are drawn from 1,000 times the seed plus the epoch, in NumPy's 32 bits
 
 # Called after every step with the steps done, all steps, and the loss
 Observer = Callable[[int, int, float], None]
@@ -95,9 +101,7 @@ def train_model(
     """
     if name not in ZOO:
         raise UnknownNameError(f"The zoo has no model {name!r}. {suggest(name, ZOO)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DataError(f"There is no CUDA device for device={device!r}. Give device='cpu' (--device cpu).")
+    device = _checked_device(device)
     recipe = Recipe(seed=seed) if epochs is None else Recipe(seed=seed, epochs=epochs)
     trainer = Trainer(name, training_digits(digits or _download_digits()), output, recipe, device)
     model = trainer.train(observe)
@@ -197,15 +201,28 @@ class Trainer:
         advice = f"Delete {self.state} to start anew, or give another output folder."
         try:
             state = torch.load(self.state, map_location=self.device, weights_only=True)
-            recipe = state["recipe"]
-        except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, OSError) as error:
-            raise CheckpointError(f"{self.state} is not a readable training state. {advice}") from error
-        if recipe != asdict(self.recipe):
+            recipe, epochs = dict(state["recipe"]), int(state["epochs"])
             differing = [key for key, value in asdict(self.recipe).items() if recipe.get(key) != value]
+            if not differing:
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, OSError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.state} is not a readable training state of this model. {advice}") from error
+        if differing:
             raise CheckpointError(f"{self.state} was left by a run with other {', '.join(differing)}. {advice}")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["epochs"])
+        return epochs
+
+
+def _checked_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise DataError(f"There is no device {device!r}. Give cpu or cuda (--device cpu).") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"There is no CUDA device for device={device!r}. Give device='cpu' (--device cpu).")
+    return device
 
 
 def canvas_accuracy(model: nn.Module, canvases: Canvases, batch: int = 100) -> float:
@@ -221,6 +238,7 @@ def model_card(name: str, model: nn.Module, recipe: Recipe, accuracy: float) -> 
     """Describe a trained model: data, licence, recipe, accuracy."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     settings = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in asdict(recipe).items())
+    version = torch.__version__.split("+")[0]
     return f"""# {name}
 
 An image classifier of {parameters:,} parameters for Cluttered MNIST, made to show and to test what pruning does. It is
@@ -229,11 +247,12 @@ of no use for other images.
 - **Accuracy**: {100 * accuracy:.2f} % on the 2,000 evaluation canvases, without pruning.
 - **Input**: 64x64 pixels, three equal channels; preprocessing by `timm.data.resolve_model_data_config(model)`.
 - **Data**: Cluttered MNIST after Mnih et al. 2014 (arXiv 1406.6247): one handwritten digit at a random place of a
-  64x64 canvas among {PIECES} pieces of other digits, {PIECE}x{PIECE} pixels each, and pixel noise. Trained on the first 8,000
-  digits of MNIST's test set, a fresh canvas for each digit in every epoch; evaluated on the other 2,000.
+  {CANVAS}x{CANVAS} canvas among {PIECES} pieces of other digits, {PIECE}x{PIECE} pixels each, and pixel noise. Trained on
+  the first {TRAINING_DIGITS:,} digits of MNIST's test set, a fresh canvas for each digit in every epoch; evaluated on the
+  other 2,000.
 - **Licence**: CC BY-SA 3.0, as MNIST itself (Yann LeCun, Corinna Cortes).
-- **Command**: `repshift zoo train {name}` (torch {torch.__version__.split("+")[0]}). Another machine rounds differently and
-  reaches slightly different weights.
+- **Command**: `repshift zoo train {name}` (torch {version}).
+  Another machine rounds differently and reaches slightly other weights.
 
 | recipe | |
 | --- | --- |

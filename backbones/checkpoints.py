@@ -66,12 +66,21 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"Checkpoint {path} does not exist. Give a .safetensors or a PyTorch checkpoint file.")
     try:
         weights = load_state_dict(str(path), use_ema=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} cannot be read safely: it is damaged, or holds objects beside tensors. Save its state_dict "
-            f"alone, with safetensors or torch.save. ({_first_line(error)})"
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:
+        if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+            raise CheckpointError(
+                f"{path} cannot be read safely: it is damaged, no checkpoint at all, or holds objects beside tensors. "
+                "Save its state_dict alone, with safetensors or torch.save."
+            ) from error
         raise CheckpointError(
             f"{path} is not a readable checkpoint: it may be damaged, incomplete or of another kind. Copy or download "
             f"it again. ({type(error).__name__}: {_first_line(error)})"

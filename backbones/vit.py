@@ -41,6 +41,7 @@ class VisionTransformer:
             embedding="patch_embed",
             grid=embedding.dynamic_feat_size,
             # without a table of positions, or with one that is resized, images of any size are welcome
+            grid_methods=("forward_intermediates", "get_intermediate_layers"),
             tokens=None if model.dynamic_img_size or model.pos_embed is None else embedding.num_patches,
         )
 

@@ -50,3 +50,4 @@ def detach_copies(model: nn.Module) -> None:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if hook in _own]:
                 del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)

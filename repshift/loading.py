@@ -41,10 +41,16 @@ def load_model(
             f"Both pretrained=True and checkpoint={str(checkpoint)!r} were given; a model has one set of weights. "
             "Give one of them."
         )
-    if name in MODELS:
-        model: nn.Module = MODELS.get(name)(pretrained=pretrained, **options)
-    else:
-        model = _create_timm_model(name, pretrained, options)
+    try:
+        model: nn.Module
+        if name in MODELS:
+            model = MODELS.get(name)(pretrained=pretrained, **options)
+        else:
+            model = _create_timm_model(name, pretrained, options)
+    except TypeError as error:
+        raise UnknownNameError(
+            f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
+        ) from error
     if checkpoint is not None:
         from repshift.backbones.checkpoints import load_weights
 
@@ -55,21 +61,37 @@ def load_model(
 def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     import timm
 
-    from_hub = ":" in name
-    if not from_hub and not timm.is_model(name):
+    source, _, rest = name.rpartition(":")
+    if not source:
+        _check_timm_name(name)
+    elif source not in ("hf-hub", "hf_hub", "local-dir") or not rest:
+        raise UnknownNameError(
+            f"Unknown source of models in {name!r}. Give a plain name of timm, hf-hub:OWNER/NAME or local-dir:FOLDER."
+        )
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError:
+        raise
+    except Exception as error:
+        if not (pretrained or source):
+            raise
+        reason = next(iter(str(error).splitlines()), "no details")
+        raise CheckpointError(
+            f"The weights of {name} could not be had ({type(error).__name__}: {reason}). Without a network, download "
+            "them elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained out."
+        ) from error
+    return model
+
+
+def _check_timm_name(name: str) -> None:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
         known = [*MODELS.names(), *timm.list_models()]
         raise UnknownNameError(
             f"Unknown model {name!r}. {suggest(name, known)} timm.list_models('*deit*') lists timm's by pattern."
         )
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:
-        raise UnknownNameError(f"{name} does not take these options: {options} ({error}).") from error
-    except Exception as error:
-        if not (pretrained or from_hub):
-            raise
-        raise CheckpointError(
-            f"The weights of {name} could not be had ({type(error).__name__}: {error}). Without a network, download "
-            "them elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained out."
-        ) from error
-    return model
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise UnknownNameError(f"{architecture} has no weights tagged {tag!r}. {suggest(name, tagged)}")

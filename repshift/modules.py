@@ -27,7 +27,9 @@ def find_modules(model: nn.Module, selectors: str | Iterable[str]) -> list[str]:
     Raises:
         UnknownNameError: If a selector matches nothing; the message has the closest names.
     """
-    selectors = [selectors] if isinstance(selectors, str) else list(selectors)
+    selectors = [selectors] if isinstance(selectors, str) else selectors
+    if not isinstance(selectors, Iterable):
+        raise UnknownNameError(f"Modules are named by a string or several, got {selectors!r}. Give names or globs.")
     names = [name for name, _ in model.named_modules() if name]
     found = set()
     for selector in selectors:
@@ -73,8 +75,14 @@ def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
         return hook
 
     inner = {name: module for name, module in model.named_modules() if name and _weight_matrices(module) >= 2}
-    with attached((module, "after", observe(name)) for name, module in inner.items()), torch.no_grad():
-        model(images)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()  # running statistics must not change
+        with attached((module, "after", observe(name)) for name, module in inner.items()), torch.no_grad():
+            model(images)
+    finally:
+        for module, training in modes.items():
+            module.training = training
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     candidates = [name for name in inner if name in steady and not isinstance(inner[name], containers)]
     uses = Counter(type(inner[name]) for name in candidates)
@@ -108,7 +116,11 @@ def refuse_compiled(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         where = f"its module {name!r}" if name else type(model).__name__
-        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        compiled = (
+            hasattr(module, "_orig_mod")  # torch.compile(model)
+            or getattr(module, "_compiled_call_impl", None) is not None  # model.compile()
+            or hasattr(module.forward, "_torchdynamo_orig_callable")  # model.forward = torch.compile(model.forward)
+        )
         if compiled or isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModelError(
                 f"The model is already compiled ({where}), and a compiled forward ignores hooks and replaced modules. "

@@ -9,7 +9,9 @@ their attributes are guarded, leave the names of modules and keys of ``state_dic
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -63,12 +65,20 @@ def prune(model: Model, structure: Structure, pruning: Pruning) -> Model:
         )
     pruning.schedule.check(len(structure.sites), structure.tokens)
     roles = _assign_roles(structure, pruning)
-    for name in roles:
-        _require_own_forward(model, name)
+    _require_own_forward(model, roles)
     pruned = share_weights(model)
     for name, played in roles.items():
         _take_part(pruned.get_submodule(name), tuple(played))
+    for method in structure.grid_methods:
+        setattr(pruned, method, partial(_refuse_grid, method))
     return pruned
+
+
+def _refuse_grid(method: str, *args: Any, **kwargs: Any) -> None:
+    raise UnsupportedModelError(
+        f"{method} lays all tokens out on their grid, and this model has dropped some. Use the model it was pruned "
+        "from, forward_features, or ShiftTracker(pruned), whose maps say where the tokens were."
+    )
 
 
 def share_weights(model: Model) -> Model:
@@ -136,12 +146,17 @@ def _take_part(module: nn.Module, roles: tuple[Role, ...]) -> None:
     module.repshift_roles = roles  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
 
 
-def _require_own_forward(model: nn.Module, name: str) -> None:
-    if "forward" in vars(model.get_submodule(name)):
-        raise UnsupportedModelError(
-            f"The forward of {name!r} was replaced on the module itself, so pruning it would have no effect. "
-            "Give the model before it was patched (for example before accelerate or another pruning library)."
-        )
+def _require_own_forward(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse a model that was patched on the way to a module that takes part: its copy would run the original."""
+    paths = {"", *names}
+    for name in names:
+        paths.update(name[:end] for end, letter in enumerate(name) if letter == ".")
+    for path in sorted(paths):
+        if "forward" in vars(model.get_submodule(path)):
+            raise UnsupportedModelError(
+                f"The forward of {path or type(model).__name__!r} was replaced on the module itself, so pruning would "
+                "have no effect. Give the model before it was patched (by accelerate or another pruning library, say)."
+            )
 
 
 def _assign_roles(structure: Structure, pruning: Pruning) -> dict[str, list[Role]]:

@@ -44,7 +44,7 @@ class Registry:
         Raises:
             UnknownNameError: If the name is not registered; the message has the closest ones.
         """
-        if name not in self._targets:
+        if not isinstance(name, str) or name not in self._targets:
             raise UnknownNameError(f"Unknown {self.kind} {name!r}. {suggest(name, self._targets)}")
         target = self._targets[name]
         if isinstance(target, str):
@@ -56,8 +56,8 @@ class Registry:
 def suggest(name: str, candidates: Iterable[str], shown: int = 5) -> str:
     """Say which known names come closest to an unknown one."""
     known = list(candidates)
-    close = difflib.get_close_matches(name, known, n=shown, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=shown, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
     listed = ", ".join(repr(candidate) for candidate in known[: 2 * shown])
-    return f"Known: {listed}{', ...' if len(known) > 2 * shown else ''}."
+    return f"Known: {listed}{' and more' if len(known) > 2 * shown else ''}."

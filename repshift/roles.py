@@ -107,7 +107,7 @@ class Measure(_Bystander):
         if not self.last:
             relay.after = after
         elif relay.before is not None:
-            scores = self.score(relay.before, relay.before + after if self.add_before else after)
+            scores = self.score(relay.before, add(relay.before, after) if self.add_before else after)
             if scores.shape != after.shape[:2]:
                 raise RepresentationError(
                     f"A score gives one number for each token, {tuple(after.shape[:2])} for (batch, tokens), "
@@ -160,6 +160,11 @@ def observed(cut: Cut, observer: Observer) -> Iterator[None]:
         yield
     finally:
         cut.observers = tuple(other for other in cut.observers if other is not observer)
+
+
+def add(stream: Tensor, branch: Tensor) -> Tensor:
+    """Add a branch to the residual stream in float32: rounded to bfloat16, what a small branch adds would be lost."""
+    return stream.float() + branch.float()
 
 
 def require_floating_point(value: Any) -> None:

@@ -73,6 +73,8 @@ class Structure:
         grid: Rows and columns of the tokens for images of so many pixels (rows, columns).
         tokens: How many prunable tokens there are, or ``None`` if that depends on the input.
         pruner: Name of the pruner that suits the layout.
+        grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model refuses them,
+            because the tokens that are left may happen to fit another grid.
         unprunable: Why tokens must not be dropped, if so; such a model can still be tracked.
     """
 
@@ -82,6 +84,7 @@ class Structure:
     grid: Callable[[tuple[int, int]], tuple[int, int]]
     tokens: int | None
     pruner: str = "tokens"
+    grid_methods: tuple[str, ...] = ()
     unprunable: str | None = None
 
 

@@ -21,7 +21,7 @@ from repshift.pruners import PRUNERS, Pruner
 from repshift.pruning import Pruning, cuts, prune
 from repshift.records import Maps, Record, Records
 from repshift.registry import suggest
-from repshift.roles import observed, require_floating_point
+from repshift.roles import add, observed, require_floating_point
 from repshift.schedules import Schedule, ScheduleLike
 from repshift.scores import Score, resolve_score
 from repshift.selection import compose
@@ -155,6 +155,7 @@ class ShiftTracker(Generic[Model]):
 
     def _observe_start(self, layout: Layout, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._positions = None
+        self._kept = {}
         self._tokens = layout.tokens(first_argument(args, kwargs)).shape[1]
 
     def _observe_entering(
@@ -180,7 +181,7 @@ class ShiftTracker(Generic[Model]):
             del self._entered[watched.name]
             after = sum(entered.branches[1:], start=entered.branches[0])
             if self.residual and not watched.operation.on_stream:
-                after = after + entered.before
+                after = add(entered.before, after)
             shift = self._score(entered.before, after)
         self._records[watched.name] = Record(shift, self._positions, self._tokens, self._grid_for(entered, shift))
 
@@ -237,6 +238,8 @@ class ShiftTracker(Generic[Model]):
             chosen: Pruner = PRUNERS.get(pruner or structure.pruner)
         else:
             chosen = pruner
+        if not callable(getattr(chosen, "shorten", None)):
+            raise UnknownNameError(f"{chosen!r} is no pruner: it has no method shorten. Give one of {PRUNERS.names()}.")
         parsed = Schedule.of(schedule)
         scored = self._score if score is None or score == "shift" else resolve_score(score, "l2")
         return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen))

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models import VisionTransformer
+
+from repshift.analysis import datasets
+from repshift.analysis.datasets import Digits, read_digits
+
+
+@pytest.fixture(scope="session")
+def shipped_digits():
+    return read_digits(Path(datasets.__file__).parent / "data" / "cluttered_mnist")
+
+
+@pytest.fixture(scope="session")
+def few_digits(shipped_digits):
+    return Digits(shipped_digits.images[:40], shipped_digits.labels[:40])
+
+
+@pytest.fixture
+def make_image(tmp_path):
+    """Write a picture of coloured noise and return its path."""
+
+    def make(name, width=60, height=40, **options):
+        values = np.random.RandomState(width).randint(0, 256, (height, width, 3), dtype=np.uint8)
+        path = tmp_path / name
+        Image.fromarray(values).resize((width, height)).save(path, **options)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def small_vit():
+    """A ViT of 3x5 patches, 4 blocks."""
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=(24, 40), patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=5).eval()

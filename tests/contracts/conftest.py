@@ -1,0 +1,51 @@
+"""Small vision transformers whose scores are far from degenerate, shared by the contracts."""
+
+import pytest
+import torch
+from timm.models import VisionTransformer
+
+TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 10}
+
+
+def _build_vit(model_class=VisionTransformer, **options):
+    model = model_class(**(TINY | options)).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if any(part in name for part in ("pos_embed", "_token", "latent")):
+                parameter.copy_(noise)
+            elif parameter.ndim >= 2:  # keeps the scale of activations, so that branch and stream are comparable
+                parameter.copy_(1.2 * noise / parameter[0].numel() ** 0.5)
+            elif name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma")):
+                parameter.copy_(0.8 + 0.3 * noise)
+            else:
+                parameter.copy_(0.2 * noise)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def build_vit():
+    """Build a tiny vision transformer of timm, 64 patches, with well spread random weights."""
+    return _build_vit
+
+
+@pytest.fixture
+def vit():
+    """A tiny vision transformer with a class token: 4 blocks, 64 patches."""
+    return _build_vit()
+
+
+@pytest.fixture
+def images():
+    """Three images that the tiny models take."""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))

@@ -1,0 +1,148 @@
+"""Dense and differently pruned models compiled in one process each equal their own eager form."""
+
+import itertools
+
+import pytest
+import torch
+
+from repshift import ShiftTracker
+
+SETTINGS = {
+    "shares": ({}, {0: 0.2, 1: 0.2}),
+    "counts": ({}, {0: 5}),
+    "attention": ({"operation": "attn", "distance": "cosine"}, {0: 0.2, 1: 0.2}),
+    "whole blocks": ({"operation": "block", "distance": "l1"}, {1: 0.5}),
+    "with the residual": ({"residual": True}, {0: 0.2, 1: 0.2}),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()  # what other tests compiled counts against the limit of graphs for one function
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def vit(build_vit):
+    # average pooling, so that a cut after the last block shows in the logits
+    return build_vit(depth=2, embed_dim=16, global_pool="avg")
+
+
+def compiled(model, backend="aot_eager"):
+    return torch.compile(model, fullgraph=True, backend=backend)
+
+
+def prune(model, name):
+    options, schedule = SETTINGS[name]
+    return ShiftTracker(model, **options).prune(schedule)
+
+
+def assert_equals_eager(model, fast, images):
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), model(images), atol=1e-5, rtol=0)
+
+
+def test_the_models_of_these_tests_differ_by_more_than_the_tolerance(vit, images):
+    models = [vit, *(prune(vit, name) for name in SETTINGS)]
+    with torch.no_grad():
+        logits = [model(images) for model in models]
+    for one, other in itertools.combinations(logits, 2):
+        assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_model_pruned_and_compiled_after_the_dense_one_was_equals_its_eager_form(vit, images, setting):
+    fast_dense = compiled(vit)
+    assert_equals_eager(vit, fast_dense, images)
+    pruned = prune(vit, setting)
+    assert_equals_eager(pruned, compiled(pruned), images)
+    assert_equals_eager(vit, fast_dense, images)
+
+
+def test_the_dense_model_compiled_after_a_pruned_one_equals_its_eager_form(vit, images):
+    pruned = prune(vit, "shares")
+    fast = compiled(pruned)
+    assert_equals_eager(pruned, fast, images)
+    assert_equals_eager(vit, compiled(vit), images)
+    assert_equals_eager(pruned, fast, images)
+
+
+@pytest.mark.parametrize("order", ["as listed", "reversed"])
+def test_interleaved_calls_of_compiled_models_each_equal_their_eager_form(vit, images, order):
+    models = [vit, *(prune(vit, name) for name in ("shares", "attention"))]
+    if order == "reversed":
+        models.reverse()
+    fast = [compiled(model) for model in models]
+    for _ in range(2):
+        for model, call in zip(models, fast, strict=True):
+            assert_equals_eager(model, call, images)
+
+
+def test_models_that_differ_by_the_share_alone_each_equal_their_eager_form(vit, images):
+    models = [ShiftTracker(vit).prune({0: share}) for share in (0.2, 0.5)]
+    for model in models:
+        assert_equals_eager(model, compiled(model), images)
+
+
+def test_models_that_differ_by_the_distance_alone_each_equal_their_eager_form(vit, images):
+    models = [ShiftTracker(vit, distance=distance).prune({0: 0.5}) for distance in ("l2", "cosine")]
+    for model in models:
+        assert_equals_eager(model, compiled(model), images)
+
+
+def test_other_batch_sizes_afterwards_equal_the_eager_form(vit, images):
+    pruned = prune(vit, "shares")
+    fast = compiled(pruned)
+    for batch in (3, 1, 2, 5):
+        assert_equals_eager(pruned, fast, images.repeat(2, 1, 1, 1)[:batch])
+
+
+def test_a_model_compiled_in_place_equals_its_eager_form(vit, images):
+    pruned = prune(vit, "shares")
+    with torch.no_grad():
+        expected = pruned(images)
+    pruned.compile(fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(images), expected, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_the_compiled_model_equal_the_eager_ones(vit, images):
+    pruned = prune(vit, "shares")
+    parameters = list(pruned.parameters())
+    expected = torch.autograd.grad(pruned(images).square().sum(), parameters)
+    actual = torch.autograd.grad(compiled(pruned)(images).square().sum(), parameters)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pruned_model_that_was_tracked_compiles(vit, images):
+    pruned = prune(vit, "shares")
+    with ShiftTracker(pruned):
+        pruned(images)
+    assert_equals_eager(pruned, compiled(pruned), images)
+
+
+@pytest.mark.slow
+def test_the_default_compiler_equals_the_eager_form_for_dense_and_pruned(build_vit, images):
+    vit = build_vit(depth=1, embed_dim=16, global_pool="avg")
+    pruned = ShiftTracker(vit).prune({0: 0.2})
+    for model in (vit, pruned):
+        assert_equals_eager(model, compiled(model, backend="inductor"), images)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("setting", ["shares", "whole blocks"])
+def test_an_exported_model_with_any_batch_size_equals_its_eager_form(vit, images, setting, strict):
+    pruned = prune(vit, setting)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(pruned, (images,), dynamic_shapes=({0: batch},), strict=strict)
+    assert_equals_eager(pruned, program.module(), images)
+    assert_equals_eager(pruned, program.module(), images.repeat(3, 1, 1, 1))
+
+
+def test_the_eager_model_still_works_after_its_export(vit, images):
+    pruned = prune(vit, "shares")
+    expected = pruned(images)
+    torch.export.export(pruned, (images,), strict=False)
+    assert torch.equal(pruned(images), expected)
