@@ -247,9 +247,9 @@ of no use for other images.
 - **Accuracy**: {100 * accuracy:.2f} % on the 2,000 evaluation canvases, without pruning.
 - **Input**: 64x64 pixels, three equal channels; preprocessing by `timm.data.resolve_model_data_config(model)`.
 - **Data**: Cluttered MNIST after Mnih et al. 2014 (arXiv 1406.6247): one handwritten digit at a random place of a
-  {CANVAS}x{CANVAS} canvas among {PIECES} pieces of other digits, {PIECE}x{PIECE} pixels each, and pixel noise. Trained on
-  the first {TRAINING_DIGITS:,} digits of MNIST's test set, a fresh canvas for each digit in every epoch; evaluated on the
-  other 2,000.
+  {CANVAS}x{CANVAS} canvas among {PIECES} pieces of other digits, {PIECE}x{PIECE} pixels each, and pixel noise.
+  Trained on the first {TRAINING_DIGITS:,} digits of MNIST's test set, a fresh canvas for each digit in every epoch;
+  evaluated on the other 2,000.
 - **Licence**: CC BY-SA 3.0, as MNIST itself (Yann LeCun, Corinna Cortes).
 - **Command**: `repshift zoo train {name}` (torch {version}).
   Another machine rounds differently and reaches slightly other weights.
