@@ -131,7 +131,8 @@ def _participant(base: type[nn.Module]) -> type[nn.Module]:
     """Generate the subclass, once for each class, so that compiled code recognises it."""
     if base not in _participants:
         name = f"Pruned{base.__name__}"
-        names = {"__module__": base.__module__, "__qualname__": name}
+        # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
+        names = {"__module__": __name__, "__qualname__": name}
         _participants[base] = type(name, (Participant, base), names)
     return _participants[base]
 

@@ -152,7 +152,7 @@ SHAPES = {
     "scaled norms": ({"scale_attn_norm": True, "scale_mlp_norm": True}, 1, pre_norm_branches),
     "gated mlp": ({"mlp_layer": SwiGLU}, 1, pre_norm_branches),
     "positions without the class token": ({"no_embed_class": True, "init_values": 0.1}, 1, pre_norm_branches),
-    "no positions": ({"pos_embed": "none"}, 1, pre_norm_branches),
+    "no positions": ({"pos_embed": "none", "class_token": False, "global_pool": "avg"}, 0, pre_norm_branches),
     "pre-norm": ({"pre_norm": True}, 1, pre_norm_branches),
     "conv stem": ("conv stem", 1, pre_norm_branches),
 }
