@@ -87,7 +87,13 @@ def heatmap(
     blocks: Annotated[
         str | None, typer.Option(help="Blocks counted from zero, as 0,4,8. [default: first, middle, last]")
     ] = None,
-    operation: Annotated[str, typer.Option(help="Whose change is shown: attn, mlp or block.")] = "mlp",
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="Modules by name or glob instead of blocks, as 'layer1.*'; may be repeated."),
+    ] = None,
+    operation: Annotated[
+        str | None, typer.Option(help="Whose change is shown: attn, mlp or block. [default: mlp]")
+    ] = None,
     distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
     residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
     output: Annotated[Path, typer.Option(help="The figure; its ending names the format.")] = Path("heatmap.png"),
@@ -97,6 +103,7 @@ def heatmap(
     from repshift.analysis.heatmaps import block_names, shift_maps
     from repshift.analysis.preprocessing import load_images, pixels
     from repshift.loading import load_model
+    from repshift.modules import find_modules
     from repshift.sites import find_structure
 
     check_figure_path(output)
@@ -108,10 +115,15 @@ def heatmap(
         )
     paths = [*image, *(more_images or [])]
     inputs = load_images(loaded, paths)
-    names = block_names(loaded, inputs, indices)
-    maps = shift_maps(loaded, inputs, names, operation=operation, distance=distance, residual=residual)
-    # without a backbone, blocks are watched as they are: they have no operations
-    watched = [operation] if find_structure(loaded) else []
+    known = find_structure(loaded) is not None
+    if (operation or residual) and not known:
+        raise UnknownNameError(
+            f"{model} has no known backbone, so its blocks are compared as they are, output with input. "
+            "Leave out --operation and --residual."
+        )
+    names = find_modules(loaded, sites) if sites else block_names(loaded, inputs, indices)
+    maps = shift_maps(loaded, inputs, names, operation=operation or "mlp", distance=distance, residual=residual)
+    watched = [operation or "mlp"] if known and not sites else []
     unit = f"shift ({', '.join([*watched, distance, *(['residual'] if residual else [])])})"
     seen = pixels(loaded, inputs)
     columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
@@ -140,7 +152,11 @@ def train(
         def observe(step: int, steps: int, loss: float) -> None:
             progress.update(task, completed=step, total=steps, description=f"training {name}, loss {loss:.3f}")
 
-        trained = train_model(name, digits, output, epochs=epochs, seed=seed, device=device, observe=observe)
+        try:
+            trained = train_model(name, digits, output, epochs=epochs, seed=seed, device=device, observe=observe)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; run the same command again to go on from the last whole epoch in {output}")
+            raise typer.Exit(130) from None
     console.print(f"{trained.weights}: accuracy {100 * trained.accuracy:.1f} % on 2,000 canvases", highlight=False)
 
 

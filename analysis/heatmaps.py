@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from repshift import ShiftTracker, UnknownNameError, repeated_blocks
+from repshift import (
+    RepresentationError,
+    ShiftTracker,
+    UnknownNameError,
+    UnsupportedModelError,
+    repeated_blocks,
+)
 from repshift.sites import find_structure
 
 
@@ -24,7 +30,7 @@ def block_names(model: nn.Module, images: Tensor, blocks: Sequence[int] | None =
         UnsupportedModelError: If the model has no blocks.
     """
     structure = find_structure(model)
-    names = [site.name for site in structure.sites] if structure else repeated_blocks(model, images[:1])
+    names = [site.name for site in structure.sites] if structure else _mapped_blocks(model, images[:1])
     if blocks is None:
         blocks = sorted({0, len(names) // 2, len(names) - 1})
     for block in blocks:
@@ -34,6 +40,26 @@ def block_names(model: nn.Module, images: Tensor, blocks: Sequence[int] | None =
                 f"({names[0]} to {names[-1]}). Choose among these."
             )
     return [names[block] for block in blocks]
+
+
+def _mapped_blocks(model: nn.Module, images: Tensor) -> list[str]:
+    """Find the repeated blocks of a model without a backbone, as far as their tokens can be laid out as a map."""
+    tracker = ShiftTracker(model, repeated_blocks(model, images))
+    with tracker, torch.inference_mode():
+        model(images)
+    mapped = []
+    for name in tracker.shifts:
+        try:
+            tracker.maps[name]
+        except RepresentationError:
+            continue
+        mapped.append(name)
+    if not mapped:
+        raise UnsupportedModelError(
+            f"The tokens of {type(model).__name__}'s blocks do not lie in rows and columns that can be told. "
+            "Name other modules to look at: sites='stem.*' (--sites 'stem.*')."
+        )
+    return mapped
 
 
 def shift_maps(

@@ -28,8 +28,10 @@ def load_images(model: nn.Module, paths: Iterable[Path]) -> Tensor:
     Raises:
         DataError: If a file is no image; the message names it.
     """
-    transform = cast("Callable[[Any], Tensor]", create_transform(**data_config(model), is_training=False))
-    return torch.stack([transform(read_image(path)) for path in paths])
+    config = data_config(model)
+    transform = cast("Callable[[Any], Tensor]", create_transform(**config, is_training=False))
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    return torch.stack([transform(read_image(path).convert(mode)) for path in paths])
 
 
 def normalised(model: nn.Module, images: Tensor) -> Tensor:
@@ -51,16 +53,17 @@ def pixels(model: nn.Module, inputs: Tensor) -> Tensor:
 
     Args:
         model: Its data configuration gives mean and standard deviation.
-        inputs: ``(batch, 3, rows, columns)`` as :func:`load_images` returns.
+        inputs: ``(batch, channels, rows, columns)`` as :func:`load_images` returns.
 
     Returns:
         ``(batch, rows, columns, 3)`` float32 in 0..1.
     """
     mean, std = _statistics(model, inputs)
-    return (inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+    return (inputs * std + mean).clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
 
 
 def _statistics(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     config = data_config(model)
-    mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ("mean", "std"))
+    channels = images.shape[1]
+    mean, std = (torch.tensor(config[key][:channels], device=images.device).view(-1, 1, 1) for key in ("mean", "std"))
     return mean, std

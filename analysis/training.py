@@ -220,6 +220,8 @@ def _checked_device(device: str | None) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise DataError(f"There is no device {device!r}. Give cpu or cuda (--device cpu).") from error
+    if kind not in ("cpu", "cuda", "mps", "xpu"):
+        raise DataError(f"Nothing can be trained on the device {device!r}. Give cpu or cuda (--device cpu).")
     if kind == "cuda" and not torch.cuda.is_available():
         raise DataError(f"There is no CUDA device for device={device!r}. Give device='cpu' (--device cpu).")
     return device

@@ -33,22 +33,29 @@ def tiny_vit(*, pretrained: bool = False, **options: Any) -> nn.Module:
         pretrained: Load the shipped weights (Cluttered MNIST; see ``weights/tiny_vit.md``).
         **options: Passed on to :class:`timm.models.VisionTransformer`.
     """
+    from timm.layers import to_2tuple
     from timm.layers.hybrid_embed import HybridEmbed
     from timm.models import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
 
-    stem = ConvStem(in_chans=3, depth=3, channels=(16, 32, 48), stride=(2, 2, 1))
     settings: dict[str, Any] = {
         "img_size": 64,
         "patch_size": 1,
+        "in_chans": 3,
         "num_classes": 10,
         "embed_dim": 48,
         "depth": 6,
         "num_heads": 3,
-        "embed_layer": partial(HybridEmbed, backbone=stem),
+    } | options
+    stem = ConvStem(in_chans=settings["in_chans"], depth=3, channels=(16, 32, 48), stride=(2, 2, 1))
+    model: nn.Module = VisionTransformer(**({"embed_layer": partial(HybridEmbed, backbone=stem)} | settings))
+    rows, columns = to_2tuple(settings["img_size"])
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        **CLUTTERED_MNIST,
+        "architecture": "tiny_vit",
+        "input_size": (settings["in_chans"], rows, columns),
+        "num_classes": settings["num_classes"],
     }
-    model: nn.Module = VisionTransformer(**(settings | options))
-    model.pretrained_cfg = {**CLUTTERED_MNIST, "architecture": "tiny_vit"}  # type: ignore[assignment]
     if pretrained:
         load_weights(model, shipped_weights("tiny_vit"))
     return model

@@ -53,7 +53,12 @@ def cosine(before: Tensor, after: Tensor) -> Tensor:
     Source: arXiv 2508.00367, eq. 4, D = cosine distance.
     """
     _require_comparable(before, after)
-    return 1 - torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    # half the squared distance of the directions is 1 - cos without its cancellation, which at small angles would
+    # leave nothing but rounding to rank by
+    directions = [torch.nn.functional.normalize(tokens.float(), dim=-1) for tokens in (before, after)]
+    distance = (directions[1] - directions[0]).square().sum(-1) / 2
+    undirected = (directions[0] == 0).all(-1) | (directions[1] == 0).all(-1)
+    return distance.masked_fill(undirected, 1.0)
 
 
 DISTANCES = Registry("distance", {"l2": l2, "l1": l1, "cosine": cosine})

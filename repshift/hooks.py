@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias
-from weakref import WeakSet
 
+import torch
 from torch import nn
 
 When: TypeAlias = Literal["before", "after"]
@@ -26,28 +26,36 @@ def attached(hooks: Iterable[Hook]) -> Iterator[None]:
     with ExitStack() as stack:
         for module, when, hook in hooks:
             if when == "before":
-                handle = module.register_forward_pre_hook(_observing(hook), with_kwargs=True)
+                handle = module.register_forward_pre_hook(_Observer(hook), with_kwargs=True)
             else:
-                handle = module.register_forward_hook(_observing(hook))
+                handle = module.register_forward_hook(_Observer(hook))
             stack.callback(handle.remove)
         yield
 
 
-def _observing(hook: Callable[..., None]) -> Callable[..., None]:
-    def observe(*arguments: Any) -> None:
-        hook(*arguments)  # torch would replace inputs or outputs by what a hook returns
+class _Observer:
+    """A hook that only looks: it never replaces what a module takes or returns, and a copy of it sees nothing."""
 
-    _own.add(observe)
-    return observe
+    def __init__(self, hook: Callable[..., None] | None = None) -> None:
+        self.hook = hook
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.hook is not None and not in_backward():
+            self.hook(*arguments)
+
+    def __reduce__(self) -> tuple[type[_Observer], tuple[()]]:
+        return _Observer, ()
 
 
-_own: WeakSet[Callable[..., None]] = WeakSet()
+def in_backward() -> bool:
+    """Say whether autograd is running: activation checkpointing then repeats forwards that were seen before."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def detach_copies(model: nn.Module) -> None:
     """Remove the hooks of :func:`attached` from a copy that was made while the original was being watched."""
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook in _own]:
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Observer)]:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)

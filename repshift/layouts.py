@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,31 +107,34 @@ class FeatureMap:
         return tensor
 
 
-def guess_layout(value: Any, *, prefix: int, channels_last: bool) -> Layout:
-    """Choose a layout for a module that no backbone describes, by the number of dimensions.
+def guess_layout(value: Any) -> Layout:
+    """Choose a layout by the number of dimensions alone: a sequence without prefix, or a map with channels first.
 
     Raises:
         RepresentationError: If the value holds no tensor of 3 to 5 dimensions.
     """
     tensor = first_tensor(value)
     if tensor.ndim == 3:
-        return Sequence(prefix)
+        return Sequence()
     if tensor.ndim in (4, 5):
-        return FeatureMap(channels_last)
+        return FeatureMap()
     raise RepresentationError(
         f"Tokens lie in (batch, tokens, channels) or in feature maps, got {tuple(tensor.shape)}. "
         "Choose a module that carries them."
     )
 
 
-def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the value that a module was called with, whether by position or by name.
+def first_argument(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the value of a forward's first parameter, whether it was given by position or by name.
 
     Raises:
-        RepresentationError: If it was called without any.
+        RepresentationError: If the forward was called without any.
     """
-    for value in (*args, *kwargs.values()):
-        return value
+    if args:
+        return args[0]
+    for name in inspect.signature(forward).parameters:
+        if name in kwargs:
+            return kwargs[name]
     raise RepresentationError("A module was called without an input, so there is nothing to watch. Choose another one.")
 
 

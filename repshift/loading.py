@@ -13,7 +13,7 @@ from repshift.registry import Registry, suggest
 # The embedded models, whose weights ship with the package
 ZOO = {"tiny_vit": "repshift.backbones.zoo:tiny_vit"}
 # All models that are not timm's, by name
-MODELS = Registry("model", {**ZOO})
+MODELS = Registry("model", ZOO)
 
 
 def load_model(
@@ -36,6 +36,8 @@ def load_model(
         UnknownNameError: If no model has this name; the message has the closest ones.
         CheckpointError: If the weights cannot be had, cannot be read or do not fit the model.
     """
+    if not isinstance(name, str):
+        raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")
     if pretrained and checkpoint is not None:
         raise CheckpointError(
             f"Both pretrained=True and checkpoint={str(checkpoint)!r} were given; a model has one set of weights. "
@@ -48,6 +50,8 @@ def load_model(
         else:
             model = _create_timm_model(name, pretrained, options)
     except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
         raise UnknownNameError(
             f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from repshift.errors import RepresentationError, UnknownNameError, UnsupportedModelError
 from repshift.hooks import attached
@@ -27,20 +28,20 @@ def find_modules(model: nn.Module, selectors: str | Iterable[str]) -> list[str]:
     Raises:
         UnknownNameError: If a selector matches nothing; the message has the closest names.
     """
-    selectors = [selectors] if isinstance(selectors, str) else selectors
-    if not isinstance(selectors, Iterable):
-        raise UnknownNameError(f"Modules are named by a string or several, got {selectors!r}. Give names or globs.")
+    named = [selectors] if isinstance(selectors, str) else list(selectors) if isinstance(selectors, Iterable) else []
+    if not named or not all(isinstance(selector, str) for selector in named):
+        raise UnknownNameError(
+            f"No module was named: got {selectors!r}. Give one or several names or globs, such as 'layer1.*'."
+        )
     names = [name for name, _ in model.named_modules() if name]
     found = set()
-    for selector in selectors:
+    for selector in named:
         matches = [name for name in names if _matches(name, selector)]
         if not matches:
             raise UnknownNameError(
                 f"No module of {type(model).__name__} matches {selector!r}. {suggest(selector, names)}"
             )
         found.update(matches)
-    if not found:
-        raise UnknownNameError(f"No module was named. Give names or globs of modules, such as {names[:3]}.")
     return [name for name in names if name in found]
 
 
@@ -52,8 +53,9 @@ def _matches(name: str, selector: str) -> bool:
 def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
     """Find the blocks of a model that no backbone describes, by running it once.
 
-    Blocks are the outermost modules of a class used at least twice that hold two or more weight matrices and return
-    what they take in shape: transformer blocks, the residual blocks of a stage but its first, mixer layers.
+    Blocks are the outermost numbered modules (``blocks.3``, ``s1.b2``) of a class used at least twice that hold two or
+    more linear layers or convolutions and return what they take in shape: transformer blocks, the residual blocks of a
+    stage but its first, mixer layers.
 
     Args:
         model: Any model that takes images.
@@ -74,7 +76,7 @@ def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
 
         return hook
 
-    inner = {name: module for name, module in model.named_modules() if name and _weight_matrices(module) >= 2}
+    inner = {name: module for name, module in model.named_modules() if name[-1:].isdigit() and _layers(module) >= 2}
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()  # running statistics must not change
@@ -91,7 +93,7 @@ def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
     if not blocks:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no repeated blocks that keep the shape of their input. "
-            "Name the modules to look at instead, for example sites=['features.3']."
+            "Name the modules to look at instead: sites='features.*' (--sites 'features.*')."
         )
     return blocks
 
@@ -104,8 +106,8 @@ def _tokens_of_one_shape(before: Any, after: Any) -> bool:
     return bool(before.shape == after.shape) and before.ndim >= 3
 
 
-def _weight_matrices(module: nn.Module) -> int:
-    return sum(parameter.ndim >= 2 for parameter in module.parameters())
+def _layers(module: nn.Module) -> int:
+    return sum(isinstance(layer, (nn.Linear, _ConvNd)) for layer in module.modules())
 
 
 def refuse_compiled(model: nn.Module) -> None:

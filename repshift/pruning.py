@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from repshift.errors import UnsupportedModelError
 from repshift.hooks import detach_copies
@@ -57,8 +57,6 @@ def prune(model: Model, structure: Structure, pruning: Pruning) -> Model:
         ScheduleError: If the schedule does not fit the model.
     """
     refuse_compiled(model)
-    if structure.unprunable is not None:
-        raise UnsupportedModelError(f"{type(model).__name__} can be tracked, not pruned: {structure.unprunable}.")
     if cuts(model):
         raise UnsupportedModelError(
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
@@ -82,9 +80,27 @@ def _refuse_grid(method: str, *args: Any, **kwargs: Any) -> None:
 
 
 def share_weights(model: Model) -> Model:
-    """Copy a model's modules, but none of its parameters and buffers: both models use the same tensors."""
-    tensors = chain(model.parameters(), model.buffers())
-    shared = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    """Copy a model's modules, but none of its parameters and buffers: both models use the same tensors.
+
+    Raises:
+        UnsupportedModelError: If something on the model cannot be copied.
+    """
+    computed = (  # results left on a module, such as the weight that torch.nn.utils.prune makes, cannot be copied
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    )
+    tensors = chain(model.parameters(), model.buffers(), computed)
+    try:
+        shared = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    except (RuntimeError, TypeError) as error:
+        if "deepcopy" not in str(error) and "pickle" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}). Something attached to it, often "
+            "a hook that stores outputs, is in the way: remove it, prune, and attach it again."
+        ) from error
     detach_copies(shared)
     return shared
 
@@ -110,7 +126,7 @@ class Participant(nn.Module):
         roles = self.repshift_roles
         try:
             for role in roles:
-                role.enter(first_argument(args, kwargs))
+                role.enter(first_argument(super().forward, args, kwargs))
             output = super().forward(*args, **kwargs)
             for role in roles:
                 output = role.leave(output)

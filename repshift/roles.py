@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor
 
 from repshift.errors import RepresentationError
-from repshift.layouts import TokenLayout, first_tensor
+from repshift.layouts import TokenLayout
 from repshift.pruners import Pruner
 from repshift.schedules import Drop
-from repshift.scores import Score
+from repshift.scores import Score, apply_score
 
 # Called with what a block returned before it was shortened, and the kept positions (None: all)
 Observer: TypeAlias = Callable[[Any, Tensor | None], None]
@@ -26,9 +26,13 @@ class Relay(threading.local):
     Empty between forwards, and separate in every thread, since servers run one model in several.
     """
 
-    before: Tensor | None = None
-    after: Tensor | None = None
-    scores: Tensor | None = None
+    before: Tensor | None
+    after: Tensor | None
+    scores: Tensor | None
+
+    def __init__(self) -> None:
+        # once in every thread: an attribute that appears only during the first forward would fail dynamo's guards
+        self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
@@ -107,13 +111,8 @@ class Measure(_Bystander):
         if not self.last:
             relay.after = after
         elif relay.before is not None:
-            scores = self.score(relay.before, add(relay.before, after) if self.add_before else after)
-            if scores.shape != after.shape[:2]:
-                raise RepresentationError(
-                    f"A score gives one number for each token, {tuple(after.shape[:2])} for (batch, tokens), "
-                    f"got {tuple(scores.shape)}. Reduce the channels in the score."
-                )
-            relay.scores = scores
+            after = add(relay.before, after) if self.add_before else after
+            relay.scores = apply_score(self.score, relay.before, after)
         return output
 
 
@@ -173,7 +172,12 @@ def require_floating_point(value: Any) -> None:
     Raises:
         RepresentationError: If they are not floating-point.
     """
-    images = first_tensor(value)
+    if not isinstance(value, Tensor):
+        raise RepresentationError(
+            f"The model got a {type(value).__name__}, expected a floating-point tensor "
+            "(batch, channels, rows, columns). Convert the images with torchvision or timm.data.create_transform."
+        )
+    images = value
     if not images.is_floating_point():
         raise RepresentationError(
             f"The model got {images.dtype} images of shape {tuple(images.shape)}, expected floating-point ones. "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from repshift.distances import DISTANCES
+from repshift.errors import RepresentationError
 from repshift.registry import Registry
 
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -33,6 +34,22 @@ def random(before: Tensor, after: Tensor) -> Tensor:
     A control: dropping at random costs little on some models, and a score has to do better.
     """
     return torch.rand(before.shape[:-1], device=before.device)
+
+
+def apply_score(score: Score, before: Tensor, after: Tensor) -> Tensor:
+    """Score tokens and check that there is one number for each.
+
+    Raises:
+        RepresentationError: If the score returns anything else.
+    """
+    scores = score(before, after)
+    if not isinstance(scores, Tensor) or scores.shape != before.shape[:2]:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise RepresentationError(
+            f"A score gives one number for each token, {tuple(before.shape[:2])} for (batch, tokens), got {got}. "
+            "Reduce the channels in the score."
+        )
+    return scores
 
 
 SCORES = Registry("score", {"norm": norm, "random": random})

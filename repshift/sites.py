@@ -75,7 +75,6 @@ class Structure:
         pruner: Name of the pruner that suits the layout.
         grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model refuses them,
             because the tokens that are left may happen to fit another grid.
-        unprunable: Why tokens must not be dropped, if so; such a model can still be tracked.
     """
 
     sites: tuple[Site, ...]
@@ -85,7 +84,6 @@ class Structure:
     tokens: int | None
     pruner: str = "tokens"
     grid_methods: tuple[str, ...] = ()
-    unprunable: str | None = None
 
 
 class Backbone(Protocol):

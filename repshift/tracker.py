@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -14,18 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from repshift.errors import RepresentationError, UnknownNameError, UnsupportedModelError
-from repshift.hooks import Hook, attached
-from repshift.layouts import Layout, first_argument, guess_layout
-from repshift.modules import find_modules, refuse_compiled
+from repshift.hooks import Hook, attached, in_backward
+from repshift.layouts import Layout, first_argument, first_tensor
+from repshift.modules import refuse_compiled
 from repshift.pruners import PRUNERS, Pruner
 from repshift.pruning import Pruning, cuts, prune
 from repshift.records import Maps, Record, Records
 from repshift.registry import suggest
 from repshift.roles import add, observed, require_floating_point
 from repshift.schedules import Schedule, ScheduleLike
-from repshift.scores import Score, resolve_score
+from repshift.scores import Score, apply_score, resolve_score
 from repshift.selection import compose
-from repshift.sites import OPERATIONS, Operation, Structure, find_structure
+from repshift.sites import OPERATIONS
+from repshift.watching import (
+    UNORDERED,
+    Watched,
+    choose,
+    grid_of,
+    has_proportions,
+    layout_of,
+    structure_of,
+    unknown,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,6 +63,8 @@ class ShiftTracker(Generic[Model]):
         residual: ``False`` compares ``F(x)`` with ``x``, as the paper prints it; ``True`` compares ``x + F(x)`` with
             ``x``, the change of the residual stream. The operation ``block`` contains the residual either way.
 
+    A module that runs several times in one forward is recorded as it ran last, and so are several forwards.
+
     Raises:
         UnsupportedModelError: If the model is compiled, or unknown and no sites are given.
         UnknownNameError: If a site, an operation or a distance does not exist; the message has the closest names.
@@ -71,6 +81,11 @@ class ShiftTracker(Generic[Model]):
         distance: str | Score = "l2",
         residual: bool = False,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UnsupportedModelError(
+                f"A ShiftTracker watches a model (torch.nn.Module), got {model!r}. "
+                "Build it first, for example with repshift.load_model(name)."
+            )
         refuse_compiled(model)
         if operation not in OPERATIONS:
             raise UnknownNameError(f"Unknown operation {operation!r}. {suggest(operation, OPERATIONS)}")
@@ -78,8 +93,8 @@ class ShiftTracker(Generic[Model]):
         self.operation = operation
         self.residual = residual
         self._score = resolve_score(None, distance)
-        self._structure = _structure_of(model, required=sites is None)
-        self._watched = _choose(model, self._structure, sites, operation)
+        self._structure = structure_of(model, required=sites is None)
+        self._watched = choose(model, self._structure, sites, operation)
         self._stack: ExitStack | None = None
         self._clear()
 
@@ -132,6 +147,7 @@ class ShiftTracker(Generic[Model]):
         self._entered: dict[str, _Entered] = {}
         self._positions: Tensor | None = None
         self._image: tuple[int, ...] | None = None
+        self._batch: int | None = None
         self._tokens: int | None = None
 
     def _hooks(self) -> Iterator[Hook]:
@@ -150,25 +166,26 @@ class ShiftTracker(Generic[Model]):
     def _observe_images(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         images = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if images is not None and images.ndim >= 4:
-            require_floating_point(images)
-            self._image = tuple(images.shape[-2:])
+            if self._structure:
+                require_floating_point(images)
+            self._image, self._batch = tuple(images.shape[-2:]), len(images)
 
     def _observe_start(self, layout: Layout, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._positions = None
         self._kept = {}
-        self._tokens = layout.tokens(first_argument(args, kwargs)).shape[1]
+        self._tokens = layout.tokens(first_argument(module.forward, args, kwargs)).shape[1]
 
     def _observe_entering(
-        self, watched: _Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, watched: Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         with _named(watched.name):
-            value = first_argument(args, kwargs)
-            layout = watched.layout or _guess(self.model, value)
+            value = first_argument(module.forward, args, kwargs)
+            layout = watched.layout or self._layout_of(watched.name, value)
             # a copy, because layers may change their input in place
             before = layout.tokens(value).detach().clone()
             self._entered[watched.name] = _Entered(layout, before, layout.grid(value))
 
-    def _observe_leaving(self, watched: _Watched, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _observe_leaving(self, watched: Watched, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         with _named(watched.name), torch.no_grad():
             entered = self._entered.get(watched.name)
             if entered is None:
@@ -182,25 +199,32 @@ class ShiftTracker(Generic[Model]):
             after = sum(entered.branches[1:], start=entered.branches[0])
             if self.residual and not watched.operation.on_stream:
                 after = add(entered.before, after)
-            shift = self._score(entered.before, after)
+            shift = apply_score(self._score, entered.before, after)
         self._records[watched.name] = Record(shift, self._positions, self._tokens, self._grid_for(entered, shift))
 
     def _observe_cut(self, name: str, output: Any, kept: Tensor | None) -> None:
+        if in_backward():
+            return
         for watched in self._watched:
             if name in watched.operation.leaves:
                 self._observe_leaving(watched, self.model.get_submodule(name), (), output)
         if kept is not None:
             self._positions = self._kept[name] = compose(self._positions, kept)
 
+    def _layout_of(self, name: str, value: Any) -> Layout:
+        if self._structure and first_tensor(value).ndim == 3:
+            return self._structure.layout
+        return layout_of(self.model, name, value, self._image)
+
     def _grid_for(self, entered: _Entered, shift: Tensor) -> tuple[int, ...] | None:
-        if entered.grid is not None or self._image is None:
-            return entered.grid
-        if self._structure:
+        """Return the grid of the tokens, or ``None`` if it cannot be told, so that no scrambled map is drawn."""
+        if self._structure and self._image and entered.grid is None:
             return self._structure.grid((self._image[0], self._image[1]))
-        # without a backbone: the grid of so many tokens that has the proportions of the image
-        tokens = shift.shape[1]
-        rows = round(math.sqrt(tokens * self._image[0] / self._image[1]))
-        return (rows, tokens // rows) if rows and tokens % rows == 0 else None
+        if type(self.model).__name__ in UNORDERED or self._batch not in (None, len(shift)):
+            return None
+        if entered.grid is not None:
+            return entered.grid if self._image is None or has_proportions(entered.grid, self._image) else None
+        return grid_of(shift.shape[1], self._image)
 
     # --- pruning -----------------------------------------------------------------------------------------------
 
@@ -222,7 +246,8 @@ class ShiftTracker(Generic[Model]):
         Returns:
             A model of the same class with the same ``state_dict`` keys, whose parameters and buffers are those of
             the original, which is not touched. It can be compiled, exported, copied, pickled and trained. Move the
-            original to its device and dtype first.
+            original to its device and dtype first: moving either later moves weights that both use. A share that
+            comes to less than one token of a small image drops none of it.
 
         Raises:
             UnsupportedModelError: If the model cannot be pruned; the message says why.
@@ -231,9 +256,9 @@ class ShiftTracker(Generic[Model]):
 
         Source: arXiv 2508.00367, section 3.
         """
-        structure = self._structure or _structure_of(self.model, required=True)
+        structure = self._structure or structure_of(self.model, required=True)
         if structure is None:
-            raise UnsupportedModelError(_unknown(self.model, "pruned"))
+            raise UnsupportedModelError(unknown(self.model))
         if pruner is None or isinstance(pruner, str):
             chosen: Pruner = PRUNERS.get(pruner or structure.pruner)
         else:
@@ -241,17 +266,8 @@ class ShiftTracker(Generic[Model]):
         if not callable(getattr(chosen, "shorten", None)):
             raise UnknownNameError(f"{chosen!r} is no pruner: it has no method shorten. Give one of {PRUNERS.names()}.")
         parsed = Schedule.of(schedule)
-        scored = self._score if score is None or score == "shift" else resolve_score(score, "l2")
+        scored = resolve_score(score, self._score)
         return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen))
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """A site under observation: where, and in which layout (``None``: to be seen from the values)."""
-
-    name: str
-    operation: Operation
-    layout: Layout | None
 
 
 @contextmanager
@@ -268,47 +284,3 @@ class _Entered:
     def __init__(self, layout: Layout, before: Tensor, grid: tuple[int, ...] | None) -> None:
         self.layout, self.before, self.grid = layout, before, grid
         self.branches: list[Tensor] = []
-
-
-def _choose(
-    model: nn.Module, structure: Structure | None, sites: str | Iterable[str] | None, operation: str
-) -> list[_Watched]:
-    known = {site.name: site for site in structure.sites} if structure else {}
-    if sites is None:
-        if structure is None:
-            raise UnsupportedModelError(_unknown(model, "tracked by default"))
-        names = list(known)
-    else:
-        names = find_modules(model, sites)
-    watched = []
-    for name in names:
-        if structure and name in known:
-            watched.append(_Watched(name, known[name].operation(operation), structure.layout))
-        else:
-            watched.append(_Watched(name, Operation(name, (name,)), None))
-    return watched
-
-
-def _structure_of(model: nn.Module, *, required: bool) -> Structure | None:
-    """Describe a model; a refusal matters only if the description is needed, not to watch modules by name."""
-    try:
-        return find_structure(model)
-    except UnsupportedModelError:
-        if required:
-            raise
-        return None
-
-
-def _unknown(model: nn.Module, verb: str) -> str:
-    children = [name for name, _ in model.named_children()]
-    return (
-        f"{type(model).__name__} belongs to no known backbone, so it cannot be {verb}. Any model can be tracked by the "
-        f"names or globs of its modules: ShiftTracker(model, sites=...), here for example {children[:4]} or "
-        "repshift.repeated_blocks(model, images)."
-    )
-
-
-def _guess(model: nn.Module, value: Any) -> Layout:
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # timm's mark of maps with channels last
-    return guess_layout(value, prefix=prefix if isinstance(prefix, int) else 0, channels_last=channels_last)

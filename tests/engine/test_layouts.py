@@ -66,15 +66,15 @@ def test_a_feature_map_refuses_a_sequence():
 
 
 def test_layouts_are_guessed_by_the_number_of_dimensions():
-    assert guess_layout(torch.zeros(1, 2, 3), prefix=1, channels_last=False) == Sequence(1)
-    assert guess_layout(torch.zeros(1, 2, 3, 4), prefix=1, channels_last=True) == FeatureMap(True)
-    assert guess_layout(torch.zeros(1, 2, 3, 4, 5), prefix=0, channels_last=False) == FeatureMap(False)
+    assert guess_layout(torch.zeros(1, 2, 3)) == Sequence(0)
+    assert guess_layout(torch.zeros(1, 2, 3, 4)) == FeatureMap(False)
+    assert guess_layout(torch.zeros(1, 2, 3, 4, 5)) == FeatureMap(False)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (1,) * 6])
 def test_a_tensor_without_tokens_is_refused_with_its_shape(shape):
     with pytest.raises(RepresentationError) as caught:
-        guess_layout(torch.zeros(shape), prefix=0, channels_last=False)
+        guess_layout(torch.zeros(shape))
     assert f"got {shape}. Choose a module" in str(caught.value)
 
 

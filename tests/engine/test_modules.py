@@ -56,7 +56,7 @@ def test_upper_and_lower_case_differ(nested):
 
 
 def test_no_selector_at_all_is_an_error_with_examples(nested):
-    with pytest.raises(UnknownNameError, match=r"No module was named\. Give names or globs.*'blocks'"):
+    with pytest.raises(UnknownNameError, match=r"No module was named: got \[\].*names or globs"):
         find_modules(nested, [])
 
 

@@ -71,10 +71,18 @@ def test_images_that_are_no_floats_are_refused(vit, dtype):
     assert "Scale and normalise" in str(caught.value)
 
 
-def test_images_that_are_no_floats_are_refused_on_a_model_of_no_known_backbone():
-    model = Wide()
-    with ShiftTracker(model, "same"), pytest.raises(RepresentationError, match=r"torch\.uint8.*Scale and normalise"):
-        model(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+def test_a_model_that_scales_whole_numbers_itself_can_be_tracked():
+    class Scaling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images):
+            return self.layer(images / 255)
+
+    with ShiftTracker(Scaling(), "layer") as tracker:
+        tracker.model(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert tracker.maps["layer"].shape == (2, 8, 8)
 
 
 def test_images_that_are_no_floats_are_refused_by_a_pruned_model(vit):

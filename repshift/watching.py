@@ -1,0 +1,141 @@
+"""What a tracker watches: which modules, and how to read their tokens where no backbone says it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from repshift.errors import UnsupportedModelError
+from repshift.layouts import FeatureMap, Layout, Sequence, first_tensor, guess_layout
+from repshift.modules import find_modules
+from repshift.sites import Operation, Structure, find_structure
+
+# Models whose tokens do not stand in row order inside the blocks, so that a map of them would be scrambled
+UNORDERED = ("Hiera",)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A site under observation.
+
+    Attributes:
+        name: Its module, the key of what is recorded.
+        operation: Where to look.
+        layout: How its values hold tokens; ``None`` if that is to be seen from the values.
+    """
+
+    name: str
+    operation: Operation
+    layout: Layout | None
+
+
+def choose(
+    model: nn.Module, structure: Structure | None, sites: str | Iterable[str] | None, operation: str
+) -> list[Watched]:
+    """List what to watch: the blocks of a known backbone at an operation, other modules at their input and output.
+
+    Raises:
+        UnknownNameError: If a name or glob matches nothing.
+        UnsupportedModelError: If no sites are given and no backbone lists any, or a block lacks the operation.
+    """
+    known = {site.name: site for site in structure.sites} if structure else {}
+    if sites is None:
+        if structure is None:
+            raise UnsupportedModelError(unknown(model))
+        names = list(known)
+    else:
+        names = find_modules(model, sites)
+    layout = structure.layout if structure else None
+    return [
+        Watched(name, known[name].operation(operation), layout)
+        if name in known
+        else Watched(name, Operation(name, (name,)), None)
+        for name in names
+    ]
+
+
+def structure_of(model: nn.Module, *, required: bool) -> Structure | None:
+    """Describe a model; a refusal matters only if the description is needed, not to watch modules by name."""
+    try:
+        return find_structure(model)
+    except UnsupportedModelError:
+        if required:
+            raise
+        return None
+
+
+def unknown(model: nn.Module) -> str:
+    """Say what can be done with a model that no backbone matches."""
+    children = [name for name, _ in model.named_children()]
+    return (
+        f"{type(model).__name__} belongs to no known backbone: pruning serves timm's plain vision transformers so far. "
+        f"Any model can be tracked by names or globs of its modules: ShiftTracker(model, sites=...), here for example "
+        f"{children[:4]} or repshift.repeated_blocks(model, images)."
+    )
+
+
+def layout_of(model: nn.Module, name: str, value: Any, image: tuple[int, ...] | None) -> Layout:
+    """Read from a value how a module without a backbone holds tokens.
+
+    Args:
+        model: The whole model.
+        name: The module that got the value.
+        value: Its first input.
+        image: Rows and columns of the model's images, if they were seen.
+    """
+    tensor = first_tensor(value)
+    if tensor.ndim == 3:
+        # some models declare prefix tokens that join only behind the blocks: believe the number that fits the image
+        declared = _declared(model, name, "num_prefix_tokens", 0)
+        fits = [prefix for prefix in (declared, 0) if grid_of(tensor.shape[1] - prefix, image)]
+        return Sequence(fits[0] if fits else declared)
+    if tensor.ndim == 4:
+        return FeatureMap(_channels_last(model, name, tensor))
+    return guess_layout(value)
+
+
+def grid_of(tokens: int, image: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Return the rows and columns of so many tokens that have the proportions of an image (unseen: a square)."""
+    height, width = image or (1, 1)
+    rows = round(math.sqrt(max(tokens, 0) * height / width))
+    if rows and tokens % rows == 0 and has_proportions((rows, tokens // rows), image):
+        return rows, tokens // rows
+    return None
+
+
+def has_proportions(grid: tuple[int, ...], image: tuple[int, ...] | None) -> bool:
+    """Say whether a grid has the proportions of an image, but for a row or column of rounding."""
+    height, width = image or (1, 1)
+    return abs(grid[-2] * width / height - grid[-1]) <= 1
+
+
+def _declared(model: nn.Module, name: str, attribute: str, default: Any) -> Any:
+    """Look an attribute up on the innermost module around a name that has it, since models are often wrapped."""
+    path = name.split(".")
+    for end in range(len(path), -1, -1):
+        value = getattr(model.get_submodule(".".join(path[:end])), attribute, None)
+        if isinstance(value, type(default)):
+            return value
+    return default
+
+
+def _channels_last(model: nn.Module, name: str, tensor: Tensor) -> bool:
+    """Say which end of a map holds the channels: the one of the width that the module's first layer takes."""
+    width = next(filter(None, map(_width, model.get_submodule(name).modules())), None)
+    first, last = tensor.shape[1] == width, tensor.shape[-1] == width
+    if first != last:
+        return bool(last)
+    return bool(_declared(model, name, "output_fmt", "NCHW") == "NHWC")  # timm's mark
+
+
+def _width(module: nn.Module) -> int | None:
+    for attribute in ("in_features", "in_channels", "num_features", "num_channels"):
+        value = getattr(module, attribute, None)
+        if isinstance(value, int) and not list(module.children()):
+            return value
+    shape = getattr(module, "normalized_shape", None)
+    return int(shape[-1]) if shape else None
