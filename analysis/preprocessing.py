@@ -16,7 +16,10 @@ from repshift.analysis.files import read_image
 
 def data_config(model: nn.Module) -> dict[str, Any]:
     """Return timm's data configuration of a model: ``input_size``, ``mean``, ``std``, ``interpolation``, ..."""
-    return dict(resolve_model_data_config(model))
+    config: dict[str, Any] = resolve_model_data_config(model)
+    channels = config["input_size"][0]
+    # of a model built with in_chans=1, timm gives the size but three means
+    return {**config, "mean": config["mean"][:channels], "std": config["std"][:channels]}
 
 
 def load_images(model: nn.Module, paths: Iterable[Path]) -> Tensor:
@@ -64,6 +67,5 @@ def pixels(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def _statistics(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     config = data_config(model)
-    channels = images.shape[1]
-    mean, std = (torch.tensor(config[key][:channels], device=images.device).view(-1, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ("mean", "std"))
     return mean, std

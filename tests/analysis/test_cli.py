@@ -286,3 +286,31 @@ def test_demo_refuses_an_output_that_is_a_file(run, tmp_path):
     assert code == 1
     assert "error: Cannot write to taken" in err
     assert "Traceback" not in err
+
+
+def test_modules_can_be_named_instead_of_blocks(run, make_image):
+    image = make_image("a.png", 40, 40)
+    code, out, err = run("heatmap", "-m", "resnet18", "--image", image, "--sites", "layer1.*", "--sites", "layer2.1")
+    assert (code, err) == (0, "")
+    assert "heatmap.png" in out
+
+
+@pytest.mark.parametrize("option", [("--operation", "attn"), ("--residual",)])
+def test_a_model_without_a_backbone_has_no_operations_to_choose(run, make_image, option):
+    code, _, err = run("heatmap", "-m", "resnet18", "--image", make_image("a.png", 40, 40), *option)
+    assert code == 1
+    assert "resnet18 has no known backbone" in err
+    assert "Leave out --operation and --residual" in err
+
+
+def test_a_model_without_blocks_says_that_modules_can_be_named(run, make_image):
+    code, _, err = run("heatmap", "-m", "vgg11", "--image", make_image("a.png", 40, 40))
+    assert code == 1
+    assert "--sites" in err
+
+
+def test_a_model_of_one_channel_gets_grey_images(run, make_image, monkeypatch):
+    grey = load_model("tiny_vit", in_chans=1)
+    monkeypatch.setattr("repshift.loading.load_model", lambda *args, **options: grey)
+    code, _, err = run("heatmap", "-m", "tiny_vit", "--image", make_image("a.png", 90, 50))
+    assert (code, err) == (0, "")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -81,3 +82,34 @@ def test_half_an_image_is_refused(make_image):
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"photo\.jpg is not an image"):
         read_image(path)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    seen = np.asarray(read_image(tmp_path / "ramp.png"))
+    assert np.array_equal(seen[..., 0].ravel(), np.arange(256))
+
+
+def test_transparent_parts_are_white_whatever_colour_hides_there(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 255, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(read_image(tmp_path / "clear.png")).min() == 255
+
+
+def test_the_orientation_of_the_camera_is_applied(tmp_path):
+    image = Image.new("RGB", (6, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (4, 6)
+
+
+def test_floats_without_a_known_range_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "floats.tiff")
+    with pytest.raises(DataError, match=r"floats\.tiff.*range is not known.*8 or 16 bits"):
+        read_image(tmp_path / "floats.tiff")
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(DataError, match="is a folder"):
+        read_image(tmp_path)

@@ -1,6 +1,8 @@
 """Dense and differently pruned models compiled in one process each equal their own eager form."""
 
+import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -146,3 +148,42 @@ def test_the_eager_model_still_works_after_its_export(vit, images):
     expected = pruned(images)
     torch.export.export(pruned, (images,), strict=False)
     assert torch.equal(pruned(images), expected)
+
+
+@pytest.fixture
+def compile_counter():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    yield counter
+    torch._dynamo.reset()
+
+
+def run_three_times(model, images, counter):
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        return [compiled(images) for _ in range(3)]
+
+
+def test_a_pruned_model_that_never_ran_eagerly_compiles_once_and_runs_again(vit, images, compile_counter):
+    outputs = run_three_times(prune(vit, "shares"), images, compile_counter)
+    assert compile_counter.frame_count == 1
+    with torch.no_grad():
+        expected = prune(vit, "shares")(images)
+    for output in outputs:
+        torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+
+
+def test_a_copy_of_a_used_pruned_model_compiles_once(vit, images, compile_counter):
+    pruned = prune(vit, "shares")
+    pruned(images)
+    run_three_times(copy.deepcopy(pruned), images, compile_counter)
+    assert compile_counter.frame_count == 1
+
+
+def test_a_model_that_ran_in_one_thread_compiles_in_another(vit, images, compile_counter):
+    pruned = prune(vit, "shares")
+    pruned(images)
+    with ThreadPoolExecutor(1) as pool:
+        outputs = pool.submit(run_three_times, pruned, images, compile_counter).result()
+    assert compile_counter.frame_count == 1
+    torch.testing.assert_close(outputs[-1], pruned(images), atol=1e-5, rtol=0)

@@ -12,8 +12,9 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelThingsBlock
 from torch import nn
+from torch.nn.utils.prune import random_unstructured
 
-from repshift import ShiftTracker
+from repshift import ShiftTracker, UnsupportedModelError
 
 SCHEDULE = {0: 0.2, 1: 5, 2: 0.2}
 MODELS = {
@@ -199,3 +200,28 @@ def test_pruned_runs_in_inference_mode(pruned, images):
 
 def test_images_given_by_keyword_are_pruned_too(pruned, images):
     assert torch.equal(pruned(x=images), pruned(images))
+
+
+def test_a_model_with_results_left_on_it_can_be_pruned(vit, images):
+    random_unstructured(vit.blocks[0].mlp.fc1, "weight", 0.5)  # its weight is now a result
+    vit.cache = vit(images)
+    pruned = ShiftTracker(vit).prune({3: 1})
+    assert pruned(images).shape == vit.cache.shape
+
+
+def test_what_cannot_be_copied_is_named_as_the_obstacle(vit, images):
+    class Keeper:
+        def hook(self, module, args, output):
+            self.output = output
+
+    vit.blocks[0].register_forward_hook(Keeper().hook)
+    vit(images)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be copied.*hook that stores outputs.*remove it"):
+        ShiftTracker(vit).prune({0: 0.2})
+
+
+@pytest.mark.parametrize("method", ["forward_intermediates", "get_intermediate_layers"])
+def test_what_lays_tokens_out_on_the_grid_is_refused_since_some_are_gone(vit, images, method):
+    pruned = ShiftTracker(vit).prune({0: 0.75})  # 16 tokens are left, which would fit a grid of 4x4
+    with pytest.raises(UnsupportedModelError, match=f"{method}.*has dropped some.*forward_features"):
+        getattr(copy.deepcopy(pruned), method)(images)

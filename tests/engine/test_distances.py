@@ -80,3 +80,22 @@ def test_whole_numbers_are_refused_with_their_dtype(name):
 def test_an_unknown_distance_names_the_closest():
     with pytest.raises(UnknownNameError, match=r"Unknown distance 'cosin'\. Did you mean 'cosine'\?"):
         DISTANCES.get("cosin")
+
+
+def test_cosine_ranks_small_angles_as_float64_does():
+    # a layer that hardly turns its tokens: in float32, 1 - cos of these is rounding noise
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(1, 200, 64, generator=generator)
+    after = before + 1e-3 * (0.5 + torch.rand(1, 200, 1, generator=generator)) * torch.randn(
+        1, 200, 64, generator=generator
+    )
+    exact = IN_FLOAT64["cosine"](before.double(), after.double())
+    measured = DISTANCES.get("cosine")(before, after)
+    torch.testing.assert_close(measured.double(), exact, atol=0, rtol=1e-3)
+    assert set(measured[0].topk(100).indices.tolist()) == set(exact[0].topk(100).indices.tolist())
+
+
+def test_a_zero_vector_has_cosine_distance_one_to_anything():
+    zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
+    cosine = DISTANCES.get("cosine")
+    assert [cosine(a, b).item() for a, b in ((zero, one), (one, zero), (zero, zero))] == [1.0, 1.0, 1.0]
