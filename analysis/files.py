@@ -80,7 +80,7 @@ def output_file(path: Path) -> None:
         raise DataError(f"Cannot write to {path} ({error.strerror}). Give another name.") from error
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its place and move it there when it is complete; its folder is made if needed.
 
     Args:

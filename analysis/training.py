@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
@@ -158,7 +158,8 @@ class Trainer:
             self._save(epoch + 1)
         self.model.eval()
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.model.state_dict().items()}
-        write_whole(self.weights, lambda path: save_file(weights, path, metadata={"model": self.name}))
+        content = save(weights, metadata={"model": self.name})
+        write_whole(self.weights, lambda path: path.write_bytes(content))
         self.state.unlink(missing_ok=True)
         return self.model
 
