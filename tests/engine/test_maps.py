@@ -54,7 +54,7 @@ def test_a_map_of_a_dynamic_model_follows_the_image(unpositioned, grid):
 def test_a_map_holds_the_shifts_row_by_row(vit, images):
     with ShiftTracker(vit) as tracker:
         vit(images)
-    assert torch.equal(tracker.maps["blocks.1"], tracker.shifts["blocks.1"].reshape(2, 8, 8))
+    assert torch.equal(tracker.maps["blocks.1"], tracker.shifts["blocks.1"].reshape(3, 8, 8))
 
 
 def test_a_map_of_a_resnet_has_the_rows_and_columns_of_its_feature_map():
@@ -113,7 +113,7 @@ def test_modules_inside_the_blocks_of_a_pruned_model_have_maps_too(vit, images):
     pruned = ShiftTracker(vit).prune({0: 0.5})
     with ShiftTracker(pruned, "blocks.*.attn") as tracker, torch.no_grad():
         pruned(images)
-    assert [int(tracker.maps[f"blocks.{index}.attn"].isnan().sum()) for index in range(4)] == [0, 64, 64, 64]
+    assert [int(tracker.maps[f"blocks.{index}.attn"].isnan().sum()) for index in range(4)] == [0, 96, 96, 96]
 
 
 def test_maps_list_what_was_recorded(vit, images):

@@ -42,7 +42,7 @@ def test_a_vit_is_tracked_at_its_blocks_by_default(vit, images):
     with ShiftTracker(vit) as tracker:
         vit(images)
     assert list(tracker.shifts) == [f"blocks.{index}" for index in range(4)]
-    assert {tuple(shift.shape) for shift in tracker.shifts.values()} == {(2, 64)}
+    assert {tuple(shift.shape) for shift in tracker.shifts.values()} == {(3, 64)}
 
 
 def test_attention_is_tracked_by_glob_across_its_own_input_and_output(vit, images):
@@ -155,7 +155,7 @@ def test_a_video_has_maps_of_frames_rows_and_columns():
 def test_a_distance_can_be_a_function(vit, images):
     with ShiftTracker(vit, distance=lambda before, after: after.sum(-1) * 0 + 7) as tracker:
         vit(images)
-    assert torch.equal(tracker.shifts["blocks.1"], torch.full((2, 64), 7.0))
+    assert torch.equal(tracker.shifts["blocks.1"], torch.full((3, 64), 7.0))
 
 
 def test_shifts_carry_no_gradient(vit, images):

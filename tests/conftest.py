@@ -1,4 +1,4 @@
-"""Small vision transformers whose scores are far from degenerate, shared by the contracts."""
+"""Small vision transformers whose scores are far from degenerate, shared by all tests."""
 
 import pytest
 import torch
@@ -24,13 +24,15 @@ def _build_vit(model_class=VisionTransformer, **options):
     return model
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    threads = torch.get_num_threads()
+    """The models are tiny: threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
