@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from repshift.errors import CheckpointError
+from repshift.errors import CheckpointError, first_line
 
 
 def shipped_weights(name: str) -> Path:
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             ) from error
         raise CheckpointError(
             f"{path} is not a readable checkpoint: it may be damaged, incomplete or of another kind. Copy or download "
-            f"it again. ({type(error).__name__}: {_first_line(error)})"
+            f"it again. ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
@@ -91,7 +91,3 @@ def _read(path: Path) -> dict[str, Tensor]:
             "Save model.state_dict()."
         )
     return dict(weights)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no details")

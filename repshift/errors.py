@@ -29,3 +29,8 @@ class CheckpointError(RepshiftError, ValueError):
 
 class DataError(RepshiftError, ValueError):
     """Data that cannot be read or does not have the expected form."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, to be quoted in one of ours."""
+    return next(iter(str(error).splitlines()), "no details")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift.errors import CheckpointError, UnknownNameError
+from repshift.errors import CheckpointError, UnknownNameError, first_line
 from repshift.registry import Registry, suggest
 
 # The embedded models, whose weights ship with the package
@@ -79,10 +79,10 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
     except Exception as error:
         if not (pretrained or source):
             raise
-        reason = next(iter(str(error).splitlines()), "no details")
         raise CheckpointError(
-            f"The weights of {name} could not be had ({type(error).__name__}: {reason}). Without a network, download "
-            "them elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained out."
+            f"The weights of {name} could not be had ({type(error).__name__}: {first_line(error)}). Without a network, "
+            "download them elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained "
+            "out."
         ) from error
     return model
 

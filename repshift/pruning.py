@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from repshift.errors import UnsupportedModelError
+from repshift.errors import UnsupportedModelError, first_line
 from repshift.hooks import detach_copies
 from repshift.layouts import first_argument
 from repshift.modules import refuse_compiled
@@ -98,7 +98,7 @@ def share_weights(model: Model) -> Model:
         if "deepcopy" not in str(error) and "pickle" not in str(error):
             raise
         raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}). Something attached to it, often "
+            f"{type(model).__name__} cannot be copied ({first_line(error)}). Something attached to it, often "
             "a hook that stores outputs, is in the way: remove it, prune, and attach it again."
         ) from error
     detach_copies(shared)

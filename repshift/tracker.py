@@ -95,6 +95,8 @@ class ShiftTracker(Generic[Model]):
         self._score = resolve_score(None, distance)
         self._structure = structure_of(model, required=sites is None)
         self._watched = choose(model, self._structure, sites, operation)
+        # anywhere inside, since models are often wrapped
+        self._unordered = any(type(module).__name__ in UNORDERED for module in model.modules())
         self._stack: ExitStack | None = None
         self._clear()
 
@@ -220,7 +222,7 @@ class ShiftTracker(Generic[Model]):
         """Return the grid of the tokens, or ``None`` if it cannot be told, so that no scrambled map is drawn."""
         if self._structure and self._image and entered.grid is None:
             return self._structure.grid((self._image[0], self._image[1]))
-        if type(self.model).__name__ in UNORDERED or self._batch not in (None, len(shift)):
+        if self._unordered or self._batch not in (None, len(shift)):
             return None
         if entered.grid is not None:
             return entered.grid if self._image is None or has_proportions(entered.grid, self._image) else None

@@ -85,9 +85,10 @@ def test_windows_folded_into_the_batch_have_shifts_but_no_map():
 
 def test_tokens_out_of_row_order_have_no_map():
     hiera = timm.create_model("hiera_tiny_224", embed_dim=16, num_heads=1, stages=(1, 1, 1, 1)).eval()
-    tracker = tracked(hiera, "blocks.0", torch.randn(1, 3, 224, 224))
-    with pytest.raises(RepresentationError, match="no known rows and columns"):
-        tracker.maps["blocks.0"]
+    for model, site in ((hiera, "blocks.0"), (nn.Sequential(hiera), "0.blocks.0")):
+        tracker = tracked(model, site, torch.randn(1, 3, 224, 224))
+        with pytest.raises(RepresentationError, match="no known rows and columns"):
+            tracker.maps[site]
 
 
 def test_a_prefix_that_is_declared_but_not_there_yet_costs_no_token():
