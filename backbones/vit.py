@@ -8,6 +8,7 @@ from torch import nn
 
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import Sequence
+from repshift.modules import has_class
 from repshift.sites import Operation, Site, Structure
 
 JOINT = "its attention and MLP share one branch with one residual, so neither has a change of its own"
@@ -23,10 +24,7 @@ class VisionTransformer:
 
     def matches(self, model: nn.Module) -> bool:
         """Recognise the class by its name, so that timm need not be imported for other models."""
-        return any(
-            cls.__module__ == "timm.models.vision_transformer" and cls.__name__ == "VisionTransformer"
-            for cls in type(model).__mro__
-        )
+        return has_class(model, "timm.models.vision_transformer.VisionTransformer")
 
     def structure(self, model: Any) -> Structure:
         """List the blocks and where their operations can be watched.

@@ -33,7 +33,6 @@ def tiny_vit(*, pretrained: bool = False, **options: Any) -> nn.Module:
         pretrained: Load the shipped weights (Cluttered MNIST; see ``weights/tiny_vit.md``).
         **options: Passed on to :class:`timm.models.VisionTransformer`.
     """
-    from timm.layers import to_2tuple
     from timm.layers.hybrid_embed import HybridEmbed
     from timm.models import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
@@ -49,13 +48,73 @@ def tiny_vit(*, pretrained: bool = False, **options: Any) -> nn.Module:
     } | options
     stem = ConvStem(in_chans=settings["in_chans"], depth=3, channels=(16, 32, 48), stride=(2, 2, 1))
     model: nn.Module = VisionTransformer(**({"embed_layer": partial(HybridEmbed, backbone=stem)} | settings))
-    rows, columns = to_2tuple(settings["img_size"])
+    return _finished("tiny_vit", model, settings, pretrained)
+
+
+def tiny_resnet(*, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Build the embedded residual network: four stages of two basic blocks, 32 x 32 positions of 16 channels at first.
+
+    The stem halves the image once and does not pool, as is usual for small images, so that the first stages have lines
+    to lose.
+
+    Args:
+        pretrained: Load the shipped weights (Cluttered MNIST; see ``weights/tiny_resnet.md``).
+        **options: Passed on to :class:`timm.models.ResNet`.
+    """
+    from timm.models.resnet import BasicBlock, ResNet
+
+    settings: dict[str, Any] = {
+        "block": BasicBlock,
+        "layers": (2, 2, 2, 2),
+        "channels": (16, 32, 64, 128),
+        "stem_type": "deep",
+        "stem_width": 8,
+        "in_chans": 3,
+        "num_classes": 10,
+    } | options
+    model = ResNet(**settings)
+    model.maxpool = nn.Identity()
+    return _finished("tiny_resnet", model, settings, pretrained)
+
+
+def tiny_vim(*, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Build the embedded state space model: 64 patch tokens, a class token among them, 6 layers of 48 channels.
+
+    A convolutional stem of stride 8 replaces the patch embedding, for the reason given in :func:`tiny_vit`.
+
+    Args:
+        pretrained: Load the shipped weights (Cluttered MNIST; see ``weights/tiny_vim.md``).
+        **options: Passed on to :class:`repshift.backbones.vim_model.VisionMamba`.
+    """
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    from repshift.backbones.vim_model import VisionMamba
+
+    settings: dict[str, Any] = {
+        "img_size": 64,
+        "patch_size": 1,
+        "in_chans": 3,
+        "num_classes": 10,
+        "embed_dim": 48,
+        "depth": 6,
+        "d_state": 8,
+    } | options
+    stem = ConvStem(in_chans=settings["in_chans"], depth=3, channels=(16, 32, 48), stride=(2, 2, 2))
+    model = VisionMamba(**({"embed_layer": partial(HybridEmbed, backbone=stem)} | settings))
+    return _finished("tiny_vim", model, settings, pretrained)
+
+
+def _finished(name: str, model: nn.Module, settings: dict[str, Any], pretrained: bool) -> nn.Module:
+    """Tell timm how to preprocess, and load the shipped weights if they are wanted."""
+    from timm.layers import to_2tuple
+
     model.pretrained_cfg = {  # type: ignore[assignment]
         **CLUTTERED_MNIST,
-        "architecture": "tiny_vit",
-        "input_size": (settings["in_chans"], rows, columns),
+        "architecture": name,
+        "input_size": (settings["in_chans"], *to_2tuple(settings.get("img_size", 64))),
         "num_classes": settings["num_classes"],
     }
     if pretrained:
-        load_weights(model, shipped_weights("tiny_vit"))
+        load_weights(model, shipped_weights(name))
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,14 @@ class TokenLayout(Layout, Protocol):
 
     def keep(self, value: Any, kept: Tensor) -> Any:
         """Return the value with only the ``kept`` tokens, ``(batch, kept)`` ascending, and every prefix token."""
+        ...
+
+
+class MapLayout(Layout, Protocol):
+    """A layout on rows and columns, which lose whole lines so that a map is left."""
+
+    def arrange(self, value: Any, kept: Tensor, grid: tuple[int, int]) -> Any:
+        """Return the value with the ``kept`` positions, row by row of the new ``grid``."""
         ...
 
 
@@ -67,14 +75,111 @@ class Sequence:
             value: ``(batch, prefix + tokens, channels)``.
             kept: ``(batch, kept)`` int64 positions among the tokens behind the prefix.
         """
-        batch, length, channels = value.shape
         positions = kept + self.prefix
         if self.prefix:
-            prefix = torch.arange(self.prefix, device=kept.device).expand(batch, -1)
+            prefix = torch.arange(self.prefix, device=kept.device).expand(value.shape[0], -1)
             positions = torch.cat([prefix, positions], dim=1)
-        # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
-        rows = positions + length * torch.arange(batch, device=kept.device).unsqueeze(1)
-        return value.flatten(0, 1).index_select(0, rows.flatten()).view(batch, positions.shape[1], channels)
+        return select(value, positions)
+
+
+@dataclass(frozen=True)
+class ResidualPair:
+    """A tuple ``(hidden, residual, ...)`` of ``(batch, length, channels)``: a layer's change, and what it is added to.
+
+    As in state space models: the next layer adds both. Class and register tokens are protected: never scored, never
+    dropped. They stand at the head, or the tuple says where in a field ``protected``, ``(batch, number)`` int64, for
+    each image by itself, because pruning may take different numbers of tokens before them.
+
+    Attributes:
+        prefix: How many protected tokens stand at the head, where the tuple does not say it.
+        part: Which tokens are read: those of ``"hidden"``, of the ``"residual"``, or their ``"sum"``.
+    """
+
+    prefix: int = 0
+    part: Literal["hidden", "residual", "sum"] = "hidden"
+
+    def tokens(self, value: Any) -> Tensor:
+        """Return the tokens that are not protected, ``(batch, tokens, channels)``.
+
+        Raises:
+            RepresentationError: If the value holds no such tokens.
+        """
+        tensor = self._read(value)
+        if (protected := getattr(value, "protected", None)) is None:
+            return Sequence(self.prefix).tokens(tensor)
+        return select(tensor, _others(protected, tensor.shape[1]))
+
+    def grid(self, value: Any) -> None:
+        """Return ``None``: a sequence does not tell its rows and columns."""
+        return None
+
+    def positions(self, value: Any, kept: Tensor) -> Tensor:
+        """Say where the kept and the protected tokens stand.
+
+        Args:
+            value: See the class.
+            kept: ``(batch, kept)`` int64 positions among the tokens that are not protected, ascending.
+
+        Returns:
+            ``(batch, kept + protected)`` positions in the sequence, ascending.
+        """
+        hidden: Tensor = value[0]
+        if (protected := getattr(value, "protected", None)) is None:
+            protected = torch.arange(self.prefix, device=kept.device).expand(hidden.shape[0], -1)
+        chosen = _others(protected, hidden.shape[1]).gather(1, kept)
+        return torch.cat([protected, chosen], dim=1).sort(dim=1).values
+
+    def keep(self, value: Any, kept: Tensor) -> Any:
+        """Return the tuple with only the kept and the protected tokens, in their order, of everything it holds."""
+        positions = self.positions(value, kept)
+        length = value[0].shape[1]
+
+        def shortened(part: Any) -> Any:
+            if isinstance(part, tuple):
+                return tuple(map(shortened, part))
+            whole = isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == length
+            return select(part, positions) if whole else part
+
+        parts = [shortened(part) for part in value]
+        remade = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if (protected := getattr(value, "protected", None)) is None:
+            return remade
+        return remade._replace(protected=(positions.unsqueeze(2) < protected.unsqueeze(1)).sum(1))
+
+    def _read(self, value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        if not isinstance(value, tuple) or len(value) < 2 or not isinstance(value[0], Tensor):
+            raise RepresentationError(
+                f"Expected a tuple (hidden, residual), got {type(value).__name__}. Choose a module that passes it on."
+            )
+        hidden, residual = value[0], value[1]
+        if self.part == "hidden" or residual is None:  # the first layer starts from the embedding alone
+            return hidden
+        kept: Tensor = residual
+        return kept if self.part == "residual" else kept + hidden
+
+
+def select(value: Tensor, positions: Tensor) -> Tensor:
+    """Take tokens out of a sequence.
+
+    Args:
+        value: ``(batch, length, channels)``.
+        positions: ``(batch, number)`` int64, for each image its own.
+
+    Returns:
+        ``(batch, number, channels)``.
+    """
+    batch, length, channels = value.shape
+    # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
+    rows = positions + length * torch.arange(batch, device=positions.device).unsqueeze(1)
+    return value.flatten(0, 1).index_select(0, rows.flatten()).view(batch, positions.shape[1], channels)
+
+
+def _others(positions: Tensor, length: int) -> Tensor:
+    """Return all positions of a sequence but the given ones, ``(batch, length - number)`` ascending."""
+    taken = torch.zeros(positions.shape[0], length, dtype=torch.uint8, device=positions.device).scatter(1, positions, 1)
+    return taken.argsort(dim=1, stable=True)[:, : length - positions.shape[1]]
 
 
 @dataclass(frozen=True)
@@ -95,6 +200,29 @@ class FeatureMap:
         """Return ``(rows, columns)`` or ``(frames, rows, columns)``."""
         shape = self._checked(value).shape
         return tuple(shape[1:-1] if self.channels_last else shape[2:])
+
+    def arrange(self, value: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Lay kept positions out as a smaller map.
+
+        Args:
+            value: A map of rows and columns, without frames.
+            kept: ``(batch, rows * columns)`` int64: for each position of the new map in row-major order, which of the
+                old one stands there.
+            grid: Rows and columns of the new map.
+
+        Returns:
+            The new map; where the channels lie together in memory, they still do.
+        """
+        if value.ndim != 4:
+            raise RepresentationError(
+                f"Lines are dropped from maps of rows and columns, got {tuple(value.shape)}. Choose another pruner."
+            )
+        if self.channels_last:
+            return select(value.flatten(1, 2), kept).unflatten(1, grid)
+        if value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous():
+            return select(value.permute(0, 2, 3, 1).flatten(1, 2), kept).unflatten(1, grid).permute(0, 3, 1, 2)
+        chosen = kept.unsqueeze(1).expand(-1, value.shape[1], -1)
+        return value.flatten(2).gather(2, chosen).unflatten(2, grid)
 
     @staticmethod
     def _checked(value: Any) -> Tensor:

@@ -11,7 +11,7 @@ from repshift.errors import CheckpointError, UnknownNameError, first_line
 from repshift.registry import Registry, suggest
 
 # The embedded models, whose weights ship with the package
-ZOO = {"tiny_vit": "repshift.backbones.zoo:tiny_vit"}
+ZOO = {name: f"repshift.backbones.zoo:{name}" for name in ("tiny_vit", "tiny_resnet", "tiny_vim")}
 # All models that are not timm's, by name
 MODELS = Registry("model", ZOO)
 

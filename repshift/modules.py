@@ -50,6 +50,14 @@ def _matches(name: str, selector: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
+def has_class(model: nn.Module, *names: str) -> bool:
+    """Say whether a model's class or one that it inherits from has one of these full names.
+
+    Names, so that no library need be imported to recognise models of another.
+    """
+    return any(f"{cls.__module__}.{cls.__qualname__}" in names for cls in type(model).__mro__)
+
+
 def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
     """Find the blocks of a model that no backbone describes, by running it once.
 

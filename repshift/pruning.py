@@ -21,7 +21,7 @@ from repshift.errors import UnsupportedModelError, first_line
 from repshift.hooks import detach_copies
 from repshift.layouts import first_argument
 from repshift.modules import refuse_compiled
-from repshift.pruners import Pruner
+from repshift.pruners import Pruner, check_layout
 from repshift.roles import Cut, Measure, Relay, Remember, RequireFloat, Role
 from repshift.schedules import Schedule
 from repshift.scores import Score
@@ -36,7 +36,7 @@ class Pruning:
 
     Attributes:
         schedule: How many tokens go after which block.
-        operation: Which change is scored: ``attn``, ``mlp`` or ``block``.
+        operation: Which change is scored, by a name in :data:`repshift.sites.OPERATIONS`.
         score: Turns the tokens before and after the operation into scores.
         residual: Whether ``after`` includes what the operation adds to, or is its branch alone.
         pruner: Takes away what scores lowest.
@@ -61,7 +61,8 @@ def prune(model: Model, structure: Structure, pruning: Pruning) -> Model:
         raise UnsupportedModelError(
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
-    pruning.schedule.check(len(structure.sites), structure.tokens)
+    check_layout(pruning.pruner, structure.layout, type(model).__name__, structure.pruner)
+    pruning.schedule.check(len(structure.sites), structure.tokens, structure.unit)
     roles = _assign_roles(structure, pruning)
     _require_own_forward(model, roles)
     pruned = share_weights(model)
@@ -183,15 +184,16 @@ def _assign_roles(structure: Structure, pruning: Pruning) -> dict[str, list[Role
         site = structure.sites[block]
         operation = site.operation(pruning.operation)
         relay = Relay()
-        roles.setdefault(operation.enters, []).append(Remember(relay, layout))
+        before, after = operation.before or layout, operation.after or layout
+        roles.setdefault(operation.enters, []).append(Remember(relay, before, operation.from_output))
         for leaving in operation.leaves:
             measure = Measure(
                 relay,
-                layout,
+                after,
                 pruning.score,
                 add_before=pruning.residual and not operation.on_stream,
                 last=leaving == operation.leaves[-1],
             )
             roles.setdefault(leaving, []).append(measure)
-        roles.setdefault(site.name, []).append(Cut(relay, layout, pruning.pruner, drop))
+        roles.setdefault(site.name, []).append(Cut(relay, layout, pruning.pruner, drop, site.least))
     return roles

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from repshift.errors import RepresentationError, UnknownNameError
+from repshift.origins import Origin
 from repshift.registry import suggest
 from repshift.selection import restore
 
@@ -27,11 +28,10 @@ class Records(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class Record:
-    """A shift, with what is needed to lay it out as a map."""
+    """A shift, with what is needed to lay it out as a map: where its tokens stood, and on which grid."""
 
     shift: Tensor
-    positions: Tensor | None
-    tokens: int | None
+    origin: Origin
     grid: tuple[int, ...] | None
 
 
@@ -45,9 +45,9 @@ class Maps(Mapping[str, Tensor]):
         if name not in self._records:
             return Records({known: record.shift for known, record in self._records.items()})[name]
         record = self._records[name]
-        shift = record.shift
-        if record.positions is not None and record.tokens is not None:
-            shift = restore(shift, record.positions, record.tokens)
+        shift, origin = record.shift, record.origin
+        if origin.positions is not None and origin.tokens is not None:
+            shift = restore(shift, origin.positions, origin.tokens)
         if record.grid is None or math.prod(record.grid) != shift.shape[1]:
             raise RepresentationError(
                 f"The {shift.shape[1]} tokens of {name!r} have no known rows and columns"

@@ -10,14 +10,14 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
-from repshift.errors import RepresentationError
-from repshift.layouts import TokenLayout
+from repshift.errors import RepresentationError, ScheduleError
+from repshift.layouts import Layout
 from repshift.pruners import Pruner
 from repshift.schedules import Drop
 from repshift.scores import Score, apply_score
 
-# Called with what a block returned before it was shortened, and the kept positions (None: all)
-Observer: TypeAlias = Callable[[Any, Tensor | None], None]
+# Called with what a block returned, what is left of it, and the kept positions (None: all)
+Observer: TypeAlias = Callable[[Any, Any, Tensor | None], None]
 
 
 class Relay(threading.local):
@@ -82,14 +82,22 @@ class RequireFloat(_Bystander):
 
 @dataclass(frozen=True)
 class Remember(_Bystander):
-    """Remembers the tokens that enter the operation."""
+    """Remembers the tokens that enter the operation: what a module takes, or what it returns."""
 
     relay: Relay
-    layout: TokenLayout
+    layout: Layout
+    from_output: bool = False
 
     def enter(self, value: Any) -> None:
-        """Remember ``x``."""
-        self.relay.before = self.layout.tokens(value).detach()
+        """Remember ``x`` if the module takes it."""
+        if not self.from_output:
+            self.relay.before = self.layout.tokens(value).detach()
+
+    def leave(self, output: Any) -> Any:
+        """Remember ``x`` if the module returns it."""
+        if self.from_output:
+            self.relay.before = self.layout.tokens(output).detach()
+        return output
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Measure(_Bystander):
     """Scores the tokens that leave the operation; of several parallel branches, the last one scores their sum."""
 
     relay: Relay
-    layout: TokenLayout
+    layout: Layout
     score: Score
     add_before: bool
     last: bool
@@ -121,13 +129,15 @@ class Cut(_Bystander):
     """Shortens what the block returns.
 
     Attributes:
+        least: How many rows and columns of a map must be left for the strides behind.
         observers: Called at every forward; only a tracker sets them, and only while it is attached.
     """
 
     relay: Relay
-    layout: TokenLayout
+    layout: Layout
     pruner: Pruner
     drop: Drop
+    least: int = 1
     observers: tuple[Observer, ...] = field(default=(), repr=False, compare=False)
 
     def leave(self, output: Any) -> Any:
@@ -139,9 +149,17 @@ class Cut(_Bystander):
                 "modules it is described by; choose operation='block'."
             )
         shortened, kept = self.pruner.shorten(output, scores, self.drop, self.layout)
+        self._require_lines(self.layout.grid(output), self.layout.grid(shortened))
         for observe in self.observers:
-            observe(output, kept)
+            observe(output, shortened, kept)
         return shortened
+
+    def _require_lines(self, before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> None:
+        if before and after and min(after) < self.least and after != before:
+            raise ScheduleError(
+                f"Dropping {self.drop} of a map of {before} leaves {after} rows and columns, but the strides behind it "
+                f"need at least {self.least}. Drop less there, or give larger images."
+            )
 
     def close(self) -> None:
         """Leave nothing of this forward behind."""

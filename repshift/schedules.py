@@ -68,24 +68,25 @@ class Schedule:
             return cls(dict(enumerate(read)), len(read))
         raise ScheduleError(f"A schedule cannot be a {type(schedule).__name__}: {schedule!r}. {FORMS}")
 
-    def check(self, blocks: int, tokens: int | None) -> None:
+    def check(self, blocks: int, tokens: int | None, unit: str = "block") -> None:
         """Check that the schedule fits a model.
 
         Args:
-            blocks: How many blocks the model has.
+            blocks: How many blocks, stages or layers the model has.
             tokens: How many prunable tokens it starts with; ``None`` if that depends on the input.
+            unit: What they are called.
 
         Raises:
             ScheduleError: If a list has the wrong length, a block does not exist, fewer than one token would stay,
                 or the schedule comes to dropping no token at all.
         """
         if self.entries is not None and self.entries != blocks:
-            raise ScheduleError(f"The schedule has {self.entries} entries, the model has {blocks} blocks. {FORMS}")
+            raise ScheduleError(f"The schedule has {self.entries} entries, the model has {blocks} {unit}s. {FORMS}")
         for block in self.drops:
             if block >= blocks:
                 raise ScheduleError(
-                    f"The schedule drops at block {block}, the model's blocks are 0 to {blocks - 1} "
-                    "(counted from zero). Leave that entry out or choose another block."
+                    f"The schedule drops at {unit} {block}, the model's {unit}s are 0 to {blocks - 1} "
+                    f"(counted from zero). Leave that entry out or choose another {unit}."
                 )
         if tokens is not None and self.kept(tokens)[max(self.drops)] == tokens:
             raise ScheduleError(
@@ -116,11 +117,11 @@ class Schedule:
         return ";".join(f"{drop}@{','.join(map(str, blocks))}" for drop, blocks in blocks_of.items())
 
 
-def dropped_count(tokens: int, drop: Drop, where: str) -> int:
-    """Say how many of ``tokens`` a drop takes: the count itself, or the floor of the share.
+def dropped_count(tokens: int, drop: Drop, where: str, unit: str = "tokens") -> int:
+    """Say how many of ``tokens`` (or rows, or columns) a drop takes: the count itself, or the floor of the share.
 
     Raises:
-        ScheduleError: If fewer than one token would stay.
+        ScheduleError: If fewer than one would stay.
 
     Source: arXiv 2508.00367, tables: 196 -> 157 -> 126 -> 101 patches at 20 %.
     """
@@ -128,7 +129,7 @@ def dropped_count(tokens: int, drop: Drop, where: str) -> int:
     count = math.floor(drop * tokens + 1e-9) if isinstance(drop, float) else drop
     if count > tokens - 1:
         raise ScheduleError(
-            f"Dropping {drop} at {where} leaves fewer than one of the {tokens} tokens there. Drop at most {tokens - 1}."
+            f"Dropping {drop} at {where} leaves fewer than one of the {tokens} {unit} there. Drop at most {tokens - 1}."
         )
     return count
 

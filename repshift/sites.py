@@ -9,10 +9,10 @@ from typing import Protocol
 from torch import nn
 
 from repshift.errors import UnknownNameError, UnsupportedModelError
-from repshift.layouts import TokenLayout
+from repshift.layouts import Layout
 from repshift.registry import Registry, suggest
 
-OPERATIONS = ("attn", "mlp", "block")
+OPERATIONS = ("attn", "mlp", "block", "stage", "mixer")
 
 
 @dataclass(frozen=True)
@@ -20,30 +20,38 @@ class Operation:
     """Where one operation ``F`` of a block can be watched, by module names.
 
     Attributes:
-        enters: Its first input is ``x``, the representation that the operation starts from.
+        enters: What it takes first is ``x``, the representation that the operation starts from.
         leaves: Their outputs, added up, are what the operation yields.
         on_stream: Whether that already contains the residual (``D(y, x)`` of a whole block) or is ``F(x)`` alone,
             what is added to the stream: after LayerScale, post-norm and drop-path.
+        from_output: ``x`` is what ``enters`` returns instead of what it takes, as behind a shortcut.
+        before: How ``x`` is held, if not as between the blocks.
+        after: How what leaves is held, if not as between the blocks.
     """
 
     enters: str
     leaves: tuple[str, ...]
     on_stream: bool = False
+    from_output: bool = False
+    before: Layout | None = None
+    after: Layout | None = None
 
 
 @dataclass(frozen=True)
 class Site:
-    """One block: its operations, and the module after which tokens can go.
+    """One block, stage or layer: its operations, and the module after which tokens can go.
 
     Attributes:
         name: The block's module name; its output is what is shortened.
-        operations: What can be watched, by the paper's names ``attn``, ``mlp``, ``block``.
+        operations: What can be watched, by the names in :data:`OPERATIONS`.
         absent: Why an operation is missing.
+        least: Of a feature map, how many rows and columns must be left for the strides behind it.
     """
 
     name: str
     operations: Mapping[str, Operation]
     absent: Mapping[str, str] = field(default_factory=dict)
+    least: int = 1
 
     def operation(self, name: str) -> Operation:
         """Return an operation of this block.
@@ -54,10 +62,11 @@ class Site:
         """
         if name in self.operations:
             return self.operations[name]
-        if name in self.absent:
+        if name in OPERATIONS:
+            choice = " or ".join(repr(known) for known in self.operations)
             raise UnsupportedModelError(
-                f"{self.name} has no operation {name!r} to watch: {self.absent[name]}. "
-                f"Choose operation={' or '.join(repr(known) for known in self.operations)}."
+                f"{self.name} has no operation {name!r} to watch: {self.absent.get(name, 'it is built otherwise')}. "
+                f"Choose {f'operation={choice}' if choice else 'another block'}."
             )
         raise UnknownNameError(f"Unknown operation {name!r}. {suggest(name, OPERATIONS)}")
 
@@ -70,19 +79,26 @@ class Structure:
         sites: Its blocks in order; a schedule counts them from zero.
         layout: How values between the blocks hold tokens.
         embedding: Name of the module that turns images into tokens; its first input is the images.
-        grid: Rows and columns of the tokens for images of so many pixels (rows, columns).
+        grid: Rows and columns of the tokens for images of so many pixels (rows, columns); ``None`` if the values
+            themselves tell them.
         tokens: How many prunable tokens there are, or ``None`` if that depends on the input.
+        operation: The one that is watched unless another is asked for.
         pruner: Name of the pruner that suits the layout.
+        unit: What the sites are called in this kind of model.
+        parts: Further modules that are watched in a way of their own, though nothing is dropped behind them.
         grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model refuses them,
             because the tokens that are left may happen to fit another grid.
     """
 
     sites: tuple[Site, ...]
-    layout: TokenLayout
+    layout: Layout
     embedding: str
-    grid: Callable[[tuple[int, int]], tuple[int, int]]
+    grid: Callable[[tuple[int, int]], tuple[int, int]] | None
     tokens: int | None
+    operation: str = "mlp"
     pruner: str = "tokens"
+    unit: str = "block"
+    parts: Mapping[str, Operation] = field(default_factory=dict)
     grid_methods: tuple[str, ...] = ()
 
 
@@ -102,7 +118,15 @@ class Backbone(Protocol):
         ...
 
 
-BACKBONES = Registry("backbone", {"vit": "repshift.backbones.vit:VIT"})
+BACKBONES = Registry(
+    "backbone",
+    {
+        "vit": "repshift.backbones.vit:VIT",
+        "resnet": "repshift.backbones.resnet:RESNET",
+        "convnet": "repshift.backbones.convnet:CONVNET",
+        "vim": "repshift.backbones.vim:VIM",
+    },
+)
 
 
 def find_structure(model: nn.Module) -> Structure | None:

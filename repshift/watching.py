@@ -42,20 +42,44 @@ def choose(
         UnknownNameError: If a name or glob matches nothing.
         UnsupportedModelError: If no sites are given and no backbone lists any, or a block lacks the operation.
     """
-    known = {site.name: site for site in structure.sites} if structure else {}
-    if sites is None:
-        if structure is None:
+    if structure is None:
+        if sites is None:
             raise UnsupportedModelError(unknown(model))
-        names = list(known)
-    else:
-        names = find_modules(model, sites)
-    layout = structure.layout if structure else None
-    return [
-        Watched(name, known[name].operation(operation), layout)
-        if name in known
-        else Watched(name, Operation(name, (name,)), None)
-        for name in names
-    ]
+        return [Watched(name, Operation(name, (name,)), None) for name in find_modules(model, sites)]
+    known = {site.name: site for site in structure.sites}
+    if sites is None:
+        # some stages may lack what all others have; if none has it, asking the first one says why
+        having = [site for site in known.values() if operation in site.operations] or list(known.values())[:1]
+        return [Watched(site.name, site.operation(operation), structure.layout) for site in having]
+    watched = []
+    for name in find_modules(model, sites):
+        if name in known:
+            watched.append(Watched(name, known[name].operation(operation), structure.layout))
+        elif name in structure.parts:
+            watched.append(Watched(name, structure.parts[name], structure.layout))
+        else:
+            watched.append(Watched(name, Operation(name, (name,)), None))
+    return watched
+
+
+def choose_operation(structure: Structure | None, operation: str | None, reference: str | None) -> str:
+    """Settle which operation is watched: the one asked for, or the model's own.
+
+    Raises:
+        UnsupportedModelError: If a reference is given for a model without stages, or beside another operation.
+    """
+    if reference is not None:
+        if structure is None or structure.operation != "stage" or reference not in ("stage", "block"):
+            raise UnsupportedModelError(
+                f"Got reference={reference!r}: the stages of a convolutional network are compared with 'stage' or "
+                "'block', other models have no such choice. Leave reference out, or choose operation."
+            )
+        if operation not in (None, reference):
+            raise UnsupportedModelError(
+                f"Got operation={operation!r} and reference={reference!r}, which contradict each other. Give one."
+            )
+        return reference
+    return operation or (structure.operation if structure else "block")
 
 
 def structure_of(model: nn.Module, *, required: bool) -> Structure | None:

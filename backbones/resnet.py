@@ -1,0 +1,33 @@
+"""The residual networks of timm and torchvision: basic and bottleneck blocks, wide, ResNeXt, SE, resnet-d and more."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from repshift.backbones.stages import Stage, shortcut, staged
+from repshift.modules import has_class
+from repshift.sites import Structure
+
+
+class ResNet:
+    """Models built on :class:`timm.models.ResNet` or :class:`torchvision.models.ResNet`: four stages of blocks.
+
+    The convolutions behind a stage take a map of any size, so rows and columns can go. See
+    :func:`repshift.backbones.stages.staged` for what is compared.
+    """
+
+    def matches(self, model: nn.Module) -> bool:
+        """Recognise the classes by their names, so that neither library need be imported for other models."""
+        return has_class(model, "timm.models.resnet.ResNet", "torchvision.models.resnet.ResNet")
+
+    def structure(self, model: nn.Module) -> Structure:
+        """List the four stages."""
+        stages = []
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            blocks = tuple(f"{name}.{index}" for index, _ in model.get_submodule(name).named_children())
+            start = shortcut(model, blocks[0]) if blocks else None
+            stages.append(Stage(name, units=blocks, blocks=blocks, start=start))
+        return staged(model, stages, embedding="conv1")
+
+
+RESNET = ResNet()

@@ -1,0 +1,50 @@
+"""Vision Mamba, as repshift builds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from repshift.layouts import ResidualPair
+from repshift.modules import has_class
+from repshift.sites import Operation, Site, Structure
+
+ONE_BRANCH = "a state space layer has one branch, its mixer"
+
+
+class VisionMamba:
+    """Models built on :class:`repshift.backbones.vim_model.VisionMamba`.
+
+    A layer's hidden values are the change that it makes to the residual stream, so both sides of the score are read
+    from what it returns. Any patch can go: positions are added before the layers, the scans take any length, and the
+    class token is found again by its place, which travels with the values.
+    """
+
+    def matches(self, model: nn.Module) -> bool:
+        """Recognise the class by its name."""
+        return has_class(model, "repshift.backbones.vim_model.VisionMamba")
+
+    def structure(self, model: Any) -> Structure:
+        """List the layers."""
+        embedding = model.patch_embed
+        return Structure(
+            sites=tuple(_site(f"layers.{index}") for index in range(len(model.layers))),
+            layout=ResidualPair(),
+            embedding="patch_embed",
+            grid=lambda image: embedding.grid_size,
+            tokens=embedding.num_patches,
+            operation="mixer",
+            pruner="sequence",
+            unit="layer",
+        )
+
+
+VIM = VisionMamba()
+
+
+def _site(name: str) -> Site:
+    stream = ResidualPair(part="residual")
+    mixer = Operation(name, (name,), from_output=True, before=stream)
+    whole = Operation(name, (name,), True, from_output=True, before=stream, after=ResidualPair(part="sum"))
+    return Site(name, {"mixer": mixer, "block": whole}, absent={"attn": ONE_BRANCH, "mlp": ONE_BRANCH})
