@@ -57,42 +57,47 @@ def _options(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the figure and the results.")] = Path("repshift-demo"),
 ) -> None:
-    """Prune the embedded ViT on 2,000 canvases, by the shift and by two controls, and show what is kept."""
-    from repshift.analysis.demo import HEADINGS, LEGEND, cells, run_demo, verdicts
+    """Prune the embedded models on 2,000 canvases, by the shift and by two controls, and show what is kept."""
+    from repshift.analysis.demo import HEADINGS, LEGEND, SCHEDULES, cells, run_demo, verdicts
 
     with _progress() as progress:
-        task = progress.add_task("2,000 canvases, 7 models", total=None)
+        task = progress.add_task("2,000 canvases, 3 x 7 models", total=None)
         results = run_demo(output, lambda done, steps: progress.update(task, completed=done, total=steps))
-    table = Table(title="tiny_vit on Cluttered MNIST, no retraining")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("drop", "score") else "right", no_wrap=True)
-    for result in results:
-        table.add_row(*cells(result), end_section=result.score in ("none", "norm"))
-    console.print(table)
+    for name in SCHEDULES:
+        table = Table(title=f"{name} on Cluttered MNIST, no retraining", title_justify="left")
+        for heading in HEADINGS:
+            table.add_column(heading, justify="left" if heading in ("drop", "score") else "right", no_wrap=True)
+        for result in results:
+            if result.model == name:
+                table.add_row(*cells(result), end_section=result.score in ("none", "norm"))
+        console.print(table)
     console.print(LEGEND, highlight=False)
     for line in verdicts(results):
         console.print(line, highlight=False)
     console.print(
-        f"figure: {output / 'demo.png'}   numbers: {output / 'results.json'}", highlight=False, soft_wrap=True
+        f"figures: {', '.join(f'{name}.png' for name in SCHEDULES)}   numbers: results.json   in {output}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
 @app.command()
 def heatmap(
-    model: Annotated[str, typer.Option("--model", "-m", help="Any timm model, or tiny_vit.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Any timm model, vim_tiny, vim_small, vim_base, tiny_vit, tiny_resnet, tiny_vim.")],
     image: Annotated[list[Path], typer.Option(help="An image file; several may follow each other.")],
     more_images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further images.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Load the published weights.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Blocks counted from zero, as 0,4,8. [default: first, middle, last]")
+        str | None, typer.Option(help="Blocks (stages, layers) counted from zero, as 0,4,8. [default: first, middle, last]")
     ] = None,
     sites: Annotated[
         list[str] | None,
         typer.Option(help="Modules by name or glob instead of blocks, as 'layer1.*'; may be repeated."),
     ] = None,
     operation: Annotated[
-        str | None, typer.Option(help="Whose change is shown: attn, mlp or block. [default: mlp]")
+        str | None,
+        typer.Option(help="Whose change is shown: attn, mlp, block; stage (CNN); mixer (SSM). [default: mlp or these]"),
     ] = None,
     distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
     residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
@@ -115,15 +120,15 @@ def heatmap(
         )
     paths = [*image, *(more_images or [])]
     inputs = load_images(loaded, paths)
-    known = find_structure(loaded) is not None
-    if (operation or residual) and not known:
+    structure = find_structure(loaded)
+    if (operation or residual) and structure is None:
         raise UnknownNameError(
             f"{model} has no known backbone, so its blocks are compared as they are, output with input. "
             "Leave out --operation and --residual."
         )
     names = find_modules(loaded, sites) if sites else block_names(loaded, inputs, indices)
-    maps = shift_maps(loaded, inputs, names, operation=operation or "mlp", distance=distance, residual=residual)
-    watched = [operation or "mlp"] if known and not sites else []
+    maps = shift_maps(loaded, inputs, names, operation=operation, distance=distance, residual=residual)
+    watched = [operation or structure.operation] if structure and not sites else []
     unit = f"shift ({', '.join([*watched, distance, *(['residual'] if residual else [])])})"
     seen = pixels(loaded, inputs)
     columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
@@ -134,7 +139,7 @@ def heatmap(
 
 @zoo.command()
 def train(
-    name: Annotated[str, typer.Argument(help="The model to train: tiny_vit.")],
+    name: Annotated[str, typer.Argument(help="The model to train: tiny_vit, tiny_resnet or tiny_vim.")],
     digits: Annotated[
         Path | None, typer.Option(help="Folder with MNIST's t10k files. [default: download by torchvision]")
     ] = None,

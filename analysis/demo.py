@@ -1,9 +1,10 @@
-"""The main job on an embedded default: prune a small ViT, show what that costs and what it keeps."""
+"""The main job on embedded defaults: prune a small model of each kind, show what that costs and what it keeps."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,10 +21,15 @@ from repshift.analysis.files import output_folder, write_text
 from repshift.analysis.heatmaps import block_names, kept_mask, shift_maps
 from repshift.analysis.macs import count_macs
 from repshift.analysis.preprocessing import data_config, normalised, pixels
-from repshift.sites import Structure, find_structure
+from repshift.pruning import cuts
+from repshift.sites import find_structure
 
-MODEL = "tiny_vit"
-SCHEDULES = ("0.2@0,2,4", "0.5@0")
+# Each model with a mild and a stronger schedule, after blocks, stages and layers counted from zero
+SCHEDULES = {
+    "tiny_vit": ("0.2@0,2,4", "0.5@0"),
+    "tiny_resnet": ("4@0;2@1", "10@0"),
+    "tiny_vim": ("0.2@0,2,4", "0.5@2"),
+}
 SCORES = ("shift", "random", "norm")
 BATCH = 50
 ROUNDS = 3  # each model is timed so often, in turn with the others
@@ -36,17 +42,20 @@ class Result:
     """What one model did on the 2,000 canvases.
 
     Attributes:
+        model: Its name.
         schedule: What was dropped where, as a string; "none" for the dense model.
         score: By which score.
         accuracy: Share of the canvases that are classified rightly.
         images_per_second: Median over timed batches, models taken in turn.
         gmacs: Billions of multiply-accumulates an image.
-        on_digit: Share of the kept tokens that lie on the digit: their centre is in its box.
-        by_chance: The same for all tokens, which is what dropping at random keeps on average.
+        on_digit: Share of the tokens (positions, for a network of feature maps) kept by the last cut that lie on the
+            digit: their centre is in its box.
+        by_chance: The same for all tokens there, which is what dropping at random keeps on average.
         against_shift: Gain of the shift with the same schedule over this score, and its standard error, both in
             points of accuracy; the two models are compared canvas by canvas. ``None`` for the dense model.
     """
 
+    model: str
     schedule: str
     score: str
     accuracy: float
@@ -67,28 +76,21 @@ class _Evaluation:
 
 
 def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, steps: None) -> list[Result]:
-    """Run the demo and write ``demo.png``, ``results.json`` and ``results.md`` to ``output``.
+    """Run the demo and write a figure for each model, ``results.json`` and ``results.md`` to ``output``.
 
     Args:
         output: Folder, made if needed.
         observe: Called with the steps done and all steps.
 
     Returns:
-        The dense model's result first, then one for each schedule and score.
+        For each model the dense one's result first, then one for each schedule and score.
 
     Raises:
         DataError: If the folder cannot be written to; nothing has been computed then.
     """
     output_folder(output)
-    model = load_model(MODEL, pretrained=True)
     canvases = evaluation_canvases()
-    settings: list[tuple[str, str]] = [("none", "none")]
-    models: list[nn.Module] = [model]
-    for schedule in SCHEDULES:
-        for score in SCORES:
-            settings.append((schedule, score))
-            models.append(ShiftTracker(model).prune(schedule, score=score))
-    steps = len(models) * len(canvases.images) // BATCH + ROUNDS * len(models)
+    steps = len(SCHEDULES) * (1 + 2 * len(SCORES)) * (math.ceil(len(canvases.images) / BATCH) + ROUNDS)
     done = 0
 
     def step() -> None:
@@ -96,6 +98,23 @@ def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, st
         done += 1
         observe(done, steps)
 
+    results = []
+    for name in SCHEDULES:
+        model = load_model(name, pretrained=True)
+        results += _measure(name, model, canvases, step)
+        draw_demo(name, model, canvases, output / f"{name}.png")
+    _write(results, output)
+    return results
+
+
+def _measure(name: str, model: nn.Module, canvases: Canvases, step: Callable[[], None]) -> list[Result]:
+    """Evaluate and time a model, dense and pruned by every schedule and score."""
+    settings: list[tuple[str, str]] = [("none", "none")]
+    models: list[nn.Module] = [model]
+    for schedule in SCHEDULES[name]:
+        for score in SCORES:
+            settings.append((schedule, score))
+            models.append(ShiftTracker(model).prune(schedule, score=score))
     torch.manual_seed(SEED)
     measured = [_evaluate(candidate, canvases, step) for candidate in models]
     speeds = _images_per_second(models, normalised(model, canvases.images[:BATCH]), step)
@@ -105,8 +124,9 @@ def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, st
         for (schedule, score), evaluation in zip(settings, measured, strict=True)
         if score == "shift"
     }
-    results = [
+    return [
         Result(
+            model=name,
             schedule=schedule,
             score=score,
             accuracy=int(evaluation.right.sum()) / len(evaluation.right),
@@ -118,9 +138,6 @@ def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, st
         )
         for (schedule, score), candidate, evaluation, speed in zip(settings, models, measured, speeds, strict=True)
     ]
-    _write(results, output)
-    draw_demo(model, canvases, output / "demo.png")
-    return results
 
 
 def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
@@ -138,21 +155,29 @@ def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
 
 
 def _evaluate(model: nn.Module, canvases: Canvases, step: Callable[[], None]) -> _Evaluation:
-    structure = _structure(model)
     right, on_digit, kept_tokens, by_chance = [], 0.0, 0, 0.0
-    tracker = ShiftTracker(model, structure.sites[0].name)  # for the kept positions; one watched block costs little
+    cut = _last_site(model)
+    tracker = ShiftTracker(model, cut)  # for the kept positions; one watched block costs little
     for images, labels, boxes in batches(canvases, BATCH):
         with tracker, torch.inference_mode():
             predicted = model(normalised(model, images)).argmax(1)
         right.append(predicted == labels)
-        digit = tokens_on_digit(boxes, structure.grid((64, 64)), (64, 64))
-        kept = list(tracker.kept.values())
-        kept_digit = digit.gather(1, kept[-1]) if kept else digit
+        rows, columns = tracker.maps[cut].shape[1:]
+        digit = tokens_on_digit(boxes, (rows, columns), (images.shape[2], images.shape[3]))
+        kept_digit = digit.gather(1, tracker.kept[cut]) if tracker.kept else digit
         on_digit += float(kept_digit.sum())
         kept_tokens += kept_digit.numel()
         by_chance += float(digit.float().mean(1).sum())
         step()
     return _Evaluation(torch.cat(right), on_digit / kept_tokens, by_chance / len(canvases.labels))
+
+
+def _last_site(model: nn.Module) -> str:
+    """Name where a pruned model drops last; of a dense model, its first block."""
+    structure = find_structure(model)
+    if structure is None:
+        raise TypeError(f"the demo needs a model with a known backbone, got {type(model).__name__}")
+    return [*cuts(model), structure.sites[0].name][len(cuts(model)) - 1]
 
 
 def tokens_on_digit(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -191,21 +216,21 @@ def _images_per_second(models: Sequence[nn.Module], batch: Tensor, step: Callabl
     return [len(batch) / median(taken) for taken in seconds]
 
 
-def draw_demo(model: nn.Module, canvases: Canvases, path: Path) -> None:
+def draw_demo(name: str, model: nn.Module, canvases: Canvases, path: Path) -> None:
     """Draw some canvases, their shift at an early, a middle and a late block, and the tokens that pruning keeps."""
-    structure = _structure(model)
     inputs = normalised(model, canvases.images[list(SHOWN)])
     seen = pixels(model, inputs)
     names = block_names(model, inputs)
     maps = shift_maps(model, inputs, names)
     columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
-    columns += [MapColumn(f"shift, {name}", maps[name], "shift (l2)") for name in names]
-    for schedule in SCHEDULES:
+    columns += [MapColumn(f"shift, {block}", maps[block], "shift (l2)") for block in names]
+    for schedule in SCHEDULES[name]:
         pruned = ShiftTracker(model).prune(schedule)
-        with ShiftTracker(pruned) as tracker, torch.inference_mode():
+        cut = _last_site(pruned)
+        with ShiftTracker(pruned, cut) as tracker, torch.inference_mode():
             pruned(inputs)
-        kept = list(tracker.kept.values())[-1]
-        mask = kept_mask(kept, structure.grid((seen.shape[1], seen.shape[2])))
+        rows, columns_of_map = tracker.maps[cut].shape[1:]
+        mask = kept_mask(tracker.kept[cut], (rows, columns_of_map))
         columns.append(ImageColumn(f"kept, {schedule}", dim_dropped(seen, mask)))
     labels = [f"digit {int(canvases.labels[index])}" for index in SHOWN]
     save_figure(draw_columns(columns, labels), path)
@@ -221,7 +246,7 @@ def verdicts(results: Sequence[Result]) -> list[str]:
         if result.against_shift is not None and result.score != "shift":
             points, error = result.against_shift
             verb = "is as good as" if abs(points) <= 2 * error else "beats" if points > 0 else "LOSES to"
-            lines.append(f"{result.schedule}: the shift {verb} {result.score} ({points:+.2f} points, +-{error:.2f})")
+            lines.append(f"{result.model} {result.schedule}: the shift {verb} {result.score} ({points:+.2f} points, +-{error:.2f})")
     return lines
 
 
@@ -240,8 +265,9 @@ def cells(result: Result) -> list[str]:
 
 HEADINGS = ("drop", "score", "accuracy %", "images/s", "GMACs", "on digit %", "chance %")
 LEGEND = (
-    "drop: share of the tokens @ the blocks after which they go (none: the dense model); "
-    "on digit: share of the tokens kept at the end that lie on the digit; chance: that share among all tokens."
+    "drop: share of the tokens, or rows and columns of the map, @ the blocks, layers or stages after which they go "
+    "(none: the dense model); on digit: share of what the last of them keeps that lies on the digit; chance: that "
+    "share among all tokens there."
 )
 
 
@@ -253,14 +279,9 @@ def _write(results: Sequence[Result], output: Path) -> None:
         "processor": platform.machine(),
         "batch": BATCH,
     }
-    content = {"model": MODEL, "environment": environment, "results": [asdict(result) for result in results]}
-    lines = [f"| {' | '.join(row)} |" for row in (HEADINGS, ["---"] * len(HEADINGS), *map(cells, results))]
+    content = {"environment": environment, "results": [asdict(result) for result in results]}
+    headings = ("model", *HEADINGS)
+    rows = [headings, ["---"] * len(headings), *([result.model, *cells(result)] for result in results)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     write_text(output / "results.json", json.dumps(content, indent=2) + "\n")
     write_text(output / "results.md", "\n".join(lines) + "\n")
-
-
-def _structure(model: nn.Module) -> Structure:
-    structure = find_structure(model)
-    if structure is None:
-        raise TypeError(f"the demo needs a model with a known backbone, got {type(model).__name__}")
-    return structure

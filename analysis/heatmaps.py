@@ -67,7 +67,7 @@ def shift_maps(
     images: Tensor,
     sites: Sequence[str],
     *,
-    operation: str = "mlp",
+    operation: str | None = None,
     distance: str = "l2",
     residual: bool = False,
 ) -> dict[str, Tensor]:
@@ -77,7 +77,8 @@ def shift_maps(
         model: In evaluation mode, dense or pruned.
         images: ``(images, channels, rows, columns)`` float32.
         sites: Names of blocks or other modules, see :class:`repshift.ShiftTracker`.
-        operation: Whose change, ``"attn"``, ``"mlp"`` or ``"block"``.
+        operation: Whose change, see :class:`repshift.ShiftTracker`; by default the model's own (``"mlp"`` of a
+            transformer, ``"stage"`` of a convolutional network, ``"mixer"`` of a state space model).
         distance: ``"l2"``, ``"l1"`` or ``"cosine"``.
         residual: Compare ``x + F(x)`` with ``x`` instead of ``F(x)`` with ``x``.
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from repshift.distances import DISTANCES
+from repshift.distances import DISTANCES, length
 from repshift.errors import RepresentationError
 from repshift.registry import Registry
 
@@ -24,8 +24,7 @@ def norm(before: Tensor, after: Tensor) -> Tensor:
 
     A control: as the paper prints the shift, without the residual, it is close to the norm of the token itself.
     """
-    length: Tensor = torch.linalg.vector_norm(before.float(), dim=-1)
-    return length
+    return length(before.float())
 
 
 def random(before: Tensor, after: Tensor) -> Tensor:
