@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from importlib import resources
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from repshift.errors import CheckpointError, first_line
@@ -26,19 +28,20 @@ def shipped_weights(name: str) -> Path:
     return path
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, use_ema: bool = True) -> None:
     """Load a checkpoint into a model, strictly: every key and every shape must match, or nothing is loaded.
 
     Args:
         model: Receives the weights, cast to its own dtypes.
         path: A ``.safetensors`` file, or a PyTorch file that ``weights_only=True`` can read; in the latter the
             weights may lie under ``state_dict_ema``, ``model_ema``, ``state_dict`` or ``model``, looked for in this
-            order, as timm does.
+            order, as timm does, or bare. Training arguments beside them (an ``argparse.Namespace``) are ignored.
+        use_ema: Take the averaged weights (the keys with ``ema``) where there are any; else they are passed over.
 
     Raises:
         CheckpointError: If the file is missing, damaged, unsafe to unpickle, or does not fit the model.
     """
-    weights = _read(path)
+    weights = _read(path, use_ema)
     own = model.state_dict()
     problems = [
         f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
@@ -58,14 +61,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, use_ema: bool) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from timm.models import load_state_dict
 
     if not path.is_file():
         raise CheckpointError(f"Checkpoint {path} does not exist. Give a .safetensors or a PyTorch checkpoint file.")
     try:
-        weights = load_state_dict(str(path), use_ema=True, weights_only=True)
+        # official checkpoints hold their training arguments: plain data, but of a class that must be named as safe
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            weights = load_state_dict(str(path), use_ema=use_ema, weights_only=True)
     except (
         SafetensorError,
         pickle.UnpicklingError,

@@ -113,9 +113,7 @@ class Mixer(nn.Module):
         implementation: Of the scan, see :func:`repshift.backbones.scan.selective_scan`.
     """
 
-    def __init__(
-        self, channels: int, states: int, kernel: int, expand: int, halve: bool, implementation: str
-    ) -> None:
+    def __init__(self, channels: int, states: int, kernel: int, expand: int, halve: bool, implementation: str) -> None:
         super().__init__()
         inner, rank = expand * channels, math.ceil(channels / 16)
         self.states, self.rank, self.halve, self.implementation = states, rank, halve, implementation
@@ -175,9 +173,7 @@ class Mixer(nn.Module):
         u, delta, B, C = operands
         A = -torch.exp(A_log.float())
         if gap is None:
-            scanned = selective_scan(
-                u, delta, A, B, C, D.float(), reverse=reverse, implementation=self.implementation
-            )
+            scanned = selective_scan(u, delta, A, B, C, D.float(), reverse=reverse, implementation=self.implementation)
         else:
             scanned = aligned_scan(
                 u, delta, gap.transpose(1, 2), A, B, C, D.float(), reverse=reverse, implementation=self.implementation
@@ -352,7 +348,9 @@ def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, reve
     columns = weight[:, 0].unbind(-1)
     convolved = padded[:, :length] * columns[-1 if reverse else 0]
     for shift in range(1, kernel):
-        convolved = torch.addcmul(convolved, padded[:, shift : shift + length], columns[-1 - shift if reverse else shift])
+        convolved = torch.addcmul(
+            convolved, padded[:, shift : shift + length], columns[-1 - shift if reverse else shift]
+        )
     return convolved if bias is None else convolved + bias
 
 
@@ -370,8 +368,3 @@ def _drop_path(rate: float) -> nn.Module:
     from timm.layers import DropPath
 
     return DropPath(rate)
-
-
-def _vision_mamba(name: str, embed_dim: int, *, pretrained: bool = False, **options: Any) -> VisionMamba:
-    model = VisionMamba(**({"embed_dim": embed_dim} | options))
-    return model

@@ -12,8 +12,13 @@ from repshift.registry import Registry, suggest
 
 # The embedded models, whose weights ship with the package
 ZOO = {name: f"repshift.backbones.zoo:{name}" for name in ("tiny_vit", "tiny_resnet", "tiny_vim")}
+VISION_MAMBA = {
+    f"vim_{size}{stride}": f"repshift.backbones.vim_zoo:vim_{size}{stride}"
+    for size in ("tiny", "small", "base")
+    for stride in ("", "_stride8")
+}
 # All models that are not timm's, by name
-MODELS = Registry("model", ZOO)
+MODELS = Registry("model", ZOO | VISION_MAMBA)
 
 
 def load_model(
@@ -21,15 +26,19 @@ def load_model(
     *,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
+    use_ema: bool = True,
     **options: Any,
 ) -> nn.Module:
     """Build a model by name, in evaluation mode.
 
     Args:
-        name: A model of the embedded zoo (``tiny_vit``), or any name that :func:`timm.create_model` takes, such as
-            ``deit_small_patch16_224``, ``vit_base_patch14_dinov2.lvd142m`` or ``hf-hub:timm/...``.
-        pretrained: Load the published weights: shipped ones for the zoo, downloaded ones for timm.
+        name: A model of the embedded zoo (``tiny_vit``, ``tiny_resnet``, ``tiny_vim``), a Vision Mamba (``vim_tiny``,
+            ``vim_small``, ``vim_base``, each also with ``_stride8`` for overlapping patches), or any name that
+            :func:`timm.create_model` takes, such as ``deit_small_patch16_224``, ``resnet50`` or ``hf-hub:timm/...``.
+        pretrained: Load the published weights: shipped ones for the zoo, downloaded ones for the others.
         checkpoint: Load weights from this file instead, strictly and without unpickling code.
+        use_ema: Of a checkpoint that holds averaged weights beside the plain ones (``model_ema`` and ``model``), take
+            the averaged ones.
         **options: Passed on to the model, for example ``num_classes=10`` or ``img_size=384``.
 
     Raises:
@@ -58,7 +67,7 @@ def load_model(
     if checkpoint is not None:
         from repshift.backbones.checkpoints import load_weights
 
-        load_weights(model, Path(checkpoint))
+        load_weights(model, Path(checkpoint), use_ema=use_ema)
     return model.eval()
 
 

@@ -47,9 +47,7 @@ class TokenPruner:
 
     needs: ClassVar[tuple[str, ...]] = ("keep",)
 
-    def shorten(
-        self, value: Any, scores: Tensor, drop: Drop, layout: TokenLayout
-    ) -> tuple[Any, Tensor | None]:
+    def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: TokenLayout) -> tuple[Any, Tensor | None]:
         """Drop the tokens with the lowest scores; see :class:`Pruner`.
 
         Raises:
@@ -76,9 +74,7 @@ class SequencePruner:
     align: bool = False
     needs: ClassVar[tuple[str, ...]] = ("keep", "positions")
 
-    def shorten(
-        self, value: Any, scores: Tensor, drop: Drop, layout: ResidualPair
-    ) -> tuple[Any, Tensor | None]:
+    def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: ResidualPair) -> tuple[Any, Tensor | None]:
         """Drop the elements with the lowest scores; see :class:`Pruner`.
 
         Raises:

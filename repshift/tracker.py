@@ -184,4 +184,3 @@ class ShiftTracker(Generic[Model]):
         parsed = Schedule.of(schedule)
         scored = resolve_score(score, self._score)
         return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen))
-

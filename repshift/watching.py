@@ -17,6 +17,23 @@ from repshift.sites import Operation, Structure, find_structure
 # Models whose tokens do not stand in row order inside the blocks, so that a map of them would be scrambled
 UNORDERED = ("Hiera",)
 
+# Why well-known models are tracked but not pruned, by class name
+WINDOWS = "it attends within windows of a fixed grid, which dropped tokens would tear apart"
+TABLE = "its attention looks positions up in a table or rotation of a fixed grid, one entry for each token"
+SCANS = "it scans the grid in several directions, which needs all rows and columns"
+STRIDES = "its later layers take strides over the grid of tokens, which needs all rows and columns"
+FIXED = {
+    **dict.fromkeys(
+        ("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "MaxxVit", "DaVit", "GlobalContextVit"), WINDOWS
+    ),
+    **dict.fromkeys(
+        ("Nest", "Twins", "Hiera", "HieraDet", "VisionTransformerSAM", "TinyVit", "EfficientVitMsra"), WINDOWS
+    ),
+    **dict.fromkeys(("Beit", "Eva", "VisionTransformerRelPos", "Levit", "LevitDistilled", "MultiScaleVit"), TABLE),
+    **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
+    **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
+}
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -95,8 +112,15 @@ def structure_of(model: nn.Module, *, required: bool) -> Structure | None:
 def unknown(model: nn.Module) -> str:
     """Say what can be done with a model that no backbone matches."""
     children = [name for name, _ in model.named_children()]
+    reason = next((FIXED[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in FIXED), None)
+    why = (
+        f"can be tracked but not pruned: {reason}"
+        if reason
+        else "belongs to no known backbone: pruning serves timm's plain vision transformers, ResNets and other plain "
+        "convolutional networks, and Vision Mamba"
+    )
     return (
-        f"{type(model).__name__} belongs to no known backbone: pruning serves timm's plain vision transformers so far. "
+        f"{type(model).__name__} {why}. "
         f"Any model can be tracked by names or globs of its modules: ShiftTracker(model, sites=...), here for example "
         f"{children[:4]} or repshift.repeated_blocks(model, images)."
     )
