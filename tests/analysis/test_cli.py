@@ -261,12 +261,24 @@ def test_bad_input_to_train_is_one_clear_line_and_writes_nothing(run, tmp_path, 
 
 
 def test_demo_prints_every_number_and_verdict_in_80_columns(run, monkeypatch, tmp_path):
-    settings = [("none", "none"), *((drop, score) for drop in demo.SCHEDULES for score in demo.SCORES)]
+    settings = [
+        (name, drop, score)
+        for name, schedules in demo.SCHEDULES.items()
+        for drop, score in [("none", "none"), *((drop, score) for drop in schedules for score in demo.SCORES)]
+    ]
     results = [
         Result(
-            drop, score, 0.9 + index / 100, 1000 + index, 0.1 - index / 1000, 0.3 + index / 100, 0.08, (1.0, index / 5)
+            name,
+            drop,
+            score,
+            0.9 + index / 100,
+            1000 + index,
+            0.1 - index / 1000,
+            0.3 + index / 100,
+            0.08,
+            (1.0, index / 50),
         )
-        for index, (drop, score) in enumerate(settings)
+        for index, (name, drop, score) in enumerate(settings)
     ]
     monkeypatch.setattr(demo, "run_demo", lambda output, observe: results)
     code, out, _ = run("demo", "--output", "here")
@@ -276,7 +288,7 @@ def test_demo_prints_every_number_and_verdict_in_80_columns(run, monkeypatch, tm
     for line in demo.verdicts(results):
         assert line in out
     assert all(heading in out for heading in demo.HEADINGS), out
-    assert "demo.png" in out
+    assert all(f"{name}.png" in out for name in demo.SCHEDULES), out
     assert "results.json" in out
 
 
@@ -297,9 +309,9 @@ def test_modules_can_be_named_instead_of_blocks(run, make_image):
 
 @pytest.mark.parametrize("option", [("--operation", "attn"), ("--residual",)])
 def test_a_model_without_a_backbone_has_no_operations_to_choose(run, make_image, option):
-    code, _, err = run("heatmap", "-m", "resnet18", "--image", make_image("a.png", 40, 40), *option)
+    code, _, err = run("heatmap", "-m", "hrnet_w18_small", "--image", make_image("a.png", 40, 40), *option)
     assert code == 1
-    assert "resnet18 has no known backbone" in err
+    assert "hrnet_w18_small has no known backbone" in err
     assert "Leave out --operation and --residual" in err
 
 

@@ -12,12 +12,24 @@ from repshift.analysis.datasets import ClutteredDigits, draw_canvases
 from repshift.analysis.demo import HEADINGS, Result, cells, gain, run_demo, tokens_on_digit, verdicts
 from repshift.errors import DataError
 
-FILES = {"demo.png", "results.json", "results.md"}
-SETTINGS = [("none", "none"), *product(("0.2@0,2,4", "0.5@0"), ("shift", "random", "norm"))]
+MODELS = ("tiny_vit", "tiny_resnet", "tiny_vim")
+FILES = {*(f"{name}.png" for name in MODELS), "results.json", "results.md"}
+SCORES = ("shift", "random", "norm")
+SCHEDULES = {
+    "tiny_vit": ("0.2@0,2,4", "0.5@0"),
+    "tiny_resnet": ("4@0;2@1", "10@0"),
+    "tiny_vim": ("0.2@0,2,4", "0.5@2"),
+}
+SETTINGS = [(name, *setting) for name in MODELS for setting in [("none", "none"), *product(SCHEDULES[name], SCORES)]]
 
 
 def result(schedule, score, accuracy=0.9, against_shift=None):
-    return Result(schedule, score, accuracy, 1234.4, 0.0567, 0.3456, 0.0789, against_shift)
+    return Result("tiny_vit", schedule, score, accuracy, 1234.4, 0.0567, 0.3456, 0.0789, against_shift)
+
+
+def grouped(results):
+    """The results of each model."""
+    return [results[start : start + 7] for start in range(0, len(results), 7)]
 
 
 # --- parts ------------------------------------------------------------------------------------------------------
@@ -58,13 +70,13 @@ def test_a_gain_over_oneself_is_nothing():
     ],
 )
 def test_a_verdict_says_win_loss_or_no_difference(against_shift, words):
-    assert verdicts([result("0.5@0", "random", against_shift=against_shift)]) == [f"0.5@0: the shift {words}"]
+    assert verdicts([result("0.5@0", "random", against_shift=against_shift)]) == [f"tiny_vit 0.5@0: the shift {words}"]
 
 
 def test_there_is_a_verdict_for_every_control_and_schedule():
-    results = [result(*setting, against_shift=(1.0, 0.1)) for setting in SETTINGS[1:]]
-    lines = verdicts([result(*SETTINGS[0]), *results])
-    assert [line.split()[0] + " " + line.split()[4] for line in lines] == [
+    results = [result(*setting, against_shift=(1.0, 0.1)) for _, *setting in SETTINGS[1:7]]
+    lines = verdicts([result(*SETTINGS[0][1:]), *results])
+    assert [line.split()[1] + " " + line.split()[5] for line in lines] == [
         "0.2@0,2,4: random",
         "0.2@0,2,4: norm",
         "0.5@0: random",
@@ -92,20 +104,20 @@ def test_an_output_that_cannot_be_written_to_is_refused_before_anything_is_compu
 def small_run(few_digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("small") / "demo"
     torch.manual_seed(0)
-    model, canvases = load_model("tiny_vit"), draw_canvases(ClutteredDigits(few_digits, seed=7))
+    models, canvases = {name: load_model(name) for name in MODELS}, draw_canvases(ClutteredDigits(few_digits, seed=7))
     steps = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "load_model", lambda *args, **kwargs: model)
+        patch.setattr(demo, "load_model", lambda name, **kwargs: models[name])
         patch.setattr(demo, "evaluation_canvases", lambda: canvases)
         patch.setattr(demo, "BATCH", 20)
         patch.setattr(demo, "ROUNDS", 1)
         results = run_demo(output, lambda done, total: steps.append((done, total)))
-    return output, model, canvases, results, steps
+    return output, models, canvases, results, steps
 
 
 def test_the_demo_measures_the_dense_model_and_three_scores_at_two_schedules(small_run):
     *_, results, _ = small_run
-    assert [(one.schedule, one.score) for one in results] == SETTINGS
+    assert [(one.model, one.schedule, one.score) for one in results] == SETTINGS
 
 
 def test_the_demo_reports_every_step_until_all_are_done(small_run):
@@ -114,11 +126,12 @@ def test_the_demo_reports_every_step_until_all_are_done(small_run):
     assert {total for _, total in steps} == {len(steps)}
 
 
-def test_the_demo_writes_its_figure_and_its_numbers(small_run):
+def test_the_demo_writes_its_figures_and_its_numbers(small_run):
     output, _, _, results, _ = small_run
     assert {path.name for path in output.iterdir()} == FILES
-    with Image.open(output / "demo.png") as figure:
-        assert figure.width > figure.height > 300
+    for name in MODELS:
+        with Image.open(output / f"{name}.png") as figure:
+            assert figure.width > figure.height > 300
     written = json.loads((output / "results.json").read_text())
     assert written["results"] == json.loads(json.dumps([asdict(one) for one in results]))
     assert {"torch", "threads"} <= written["environment"].keys()
@@ -127,15 +140,15 @@ def test_the_demo_writes_its_figure_and_its_numbers(small_run):
 def test_the_written_table_has_a_row_for_every_result(small_run):
     output, _, _, results, _ = small_run
     headings, rule, *rows = [line.strip("| ").split(" | ") for line in (output / "results.md").read_text().splitlines()]
-    assert headings == list(HEADINGS)
-    assert rule == ["---"] * len(HEADINGS)
-    assert rows == [cells(one) for one in results]
+    assert headings == ["model", *HEADINGS]
+    assert rule == ["---"] * len(headings)
+    assert rows == [[one.model, *cells(one)] for one in results]
 
 
 def test_the_share_on_the_digit_counts_the_tokens_that_are_left_at_the_end(small_run):
-    _, model, canvases, results, _ = small_run
+    _, models, canvases, results, _ = small_run
     inside, count = 0, 0
-    pruned = ShiftTracker(model).prune("0.2@0,2,4")
+    pruned = ShiftTracker(models["tiny_vit"]).prune("0.2@0,2,4")
     with ShiftTracker(pruned) as tracker, torch.no_grad():
         pruned((canvases.images / 255 - 0.084) / 0.193)
     for box, kept in zip(canvases.boxes.tolist(), tracker.kept["blocks.4"].tolist(), strict=True):
@@ -147,19 +160,36 @@ def test_the_share_on_the_digit_counts_the_tokens_that_are_left_at_the_end(small
     assert results[1].on_digit == pytest.approx(inside / count, abs=1e-3)
 
 
+def test_the_share_on_the_digit_of_a_map_counts_the_positions_that_the_last_cut_keeps(small_run):
+    _, models, canvases, results, _ = small_run
+    inside, count = 0, 0
+    pruned = ShiftTracker(models["tiny_resnet"]).prune("4@0;2@1")
+    with ShiftTracker(pruned) as tracker, torch.no_grad():
+        pruned((canvases.images / 255 - 0.084) / 0.193)
+    for box, kept in zip(canvases.boxes.tolist(), tracker.kept["layer2"].tolist(), strict=True):
+        top, left, bottom, right = box
+        assert len(kept) == 12 * 12  # 32 lines, 28 behind the first cut, 14 behind the stride, 12 behind the second
+        for position in kept:
+            y, x = 4 * (position // 16) + 2, 4 * (position % 16) + 2
+            inside += top <= y < bottom and left <= x < right
+            count += 1
+    assert results[8].on_digit == pytest.approx(inside / count, abs=1e-3)
+
+
 def test_gains_over_the_controls_are_differences_of_the_reported_accuracies(small_run):
     *_, results, _ = small_run
-    assert results[0].against_shift is None
-    for shift, *controls in (results[1:4], results[4:7]):
-        assert shift.against_shift == (0, 0)
-        for one in controls:
-            assert one.against_shift[0] == pytest.approx(100 * (shift.accuracy - one.accuracy), abs=1e-3)
+    for of_model in grouped(results):
+        assert of_model[0].against_shift is None
+        for shift, *controls in (of_model[1:4], of_model[4:7]):
+            assert shift.against_shift == (0, 0)
+            for one in controls:
+                assert one.against_shift[0] == pytest.approx(100 * (shift.accuracy - one.accuracy), abs=1e-3)
 
 
 def test_the_dense_model_keeps_what_chance_would(small_run):
     *_, results, _ = small_run
-    assert results[0].on_digit == pytest.approx(results[0].by_chance)
-    assert len({one.by_chance for one in results}) == 1
+    for dense, *_ in grouped(results):
+        assert dense.on_digit == pytest.approx(dense.by_chance)
 
 
 # --- the whole demo ---------------------------------------------------------------------------------------------
@@ -169,14 +199,13 @@ def test_the_dense_model_keeps_what_chance_would(small_run):
 def test_the_demo_holds_what_the_readme_says(tmp_path):
     results = run_demo(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    assert [(one.schedule, one.score) for one in results] == SETTINGS
-    dense = results[0]
-    assert dense.accuracy >= 0.95
-    for one in results:
-        assert 0 <= one.on_digit <= 1
-        assert one.images_per_second > 0
-    for one in results[1:]:
-        assert one.gmacs < 0.8 * dense.gmacs
-        assert one.accuracy <= 1
-        if one.score == "random":
-            assert one.on_digit == pytest.approx(one.by_chance, abs=0.02)
+    assert [(one.model, one.schedule, one.score) for one in results] == SETTINGS
+    for dense, *pruned in grouped(results):
+        assert dense.accuracy >= {"tiny_vit": 0.96, "tiny_resnet": 0.97, "tiny_vim": 0.95}[dense.model]
+        for one in pruned:
+            assert one.gmacs < 0.9 * dense.gmacs
+            assert one.images_per_second > 0
+            if one.score == "random":
+                assert one.on_digit == pytest.approx(one.by_chance, abs=0.02)
+            if one.score == "shift":
+                assert one.accuracy >= dense.accuracy - 0.01
