@@ -89,6 +89,16 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(few_digits,
     assert all(torch.equal(resumed[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vim"])
+def test_every_model_of_the_zoo_trains_and_resumes_exactly(name, few_digits, tmp_path):
+    Trainer(name, few_digits, tmp_path / "whole", RECIPE).train()
+    with pytest.raises(Stop):
+        Trainer(name, few_digits, tmp_path / "parts", RECIPE).train(interrupt_at(6))
+    Trainer(name, few_digits, tmp_path / "parts", RECIPE).train()
+    expected, resumed = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "parts"))
+    assert all(torch.equal(expected[key], resumed[key]) for key in expected)
+
+
 def test_a_resumed_run_goes_on_after_the_last_whole_epoch(few_digits, interrupted):
     seen = []
     Trainer("tiny_vit", few_digits, interrupted, RECIPE).train(lambda done, steps, loss: seen.append((done, steps)))
