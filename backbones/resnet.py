@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from repshift.backbones.stages import Stage, shortcut, staged
+from repshift.backbones.stages import residual_stage, staged
 from repshift.modules import has_class
 from repshift.sites import Structure
 
@@ -22,12 +22,8 @@ class ResNet:
 
     def structure(self, model: nn.Module) -> Structure:
         """List the four stages."""
-        stages = []
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            blocks = tuple(f"{name}.{index}" for index, _ in model.get_submodule(name).named_children())
-            start = shortcut(model, blocks[0]) if blocks else None
-            stages.append(Stage(name, units=blocks, blocks=blocks, start=start))
-        return staged(model, stages, embedding="conv1")
+        names = ("layer1", "layer2", "layer3", "layer4")
+        return staged(model, [residual_stage(model, name) for name in names], embedding="conv1")
 
 
 RESNET = ResNet()

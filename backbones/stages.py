@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
+from typing import Any
 
 from torch import nn
 
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import FeatureMap
+from repshift.modules import has_class
 from repshift.sites import Operation, Site, Structure
+
+BARE = "its last block changes the map's size or channels and has no shortcut"
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Stage:
         units: What runs in it, in order: its blocks, and what shrinks the map before them.
         blocks: Its residual blocks.
         start: What the stage's output is compared with: the output of this module, which has the output's size and
-            channels; ``None`` for the stage's own input.
+            channels; ``None`` for the input of the first block.
         absent: Why there is nothing of the output's size and channels to compare with.
     """
 
@@ -31,6 +36,24 @@ class Stage:
     blocks: tuple[str, ...]
     start: str | None = None
     absent: str | None = None
+
+
+def residual_stage(model: nn.Module, name: str, container: str | None = None) -> Stage:
+    """Describe a stage that is nothing but its blocks.
+
+    What its output is compared with lies behind the first block's shortcut, or behind the last block that has none.
+
+    Args:
+        model: The network.
+        name: The stage's module.
+        container: The module that holds the blocks, if not the stage itself.
+    """
+    blocks = children(model, container or name)
+    bare = [block for block in blocks if not _has_shortcut(model.get_submodule(block))]
+    if not bare:
+        return Stage(name, units=blocks, blocks=blocks, start=shortcut(model, blocks[0]) if blocks else None)
+    absent = BARE if bare[-1] == blocks[-1] else None
+    return Stage(name, units=blocks, blocks=blocks, start=bare[-1], absent=absent)
 
 
 def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_last: bool = False) -> Structure:
@@ -49,22 +72,27 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
     Raises:
         UnsupportedModelError: If a stage has no blocks.
     """
-    strides = [prod(_stride(model.get_submodule(unit)) for unit in stage.units) for stage in stages]
+    watched = [{block: _block(model, block) for block in stage.blocks} for stage in stages]
+    strides = [
+        # what has the identity for a shortcut keeps its size, whatever strides there are inside (of attention)
+        prod(_stride(model.get_submodule(unit)) for unit in stage.units if not _is_identity(own.get(unit)))
+        for stage, own in zip(stages, watched, strict=True)
+    ]
     sites, parts = [], {}
-    for index, stage in enumerate(stages):
+    for index, (stage, own) in enumerate(zip(stages, watched, strict=True)):
         if not stage.blocks:
             raise UnsupportedModelError(f"{stage.name} of {type(model).__name__} has no residual blocks.")
-        own = {block: _block(model, block) for block in stage.blocks}
         parts.update({block: operation for block, operation in own.items() if operation is not None})
         operations, absent = {}, {"attn": "it is convolutional", "mlp": "it is convolutional"}
         if stage.absent is None:
+            # watched from block to block, since gradient checkpointing may run them one by one, past their stage
             operations["stage"] = Operation(
-                stage.start or stage.name, (stage.name,), on_stream=True, from_output=stage.start is not None
+                stage.start or stage.blocks[0], stage.blocks[-1:], on_stream=True, from_output=stage.start is not None
             )
         else:
             absent["stage"] = stage.absent
         if last := own[stage.blocks[-1]]:
-            operations["block"] = Operation(last.enters, (stage.name,), on_stream=True, from_output=last.from_output)
+            operations["block"] = last
         else:
             absent["block"] = "its last block has no shortcut"
         sites.append(Site(stage.name, operations, absent, least=prod(strides[index + 1 :])))
@@ -78,7 +106,13 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
         pruner="lines",
         unit="stage",
         parts=parts,
+        rounds_up=all(_rounds_up(model.get_submodule(unit)) for stage in stages for unit in stage.units),
     )
+
+
+def children(model: nn.Module, name: str) -> tuple[str, ...]:
+    """List the names of a module's children, in order."""
+    return tuple(f"{name}.{child}" for child, _ in model.get_submodule(name).named_children())
 
 
 def shortcut(model: nn.Module, block: str) -> str | None:
@@ -89,17 +123,41 @@ def shortcut(model: nn.Module, block: str) -> str | None:
 
 def _block(model: nn.Module, block: str) -> Operation | None:
     """Say where a residual block can be watched; ``None`` if nothing in it has the output's size and channels."""
-    module = model.get_submodule(block)
-    if getattr(module, "has_skip", True) is False:  # of timm's inverted residuals
+    if not _has_shortcut(model.get_submodule(block)):
         return None
     start = shortcut(model, block)
     return Operation(start or block, (block,), on_stream=True, from_output=start is not None)
 
 
+def _has_shortcut(block: nn.Module) -> bool:
+    """Say whether a block adds its input, brought to its output's size or not, to what it computes."""
+    if has_class(block, "timm.models.regnet.Bottleneck", "timm.models.regnet.PreBottleneck"):
+        return isinstance(block.downsample, nn.Module)  # the identity is a module there
+    return bool(getattr(block, "has_skip", True))  # of timm's inverted residuals
+
+
+def _is_identity(operation: Operation | None) -> bool:
+    return operation is not None and not operation.from_output
+
+
 def _stride(module: nn.Module) -> int:
     """Return by how much a unit shrinks the map: the largest stride of its convolutions and pools."""
-    strides = [1]
-    for part in module.modules():
-        stride = getattr(part, "stride", None)
-        strides += [stride] if isinstance(stride, int) else [size for size in stride or () if isinstance(size, int)]
-    return max(strides)
+    return max(chain.from_iterable(_pair(getattr(part, "stride", 1)) for part in module.modules()))
+
+
+def _rounds_up(module: nn.Module) -> bool:
+    """Say whether a unit that takes strides makes two lines of three, as padded convolutions do, or one."""
+    return not any(
+        # without padding; timm's own layers of that kind pad when they run
+        type(part) in (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
+        and max(_pair(part.stride)) > 1
+        and not any(_pair(part.padding))
+        and min(_pair(part.kernel_size)) > 1
+        and not getattr(part, "ceil_mode", False)
+        for part in module.modules()
+    )
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    """Read a convolution's or pool's setting, given as one number or as two."""
+    return tuple(size for size in (value if isinstance(value, tuple) else (value,)) if isinstance(size, int)) or (1,)

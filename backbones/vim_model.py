@@ -168,15 +168,15 @@ class Mixer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         u = F.silu(causal_convolution(inputs, conv.weight, conv.bias, reverse))
         steps, B, C = x_proj(u).split([self.rank, self.states, self.states], dim=-1)
-        steps = F.softplus(F.linear(steps, dt_proj.weight).float() + dt_proj.bias.float())
+        steps = F.softplus(at_least_float32(F.linear(steps, dt_proj.weight)) + at_least_float32(dt_proj.bias))
         operands = [tensor.transpose(1, 2) for tensor in (u, steps, B, C)]
         u, delta, B, C = operands
-        A = -torch.exp(A_log.float())
+        A, D = -torch.exp(at_least_float32(A_log)), at_least_float32(D)
         if gap is None:
-            scanned = selective_scan(u, delta, A, B, C, D.float(), reverse=reverse, implementation=self.implementation)
+            scanned = selective_scan(u, delta, A, B, C, D, reverse=reverse, implementation=self.implementation)
         else:
             scanned = aligned_scan(
-                u, delta, gap.transpose(1, 2), A, B, C, D.float(), reverse=reverse, implementation=self.implementation
+                u, delta, gap.transpose(1, 2), A, B, C, D, reverse=reverse, implementation=self.implementation
             )
         return scanned.transpose(1, 2), steps
 
@@ -257,7 +257,7 @@ class VisionMamba(nn.Module):
         self.class_index = patches // 2 if class_position == "middle" else 0
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, embed_dim))
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.layers = nn.ModuleList(
             Layer(Mixer(embed_dim, d_state, d_conv, expand, halve, scan), embed_dim, rate)
             # the change that enters a layer is the one before's
@@ -328,8 +328,13 @@ class VisionMamba(nn.Module):
 
 def add_to_stream(change: Tensor, stream: Tensor | None) -> Tensor:
     """Add a layer's change to the residual stream, which is float32 at least."""
-    change = change if change.dtype == torch.float64 else change.float()
+    change = at_least_float32(change)
     return change if stream is None else stream + change
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or in float64 if it is of that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:

@@ -96,8 +96,8 @@ def _download(name: str, published: Published, model: VisionMamba) -> None:
     except Exception as error:  # the hub's, the network's and the disk's errors have no common class
         raise CheckpointError(
             f"The weights of {name} could not be had ({type(error).__name__}: {first_line(error)}). Without a network, "
-            f"download {published.file} of {published.repository} elsewhere and give checkpoint=FILE "
-            "(--checkpoint FILE)."
+            f"download {published.file} of {published.repository} elsewhere and give checkpoint=FILE, "
+            f"use_ema={published.use_ema}."
         ) from error
     load_weights(model, Path(path), use_ema=published.use_ema)
 

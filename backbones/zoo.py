@@ -72,7 +72,7 @@ def tiny_resnet(*, pretrained: bool = False, **options: Any) -> nn.Module:
         "in_chans": 3,
         "num_classes": 10,
     } | options
-    model = ResNet(**settings)
+    model: Any = ResNet(**settings)
     model.maxpool = nn.Identity()
     return _finished("tiny_resnet", model, settings, pretrained)
 
