@@ -122,8 +122,11 @@ class ResidualPair:
 
         Returns:
             ``(batch, kept + protected)`` positions in the sequence, ascending.
+
+        Raises:
+            RepresentationError: If the value is no such tuple.
         """
-        hidden: Tensor = value[0]
+        hidden, _ = _pair(value)
         if (protected := getattr(value, "protected", None)) is None:
             protected = torch.arange(self.prefix, device=kept.device).expand(hidden.shape[0], -1)
         chosen = _others(protected, hidden.shape[1]).gather(1, kept)
@@ -141,7 +144,7 @@ class ResidualPair:
             return select(part, positions) if whole else part
 
         parts = [shortened(part) for part in value]
-        remade = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        remade: Any = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if (protected := getattr(value, "protected", None)) is None:
             return remade
         return remade._replace(protected=(positions.unsqueeze(2) < protected.unsqueeze(1)).sum(1))
@@ -149,15 +152,19 @@ class ResidualPair:
     def _read(self, value: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value
-        if not isinstance(value, tuple) or len(value) < 2 or not isinstance(value[0], Tensor):
-            raise RepresentationError(
-                f"Expected a tuple (hidden, residual), got {type(value).__name__}. Choose a module that passes it on."
-            )
-        hidden, residual = value[0], value[1]
+        hidden, residual = _pair(value)
         if self.part == "hidden" or residual is None:  # the first layer starts from the embedding alone
             return hidden
-        kept: Tensor = residual
-        return kept if self.part == "residual" else kept + hidden
+        # in float32: rounded to bfloat16, what a small change adds would be lost
+        return residual if self.part == "residual" else residual.float() + hidden.float()
+
+
+def _pair(value: Any) -> tuple[Tensor, Tensor | None]:
+    if not isinstance(value, tuple) or len(value) < 2 or not isinstance(value[0], Tensor):
+        raise RepresentationError(
+            f"Expected a tuple (hidden, residual), got {type(value).__name__}. Choose a module that passes it on."
+        )
+    return value[0], value[1]
 
 
 def select(value: Tensor, positions: Tensor) -> Tensor:
@@ -218,11 +225,12 @@ class FeatureMap:
                 f"Lines are dropped from maps of rows and columns, got {tuple(value.shape)}. Choose another pruner."
             )
         if self.channels_last:
-            return select(value.flatten(1, 2), kept).unflatten(1, grid)
+            return select(value.flatten(1, 2), kept).view(value.shape[0], *grid, value.shape[3])
         if value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous():
-            return select(value.permute(0, 2, 3, 1).flatten(1, 2), kept).unflatten(1, grid).permute(0, 3, 1, 2)
+            rows = select(value.permute(0, 2, 3, 1).flatten(1, 2), kept)
+            return rows.view(value.shape[0], *grid, value.shape[1]).permute(0, 3, 1, 2)
         chosen = kept.unsqueeze(1).expand(-1, value.shape[1], -1)
-        return value.flatten(2).gather(2, chosen).unflatten(2, grid)
+        return value.flatten(2).gather(2, chosen).view(*value.shape[:2], *grid)
 
     @staticmethod
     def _checked(value: Any) -> Tensor:

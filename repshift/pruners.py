@@ -116,7 +116,7 @@ class LinePruner:
         left = _lines_left(rows, columns, drop)
         if left == (rows, columns):
             return value, None
-        scores = scores.float().unflatten(1, (rows, columns))
+        scores = scores.float().reshape(-1, rows, columns)
         kept_rows, kept_columns = keep_highest(scores.mean(2), left[0]), keep_highest(scores.mean(1), left[1])
         kept = (kept_rows.unsqueeze(2) * columns + kept_columns.unsqueeze(1)).flatten(1)
         return layout.arrange(value, kept, left), kept
@@ -145,10 +145,10 @@ class PositionPruner:
             return value, None
         batch = scores.shape[0]
         old = torch.arange(rows * columns, device=scores.device).view(1, rows, columns).expand(batch, -1, -1)
-        scores = scores.unflatten(1, (rows, columns))
-        in_rows = keep_highest(scores.flatten(0, 1), left[1]).unflatten(0, (batch, rows))
+        scores = scores.reshape(batch, rows, columns)
+        in_rows = keep_highest(scores.flatten(0, 1), left[1]).view(batch, rows, left[1])
         scores, old = scores.gather(2, in_rows), old.gather(2, in_rows)
-        in_columns = keep_highest(scores.transpose(1, 2).flatten(0, 1), left[0]).unflatten(0, (batch, left[1]))
+        in_columns = keep_highest(scores.transpose(1, 2).flatten(0, 1), left[0]).view(batch, left[1], left[0])
         kept = old.gather(1, in_columns.transpose(1, 2)).flatten(1)
         return layout.arrange(value, kept, left), kept
 

@@ -22,7 +22,7 @@ from repshift.hooks import detach_copies
 from repshift.layouts import first_argument
 from repshift.modules import refuse_compiled
 from repshift.pruners import Pruner, check_layout
-from repshift.roles import Cut, Measure, Relay, Remember, RequireFloat, Role
+from repshift.roles import Begin, Cut, Measure, Relay, Remember, RequireFloat, Role
 from repshift.schedules import Schedule
 from repshift.scores import Score
 from repshift.sites import Structure
@@ -184,6 +184,7 @@ def _assign_roles(structure: Structure, pruning: Pruning) -> dict[str, list[Role
         site = structure.sites[block]
         operation = site.operation(pruning.operation)
         relay = Relay()
+        roles.setdefault(site.name, []).append(Begin(relay))
         before, after = operation.before or layout, operation.after or layout
         roles.setdefault(operation.enters, []).append(Remember(relay, before, operation.from_output))
         for leaving in operation.leaves:

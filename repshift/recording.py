@@ -100,7 +100,8 @@ class Recorder:
         self.kept = {}
         value = first_argument(module.forward, args, kwargs)
         grid = layout.grid(value)
-        self._origin = Origin(layout.tokens(value).shape[1], grid, None, grid)
+        rounds_up = self.structure is None or self.structure.rounds_up
+        self._origin = Origin(layout.tokens(value).shape[1], grid, None, grid, rounds_up)
 
     def _observe_taken(
         self, watched: Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from repshift.errors import RepresentationError, ScheduleError
+from repshift.hooks import in_backward
 from repshift.layouts import Layout
 from repshift.pruners import Pruner
 from repshift.schedules import Drop
@@ -26,6 +28,7 @@ class Relay(threading.local):
     Empty between forwards, and separate in every thread, since servers run one model in several.
     """
 
+    running: bool
     before: Tensor | None
     after: Tensor | None
     scores: Tensor | None
@@ -36,6 +39,7 @@ class Relay(threading.local):
 
     def clear(self) -> None:
         """Forget everything."""
+        self.running = False
         self.before = self.after = self.scores = None
 
     def __reduce__(self) -> tuple[type[Relay], tuple[()]]:
@@ -81,6 +85,17 @@ class RequireFloat(_Bystander):
 
 
 @dataclass(frozen=True)
+class Begin(_Bystander):
+    """Tells the modules of a block that it is running."""
+
+    relay: Relay
+
+    def enter(self, value: Any) -> None:
+        """Begin a forward."""
+        self.relay.running = True
+
+
+@dataclass(frozen=True)
 class Remember(_Bystander):
     """Remembers the tokens that enter the operation: what a module takes, or what it returns."""
 
@@ -90,12 +105,12 @@ class Remember(_Bystander):
 
     def enter(self, value: Any) -> None:
         """Remember ``x`` if the module takes it."""
-        if not self.from_output:
+        if self.relay.running and not self.from_output:
             self.relay.before = self.layout.tokens(value).detach()
 
     def leave(self, output: Any) -> Any:
         """Remember ``x`` if the module returns it."""
-        if self.from_output:
+        if self.relay.running and self.from_output:
             self.relay.before = self.layout.tokens(output).detach()
         return output
 
@@ -113,6 +128,9 @@ class Measure(_Bystander):
     def leave(self, output: Any) -> Any:
         """Add this branch, and score if it was the last."""
         relay = self.relay
+        if not relay.running:
+            _require_repetition()
+            return output
         after = self.layout.tokens(output).detach()
         if relay.after is not None:
             after = relay.after + after
@@ -167,6 +185,16 @@ class Cut(_Bystander):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "observers": ()}  # a copy is not watched by the original's tracker
+
+
+def _require_repetition() -> None:
+    """Refuse what runs past the block that would drop its tokens, unless it repeats what is done already."""
+    if torch.compiler.is_compiling() or not in_backward():
+        raise RepresentationError(
+            "Modules of a block that drops tokens ran without the block itself, so nothing would be dropped. Gradient "
+            "checkpointing runs the blocks of some convolutional networks so, one by one past their stage: switch it "
+            "off, model.set_grad_checkpointing(False), or run the whole model."
+        )
 
 
 @contextmanager

@@ -88,6 +88,7 @@ class Structure:
         parts: Further modules that are watched in a way of their own, though nothing is dropped behind them.
         grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model refuses them,
             because the tokens that are left may happen to fit another grid.
+        rounds_up: Whether strides take half of an odd side of a feature map rounded up, or down.
     """
 
     sites: tuple[Site, ...]
@@ -100,6 +101,7 @@ class Structure:
     unit: str = "block"
     parts: Mapping[str, Operation] = field(default_factory=dict)
     grid_methods: tuple[str, ...] = ()
+    rounds_up: bool = True
 
 
 class Backbone(Protocol):
