@@ -84,13 +84,19 @@ def demo(
 
 @app.command()
 def heatmap(
-    model: Annotated[str, typer.Option("--model", "-m", help="Any timm model, vim_tiny, vim_small, vim_base, tiny_vit, tiny_resnet, tiny_vim.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Any timm model, vim_tiny, vim_small, vim_base, tiny_vit, tiny_resnet, tiny_vim."
+        ),
+    ],
     image: Annotated[list[Path], typer.Option(help="An image file; several may follow each other.")],
     more_images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further images.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Load the published weights.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Blocks (stages, layers) counted from zero, as 0,4,8. [default: first, middle, last]")
+        str | None,
+        typer.Option(help="Blocks (stages, layers) counted from zero, as 0,4,8. [default: first, middle, last]"),
     ] = None,
     sites: Annotated[
         list[str] | None,

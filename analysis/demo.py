@@ -246,9 +246,8 @@ def verdicts(results: Sequence[Result]) -> list[str]:
         if result.against_shift is not None and result.score != "shift":
             points, error = result.against_shift
             verb = "is as good as" if abs(points) <= 2 * error else "beats" if points > 0 else "LOSES to"
-            lines.append(
-                f"{result.model} {result.schedule}: the shift {verb} {result.score} ({points:+.2f} points, +-{error:.2f})"
-            )
+            measured = f"({points:+.2f} points, +-{error:.2f})"
+            lines.append(f"{result.model} {result.schedule}: the shift {verb} {result.score} {measured}")
     return lines
 
 

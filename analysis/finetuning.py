@@ -229,7 +229,7 @@ class FineTuning:
             with torch.no_grad(), self.accelerator.autocast():
                 hits = (model(images).argmax(1) == labels).long()
             # of the images that fill up the last batches of several processes, none is left in what is gathered
-            hits = self.accelerator.gather(hits)
+            hits = self.accelerator.gather_for_metrics(hits)
             right, seen = right + int(hits.sum()), seen + len(hits)
             observe(what, step, len(self.validation))
         return right / seen

@@ -812,17 +812,39 @@ def test_an_interrupted_command_says_how_to_go_on(command, tmp_path, monkeypatch
     assert "Traceback" not in err
 
 
+CHECKED = """
+import torch
+from torch import distributed
+from repshift.analysis import cli
+from repshift.analysis.finetuning_checkpoints import Checkpoints
+
+original = Checkpoints.save
+
+def save(self, progress):
+    own = torch.cat([value.flatten().double() for value in self.saver.model.state_dict().values()])
+    every = [torch.empty_like(own) for _ in range(2)]
+    distributed.all_gather(every, own)
+    assert torch.equal(*every), "the processes evaluate different models"
+    original(self, progress)
+
+Checkpoints.save = save
+cli.main()
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model_and_count_every_image_once(pictures, tmp_path):
-    def launch(epochs):
+    (tmp_path / "checked.py").write_text(CHECKED)
+
+    def launch(*program, epochs):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command += ["-m", "repshift", "finetune", "-m", "tiny_resnet", "--pretrained", "--drop", "10@0"]
+        command += [*program, "finetune", "-m", "tiny_resnet", "--pretrained", "--drop", "10@0"]
         command += ["--data", str(pictures), "--epochs", str(epochs), "--lr", "3e-3", "-b", "6", "-j", "0"]
         command += ["--device", "cpu", "--output", str(tmp_path / "out")]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
-    done = launch(2)
+    done = launch(tmp_path / "checked.py", epochs=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("fine-tuned, epoch") == 1  # only one of them reports
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -835,6 +857,6 @@ def test_two_processes_train_one_model_and_count_every_image_once(pictures, tmp_
         "pruned": share_right(ShiftTracker(dense).prune("10@0"), pictures),
         "finetuned": share_right(ShiftTracker(tuned).prune("10@0"), pictures),
     }
-    refused = launch(3)
+    refused = launch("-m", "repshift", epochs=3)
     assert refused.returncode == 1
     assert "other epochs (2, now 3)" in refused.stderr

@@ -7,12 +7,13 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import nn
 
 from repshift import RepresentationError, UnknownNameError
-from repshift.backbones.vim_model import VisionMamba, causal_convolution
+from repshift.backbones.vim_mixer import causal_convolution
+from repshift.backbones.vim_model import VisionMamba
 
 # 24 channels: the rank of the step sizes, a sixteenth of them, has to be rounded up
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 3, "d_state": 4, "num_classes": 5}
@@ -351,6 +352,13 @@ def test_the_keys_and_shapes_are_those_of_the_published_models(channels, paramet
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == expected
     if stride is None:
         assert sum(value.numel() for value in model.parameters()) == parameters
+
+
+def test_the_rank_of_the_step_sizes_is_a_sixteenth_of_the_channels_rounded_up():
+    ranks = [
+        VisionMamba(**(SMALL | {"embed_dim": width})).layers[0].mixer.dt_proj.in_features for width in (16, 17, 40)
+    ]
+    assert ranks == [1, 2, 3]
 
 
 def test_a_model_has_float32_parameters_alone_and_no_buffers():

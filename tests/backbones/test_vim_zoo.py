@@ -270,5 +270,3 @@ def test_a_failed_download_is_one_clear_error_with_a_way_round(monkeypatch, erro
     assert "download vim_t_midclstok_76p1acc.pth of hustvl/Vim-tiny-midclstok" in message
     assert "checkpoint=FILE, use_ema=False" in message
     assert "\n" not in message
-
-

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repshift import BACKBONES, ScheduleError, ShiftTracker, UnsupportedModelError
