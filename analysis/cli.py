@@ -169,7 +169,9 @@ def finetune(
     ] = "",
     train_split: Annotated[str, typer.Option(help="Name of the training split.")] = "train",
     val_split: Annotated[str, typer.Option(help="Name of the validation split.")] = "validation",
-    digits: Annotated[Path | None, typer.Option(help="For cluttered-mnist: folder with MNIST's t10k files.")] = None,
+    digits: Annotated[
+        Path | None, typer.Option(help="For cluttered-mnist: MNIST's t10k files. [default: download]")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="All epochs, the cool-down included.")] = 100,
     cooldown_epochs: Annotated[
         int | None, typer.Option(help="Of these, the last ones at --min-lr. [default: a tenth]")

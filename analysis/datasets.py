@@ -167,6 +167,24 @@ def training_digits(folder: Path) -> Digits:
     return Digits(digits.images[:TRAINING_DIGITS], digits.labels[:TRAINING_DIGITS])
 
 
+def download_digits() -> Path:
+    """Download MNIST's test set by torchvision, unless that was done before, and return the folder of its two files.
+
+    Raises:
+        DataError: If it cannot be downloaded.
+    """
+    from torchvision.datasets import MNIST
+
+    root = Path.home() / ".cache" / "repshift"
+    try:
+        MNIST(root, train=False, download=True)
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"MNIST could not be downloaded ({error}). Give the folder that holds its two t10k files: --digits FOLDER."
+        ) from error
+    return root / "MNIST" / "raw"
+
+
 def read_digits(folder: Path) -> Digits:
     """Read a pair of gzipped idx files, MNIST's own format."""
     return Digits(_read_idx(folder / IMAGES_FILE, dimensions=3), _read_idx(folder / LABELS_FILE, dimensions=1))

@@ -22,9 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, distribute_bn, random_seed
 from torch import Tensor, nn
 
@@ -32,7 +29,13 @@ from repshift import DataError, RepshiftError
 from repshift.analysis.files import output_folder, write_text
 from repshift.analysis.finetuning_checkpoints import Checkpoints, Epoch, Progress
 from repshift.analysis.finetuning_data import Data, load_data
-from repshift.analysis.finetuning_recipe import Recipe, build_models, create_optimizer
+from repshift.analysis.finetuning_recipe import (
+    Recipe,
+    build_models,
+    create_loss,
+    create_optimizer,
+    create_scheduler,
+)
 from repshift.errors import first_line
 
 # Called with what is being done, how many of its steps are done, and how many there are
@@ -83,7 +86,7 @@ def finetune(
     Args:
         recipe: Model, schedule, data and settings.
         output: Folder of the weights, the summary and the state to resume from, made if needed.
-        digits: For the embedded data, the folder with MNIST's two t10k files.
+        digits: For the embedded data, the folder with MNIST's two t10k files; by default torchvision downloads them.
         workers: Processes that load images, for each process that trains.
         device: ``cpu`` or ``cuda``; by default a GPU if there is one.
         resume: Go on from the state in ``output`` if there is one; otherwise it is deleted.
@@ -101,7 +104,8 @@ def finetune(
         # the same in every process: a new classifier, and the order of the images
         random_seed(recipe.seed)
         models = build_models(recipe, accelerator.device)
-        data = load_data(recipe, models[0], digits, workers, pin_memory=accelerator.device.type == "cuda")
+        with accelerator.main_process_first():  # what has to be downloaded is downloaded once
+            data = load_data(recipe, models[0], digits, workers, pin_memory=accelerator.device.type == "cuda")
         if accelerator.is_main_process:
             output_folder(output)
         accelerator.wait_for_everyone()
@@ -142,18 +146,8 @@ class FineTuning:
                 f"{accelerator.num_processes} processes. Give a smaller --batch-size."
             )
         self.updates_an_epoch = math.ceil(len(self.training) / recipe.grad_accum_steps)
-        self.scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched="cosine",
-            num_epochs=recipe.epochs - recipe.cooldown_epochs,  # timm adds the cool-down
-            cooldown_epochs=recipe.cooldown_epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            min_lr=recipe.min_lr,
-            warmup_lr=recipe.warmup_lr,
-            step_on_epochs=False,
-            updates_per_epoch=self.updates_an_epoch,
-        )
-        self.mix, self.loss = _mixing_and_loss(recipe, self.pruned)
+        self.scheduler = create_scheduler(recipe, optimizer, self.updates_an_epoch)
+        self.mix, self.loss = create_loss(recipe, self.pruned)
         self.checkpoints = Checkpoints(output, accelerator, self.pruned, optimizer, self.ema)
 
     def run(self, resume: bool, observe: Observer) -> Outcome:
@@ -287,13 +281,6 @@ def _accelerator(recipe: Recipe, device: str | None) -> Any:
             "device. Run 'accelerate config' and choose plain data parallel."
         )
     return accelerator
-
-
-def _mixing_and_loss(recipe: Recipe, model: nn.Module) -> tuple[Mixup | None, nn.Module]:
-    if recipe.mixes:
-        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.num_classes)
-        return mix, SoftTargetCrossEntropy()
-    return None, LabelSmoothingCrossEntropy(recipe.smoothing) if recipe.smoothing else nn.CrossEntropyLoss()
 
 
 def _require_finite_weights(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from repshift import DataError, UnknownNameError
-from repshift.analysis.datasets import ClutteredDigits, Digits, evaluation_canvases, training_digits
+from repshift.analysis.datasets import ClutteredDigits, Digits, download_digits, evaluation_canvases, training_digits
 from repshift.analysis.finetuning_recipe import CANVASES, Recipe
 from repshift.analysis.preprocessing import data_config
 from repshift.errors import first_line
@@ -65,7 +65,8 @@ def load_data(recipe: Recipe, model: nn.Module, digits: Path | None, workers: in
     Args:
         recipe: Names the data, the augmentation and the batch size.
         model: Its data configuration gives size, mean and standard deviation; its classes must be those of the data.
-        digits: Of the embedded data, the folder that holds MNIST's two t10k files.
+        digits: Of the embedded data, the folder that holds MNIST's two t10k files; by default torchvision
+            downloads them.
         workers: Processes that load images; they start anew in every epoch, so that what they draw follows from the
             seed and the epoch.
         pin_memory: Load into page-locked memory, for a GPU.
@@ -102,12 +103,7 @@ def load_data(recipe: Recipe, model: nn.Module, digits: Path | None, workers: in
 def _canvases(
     recipe: Recipe, digits: Path | None, mode: str
 ) -> tuple[Sequence[Any], int | None, Callable[[int], None]]:
-    if digits is None:
-        raise DataError(
-            f"Training on {CANVASES} needs MNIST's two t10k files. Give the folder that holds them: --digits FOLDER "
-            "('repshift zoo train' downloads them to ~/.cache/repshift/MNIST/raw)."
-        )
-    known: Digits = training_digits(digits)
+    known: Digits = training_digits(digits or download_digits())
     shown = CanvasPictures(ClutteredDigits(known, 1_000 * recipe.seed), mode)
 
     def draw(epoch: int) -> None:
@@ -202,10 +198,16 @@ def _loader(
         raise UnknownNameError(
             f"timm cannot make this augmentation ({type(error).__name__}: {first_line(error)}). Check --aa."
         ) from error
-    image, _ = dataset[0]
-    if tuple(image.shape) != tuple(config["input_size"]):
+    try:
+        shape = tuple(dataset[0][0].shape)
+    except (RuntimeError, OSError, ValueError) as error:
         raise DataError(
-            f"{recipe.dataset or recipe.data} gives images of shape {tuple(image.shape)}, {recipe.model} takes "
+            f"The first image of {recipe.dataset or recipe.data} cannot be made fit for {recipe.model} "
+            f"({first_line(error)}). Choose data or a model that fit."
+        ) from error
+    if shape != tuple(config["input_size"]):
+        raise DataError(
+            f"{recipe.dataset or recipe.data} gives images of shape {shape}, {recipe.model} takes "
             f"{tuple(config['input_size'])} (channels, rows, columns). Choose data or a model that fit."
         )
     return loader

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from repshift import DataError, Schedule, ShiftTracker, UnknownNameError, load_model
@@ -179,3 +183,28 @@ def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
             f"{suggest(recipe.opt, map(str, list_optimizers()))}"
         ) from error
     return optimizer
+
+
+def create_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, updates_an_epoch: int) -> Scheduler:
+    """Create timm's cosine schedule, which sets the rate of every update and ends with the cool-down."""
+    scheduler: Scheduler
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=recipe.epochs - recipe.cooldown_epochs,  # timm adds the cool-down
+        cooldown_epochs=recipe.cooldown_epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        min_lr=recipe.min_lr,
+        warmup_lr=recipe.warmup_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates_an_epoch,
+    )
+    return scheduler
+
+
+def create_loss(recipe: Recipe, model: nn.Module) -> tuple[Mixup | None, nn.Module]:
+    """Create timm's mixup, if images are mixed, and the loss for the labels that it makes."""
+    if recipe.mixes:
+        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.num_classes)
+        return mix, SoftTargetCrossEntropy()
+    return None, LabelSmoothingCrossEntropy(recipe.smoothing) if recipe.smoothing else nn.CrossEntropyLoss()

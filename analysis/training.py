@@ -25,6 +25,7 @@ from repshift.analysis.datasets import (
     ClutteredDigits,
     Digits,
     batches,
+    download_digits,
     evaluation_canvases,
     training_digits,
 )
@@ -103,7 +104,7 @@ def train_model(
         raise UnknownNameError(f"The zoo has no model {name!r}. {suggest(name, ZOO)}")
     device = _checked_device(device)
     recipe = Recipe(seed=seed) if epochs is None else Recipe(seed=seed, epochs=epochs)
-    trainer = Trainer(name, training_digits(digits or _download_digits()), output, recipe, device)
+    trainer = Trainer(name, training_digits(digits or download_digits()), output, recipe, device)
     model = trainer.train(observe)
     accuracy = canvas_accuracy(model.to("cpu"), evaluation_canvases())
     card = model_card(name, model, recipe, accuracy)
@@ -262,16 +263,3 @@ of no use for other images.
 | optimiser | AdamW, cosine schedule with warm-up |
 {settings}
 """
-
-
-def _download_digits() -> Path:
-    from torchvision.datasets import MNIST
-
-    root = Path.home() / ".cache" / "repshift"
-    try:
-        MNIST(root, train=False, download=True)
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"MNIST could not be downloaded ({error}). Give the folder that holds its two t10k files: --digits FOLDER."
-        ) from error
-    return root / "MNIST" / "raw"

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.utils import CheckpointSaver
 from torch import nn
+from torchvision.datasets import FakeData
 
 from repshift import (
     CheckpointError,
@@ -30,7 +31,7 @@ from repshift import (
     UnknownNameError,
     load_model,
 )
-from repshift.analysis import cli, finetuning, finetuning_data
+from repshift.analysis import cli, finetuning, finetuning_data, finetuning_recipe
 from repshift.analysis.datasets import ClutteredDigits, draw_canvases
 from repshift.analysis.finetuning import DivergenceError, FineTuning, MissingPackageError, finetune
 from repshift.analysis.finetuning_checkpoints import Checkpoints
@@ -267,6 +268,18 @@ def test_mixed_precision_trains_weights_that_stay_in_float32(recipe, tmp_path):
     assert not torch.equal(full["fc.weight"], weights["fc.weight"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_mixed_precision_trains_and_goes_on_on_a_gpu(recipe, tmp_path, dtype):
+    settings = recipe(amp=True, amp_dtype=dtype)
+    with pytest.raises(Stop):
+        run(settings, tmp_path, device="cuda", observe=stop_at("epoch 2 of", 2))
+    fresh_torch_state()
+    outcome = run(settings, tmp_path, device="cuda")
+    assert {value.dtype for value in load_file(outcome.weights).values()} == {torch.float32, torch.int64}
+
+
 def test_a_vision_transformer_can_be_fine_tuned_too(recipe, tmp_path):
     outcome = run(recipe(model="tiny_vit", checkpoint=None, drop="0.2@0,2", epochs=1, cooldown_epochs=0), tmp_path)
     load_model("tiny_vit", checkpoint=outcome.weights)
@@ -476,7 +489,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(recipe, uni
             return scale * torch.sum(-labels * logits.log_softmax(-1), -1).mean()
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning, "SoftTargetCrossEntropy", Diverging)
+        patch.setattr(finetuning_recipe, "SoftTargetCrossEntropy", Diverging)
         with pytest.raises(DivergenceError, match=r"The loss is inf.*--lr"):
             run(recipe(), tmp_path)
     assert [path.name for path in tmp_path.glob("state-*")] == ["state-1"]
@@ -529,6 +542,15 @@ def few(monkeypatch, few_digits):
     monkeypatch.setattr(finetuning_data, "training_digits", lambda folder: few_digits)
     monkeypatch.setattr(finetuning_data, "evaluation_canvases", lambda: canvases)
     return canvases
+
+
+def test_a_failed_download_of_the_digits_says_how_to_go_on(recipe, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", fail)
+    with pytest.raises(DataError, match=r"no network.*--digits"):
+        run(recipe(data="cluttered-mnist", reprob=0.0), tmp_path)
 
 
 def test_canvases_are_normalised_and_drawn_anew_in_every_epoch(recipe, few, few_digits, tmp_path):
@@ -591,6 +613,29 @@ def test_classes_keep_their_numbers_where_validation_lacks_one(recipe, other_pic
     assert 9 in labels
 
 
+@pytest.fixture
+def fake(monkeypatch):
+    """Let timm open a torchvision dataset of so many channels."""
+
+    def make(channels):
+        images = FakeData(size=20, image_size=(channels, 70, 80), num_classes=10)
+        monkeypatch.setattr(finetuning_data, "create_dataset", lambda *args, **options: images)
+
+    return make
+
+
+def test_a_dataset_of_torchvision_can_be_named_instead_of_a_folder(recipe, fake, tmp_path):
+    fake(3)
+    outcome = run(recipe(dataset="torch/cifar10", epochs=1, cooldown_epochs=0), tmp_path)
+    assert outcome.finetuned in [right / 20 for right in range(21)]
+
+
+def test_images_that_do_not_fit_the_model_are_refused(recipe, fake, tmp_path):
+    fake(1)
+    with pytest.raises(DataError, match=r"torch/mnist cannot be made fit for tiny_resnet"):
+        run(recipe(dataset="torch/mnist"), tmp_path)
+
+
 def test_a_model_of_one_channel_sees_grey_pictures(recipe):
     data = load_data(recipe(), load_model("tiny_resnet", in_chans=1), None, workers=0)
     assert next(iter(data.training))[0].shape == (BATCH, 1, 64, 64)
@@ -644,7 +689,6 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_written(
     ("changes", "error", "message"),
     [
         ({"data": "nowhere"}, DataError, r"no data folder nowhere.*train/"),
-        ({"data": "cluttered-mnist", "reprob": 0.0}, DataError, r"MNIST's two t10k files.*--digits"),
         ({"batch_size": 42}, DataError, r"40 images .* fewer than one batch of 42.*--batch-size"),
         ({"dataset": "wds/something"}, UnknownNameError, r"'wds/something'.*torch/NAME or hfds/NAME"),
         ({"dataset": "torch/nonsense"}, DataError, r"timm cannot open torch/nonsense.*Unknown torchvision dataset"),
