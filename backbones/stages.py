@@ -65,13 +65,15 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
 
     Args:
         model: The network.
-        stages: In order.
+        stages: In order; those without blocks are left out, since feature extractors often lack the last ones.
         embedding: Name of the module that takes the images.
         channels_last: Whether maps are ``(batch, rows, columns, channels)``.
 
     Raises:
-        UnsupportedModelError: If a stage has no blocks.
+        UnsupportedModelError: If no stage has blocks.
     """
+    if not any(stage.blocks for stage in stages):
+        raise UnsupportedModelError(f"{type(model).__name__} has no residual blocks left to watch. Give a whole model.")
     watched = [{block: _block(model, block) for block in stage.blocks} for stage in stages]
     strides = [
         # what has the identity for a shortcut keeps its size, whatever strides there are inside (of attention)
@@ -81,7 +83,7 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
     sites, parts = [], {}
     for index, (stage, own) in enumerate(zip(stages, watched, strict=True)):
         if not stage.blocks:
-            raise UnsupportedModelError(f"{stage.name} of {type(model).__name__} has no residual blocks.")
+            continue
         parts.update({block: operation for block, operation in own.items() if operation is not None})
         operations, absent = {}, {"attn": "it is convolutional", "mlp": "it is convolutional"}
         if stage.absent is None:

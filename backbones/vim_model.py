@@ -181,7 +181,7 @@ class VisionMamba(nn.Module):
         self.layers = nn.ModuleList(
             Layer(Mixer(embed_dim, d_state, d_conv, expand, halve, scan), embed_dim, rate)
             # the change that enters a layer is the one before's
-            for rate in [0.0, *rates[:-1]]
+            for rate in [0.0, *rates][:depth]
         )
         self.drop_path = _drop_path(drop_path_rate)
         self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)

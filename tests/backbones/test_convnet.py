@@ -219,8 +219,11 @@ def test_a_pruner_of_tokens_is_refused_with_the_one_that_fits():
         ShiftTracker(on_meta("convnext_atto")).prune({0: 2}, pruner="tokens")
 
 
-def test_a_stage_that_was_taken_out_is_named():
+def test_a_stage_without_blocks_is_left_out_but_its_stride_counts():
     model = ConvNeXt(num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
     model.stages[3].blocks = nn.Sequential()
-    with pytest.raises(UnsupportedModelError, match=r"stages\.3 of ConvNeXt has no residual blocks"):
-        ShiftTracker(model)
+    assert [(site.name, site.least) for site in CONVNET.structure(model).sites] == [
+        ("stages.0", 8),
+        ("stages.1", 4),
+        ("stages.2", 2),
+    ]

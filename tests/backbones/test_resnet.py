@@ -229,9 +229,19 @@ def test_an_unknown_pruner_names_the_closest(model):
         ShiftTracker(model).prune({0: 2}, pruner="line")
 
 
-def test_a_stage_that_was_taken_out_is_named(model):
-    model.layer4 = nn.Identity()
-    with pytest.raises(UnsupportedModelError, match=r"layer4 of ResNet has no residual blocks"):
+def test_a_network_without_its_last_stage_is_pruned_behind_those_it_has(images):
+    model = tiny(channels=(64, 16, 24, 32))
+    model.layer4, model.fc = nn.Identity(), nn.Identity()
+    pruned = ShiftTracker(model).prune({1: 2})
+    with ShiftTracker(pruned) as tracker:
+        pruned(images)
+    assert list(tracker.shifts) == ["layer1", "layer2", "layer3"]
+    assert list(tracker.kept) == ["layer2"]
+
+
+def test_a_network_without_any_stage_is_refused(model):
+    model.layer1 = model.layer2 = model.layer3 = model.layer4 = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="ResNet has no residual blocks left to watch"):
         ShiftTracker(model)
 
 

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from repshift import RepresentationError, UnknownNameError
 from repshift.backbones import scan_blocked
 from repshift.backbones.scan import IMPLEMENTATIONS, aligned_scan, selective_scan
+from repshift.backbones.scan_reference import Operands
 
 FORMS = ["reference", "blocked"]
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -117,17 +118,15 @@ def test_operands_of_any_layout_give_the_same(form, reverse):
 
 @pytest.mark.parametrize("steps", [1, 3, 64])
 def test_the_number_of_steps_held_at_once_does_not_matter(monkeypatch, steps):
-    given = operands(length=17)
-    expected = selective_scan(**given, implementation="reference")
+    expected = selective_scan(**(given := operands(length=17)), implementation="reference")
     monkeypatch.setattr(scan_blocked, "STEPS", steps)
     assert_exact(selective_scan(**given, implementation="blocked"), expected)
 
 
-def test_states_that_exceed_the_limit_are_held_for_one_step_at_a_time(monkeypatch):
-    given = operands(length=17)
-    expected = selective_scan(**given, implementation="reference")
-    monkeypatch.setattr(scan_blocked, "HELD", 7)
-    assert_exact(selective_scan(**given, implementation="blocked"), expected)
+def test_fewer_steps_are_held_the_more_states_there_are():
+    few, many = (scan_blocked._Recurrence(Operands(**operands(size, 64, 16, 20, ()))) for size in (1, 200))
+    assert few.states.numel() == scan_blocked.STEPS * 64 * 16
+    assert 0.5 * scan_blocked.HELD < many.states.numel() <= scan_blocked.HELD
 
 
 def test_auto_is_the_blocked_form_on_a_cpu():
@@ -136,10 +135,9 @@ def test_auto_is_the_blocked_form_on_a_cpu():
 
 
 def test_operands_are_left_as_they_were():
-    given = operands()
-    before = {name: value.clone() for name, value in given.items() if name != "delta_softplus"}
+    given, before = operands(), operands()
     selective_scan(**given)
-    assert all(torch.equal(given[name], value) for name, value in before.items())
+    assert all(torch.equal(given[name], before[name]) for name in given if name != "delta_softplus")
 
 
 # --- precision --------------------------------------------------------------------------------------------------
@@ -274,11 +272,10 @@ def test_four_multiply_accumulates_are_counted_a_state_and_step():
 @pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias"])
 def test_an_operand_of_the_wrong_shape_is_refused_with_both_shapes(name):
     given = operands()
-    shape = tuple(given[name].shape)
     wrong = given[name][:-1]
     with pytest.raises(RepresentationError) as caught:
         selective_scan(**(given | {name: wrong}))
-    assert f"got {name} of shape {tuple(wrong.shape)}, expected {shape}" in str(caught.value)
+    assert f"got {name} of shape {tuple(wrong.shape)}, expected {tuple(given[name].shape)}" in str(caught.value)
 
 
 def test_gaps_of_the_wrong_shape_are_refused():
@@ -288,9 +285,8 @@ def test_gaps_of_the_wrong_shape_are_refused():
 
 @pytest.mark.parametrize("name", ["u", "A"])
 def test_an_operand_of_the_wrong_rank_is_refused_with_what_it_should_be(name):
-    given = operands()
     with pytest.raises(RepresentationError, match=r"u as \(batch, channels, length\) and A as \(channels, states\)"):
-        selective_scan(**(given | {name: given[name][0]}))
+        selective_scan(**(operands() | {name: operands()[name][0]}))
 
 
 def test_a_sequence_without_tokens_is_refused():

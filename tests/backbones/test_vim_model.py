@@ -565,6 +565,13 @@ def test_images_of_another_size_are_refused_with_both_sizes(size):
         build()(torch.zeros(2, 3, *size, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("depth", [0, 1, 4])
+def test_a_model_has_the_layers_that_were_asked_for(depth):
+    model = VisionMamba(**(SMALL | {"depth": depth})).eval()
+    assert len(model.layers) == depth
+    assert model(torch.randn(1, 3, 24, 24)).isfinite().all()
+
+
 def test_an_unknown_class_position_is_refused_with_the_choices():
     with pytest.raises(UnknownNameError, match="'head' or 'middle', got 'tail'"):
         VisionMamba(**SMALL, class_position="tail")
