@@ -94,6 +94,10 @@ def heatmap(
     more_images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further images.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Load the published weights.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
+    use_ema: Annotated[
+        bool | None,
+        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
+    ] = None,
     blocks: Annotated[
         str | None,
         typer.Option(help="Blocks (stages, layers) counted from zero, as 0,4,8. [default: first, middle, last]"),
@@ -120,7 +124,7 @@ def heatmap(
 
     check_figure_path(output)
     indices = _parse_blocks(blocks)
-    loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint)
+    loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
     if not pretrained and checkpoint is None:
         console.print(
             "note: the weights are random; give --pretrained or --checkpoint for a trained model.", soft_wrap=True

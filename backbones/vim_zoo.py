@@ -75,6 +75,7 @@ def vision_mamba(name: str, *, pretrained: bool = False, **options: Any) -> Visi
     model.pretrained_cfg = {  # type: ignore[assignment]
         **IMAGENET,
         "architecture": name,
+        "use_ema": published.use_ema,
         "input_size": (settings["in_chans"], *((size, size) if isinstance(size, int) else size)),
         "num_classes": settings["num_classes"],
     }
@@ -96,8 +97,8 @@ def _download(name: str, published: Published, model: VisionMamba) -> None:
     except Exception as error:  # the hub's, the network's and the disk's errors have no common class
         raise CheckpointError(
             f"The weights of {name} could not be had ({type(error).__name__}: {first_line(error)}). Without a network, "
-            f"download {published.file} of {published.repository} elsewhere and give checkpoint=FILE, "
-            f"use_ema={published.use_ema}."
+            f"download {published.file} of {published.repository} elsewhere and give checkpoint=FILE "
+            "(--checkpoint FILE)."
         ) from error
     load_weights(model, Path(path), use_ema=published.use_ema)
 

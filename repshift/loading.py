@@ -26,7 +26,7 @@ def load_model(
     *,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
-    use_ema: bool = True,
+    use_ema: bool | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model by name, in evaluation mode.
@@ -38,7 +38,8 @@ def load_model(
         pretrained: Load the published weights: shipped ones for the zoo, downloaded ones for the others.
         checkpoint: Load weights from this file instead, strictly and without unpickling code.
         use_ema: Of a checkpoint that holds averaged weights beside the plain ones (``model_ema`` and ``model``), take
-            the averaged ones.
+            the averaged ones; by default those whose accuracy was published: the averaged ones, but of a Vision
+            Mamba other than ``vim_base`` the plain ones.
         **options: Passed on to the model, for example ``num_classes=10`` or ``img_size=384``.
 
     Raises:
@@ -67,6 +68,8 @@ def load_model(
     if checkpoint is not None:
         from repshift.backbones.checkpoints import load_weights
 
+        if use_ema is None:
+            use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
         load_weights(model, Path(checkpoint), use_ema=use_ema)
     return model.eval()
 

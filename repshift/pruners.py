@@ -193,6 +193,7 @@ PRUNERS = Registry(
     {
         "tokens": TokenPruner(),
         "sequence": SequencePruner(),
+        "sequence_aligned": SequencePruner(align=True),
         "lines": LinePruner(),
         "positions": PositionPruner(),
     },

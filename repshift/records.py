@@ -47,6 +47,11 @@ class Maps(Mapping[str, Tensor]):
         record = self._records[name]
         shift, origin = record.shift, record.origin
         if origin.positions is not None and origin.tokens is not None:
+            if shift.shape[1] != origin.positions.shape[1]:
+                raise RepresentationError(
+                    f"{name!r} gave {shift.shape[1]} shifts where {origin.positions.shape[1]} tokens are left, so they "
+                    "cannot be laid out: they count a class token too. Watch the blocks themselves."
+                )
             shift = restore(shift, origin.positions, origin.tokens)
         if record.grid is None or math.prod(record.grid) != shift.shape[1]:
             raise RepresentationError(

@@ -179,8 +179,10 @@ class ShiftTracker(Generic[Model]):
             chosen: Pruner = PRUNERS.get(pruner or structure.pruner)
         else:
             chosen = pruner
-        if not callable(getattr(chosen, "shorten", None)):
-            raise UnknownNameError(f"{chosen!r} is no pruner: it has no method shorten. Give one of {PRUNERS.names()}.")
+        if isinstance(chosen, type) or not callable(getattr(chosen, "shorten", None)):
+            raise UnknownNameError(
+                f"{chosen!r} is no pruner: expected an object with a method shorten. Give one of {PRUNERS.names()}."
+            )
         parsed = Schedule.of(schedule)
         scored = resolve_score(score, self._score)
         return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen))

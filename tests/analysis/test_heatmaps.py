@@ -99,8 +99,8 @@ def test_a_block_out_of_range_is_refused_with_the_range(small_vit, block):
 
 
 def test_blocks_of_a_model_without_a_backbone_are_found_by_running_it():
-    names = block_names(load_model("resnet18"), torch.rand(1, 3, 64, 64), [0])
-    assert names == ["layer1.0"]
+    names = block_names(load_model("darknet53"), torch.rand(1, 3, 64, 64), [0])
+    assert names == ["stages.0.blocks.0"]
 
 
 def test_a_model_without_blocks_is_refused_with_what_to_do():

@@ -117,6 +117,14 @@ def test_an_official_checkpoint_gives_the_plain_weights_if_they_are_chosen(offic
     assert same(loaded(path, use_ema=False), weights)
 
 
+@pytest.mark.parametrize(("name", "averaged"), [("vim_tiny", False), ("vim_base", True)])
+def test_by_default_a_checkpoint_gives_the_weights_whose_accuracy_was_published(name, averaged, tmp_path):
+    plain = load_model(name, **SHALLOW).state_dict()
+    ema = {key: value + 1 for key, value in plain.items()}
+    torch.save({"model": plain, "model_ema": ema}, tmp_path / "vim.pth")
+    assert same(loaded(tmp_path / "vim.pth", name, use_ema=None), ema if averaged else plain)
+
+
 @pytest.mark.parametrize("use_ema", [True, False])
 @pytest.mark.parametrize("form", [lambda weights: weights, lambda weights: {"model": weights}], ids=["bare", "model"])
 def test_a_checkpoint_without_averaged_weights_gives_its_own(weights, tmp_path, form, use_ema):
@@ -268,5 +276,5 @@ def test_a_failed_download_is_one_clear_error_with_a_way_round(monkeypatch, erro
     message = str(caught.value)
     assert f"({type(error).__name__}: {str(error).splitlines()[0]})" in message
     assert "download vim_t_midclstok_76p1acc.pth of hustvl/Vim-tiny-midclstok" in message
-    assert "checkpoint=FILE, use_ema=False" in message
+    assert "checkpoint=FILE (--checkpoint FILE)" in message
     assert "\n" not in message

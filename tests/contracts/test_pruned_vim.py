@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._inductor.utils import fresh_inductor_cache
 
-from repshift import BACKBONES, ScheduleError, ShiftTracker, UnsupportedModelError
+from repshift import BACKBONES, RepresentationError, ScheduleError, ShiftTracker, UnsupportedModelError
 from repshift.backbones.vim_model import VisionMamba
 from repshift.layouts import ResidualPair
 from repshift.pruners import SequencePruner
@@ -325,6 +325,22 @@ def test_maps_are_empty_exactly_where_patches_were_dropped_before(vim, images):
         there = ~tracker.maps[f"layers.{layer}"].flatten(1).isnan()
         kept = tracker.kept[f"layers.{layer - 1}"]
         assert [row.nonzero().flatten().tolist() for row in there] == kept.tolist()
+
+
+def test_a_part_that_counts_the_class_token_too_has_no_map(vim, images):
+    pruned = ShiftTracker(vim).prune(DROPS)
+    tracker = ShiftTracker(pruned, "layers.3.norm")
+    with tracker, torch.no_grad():
+        pruned(images)
+    with pytest.raises(RepresentationError, match=r"gave 20 shifts where 19 tokens are left"):
+        tracker.maps["layers.3.norm"]
+
+
+def test_alignment_can_be_asked_for_by_name(vim, images):
+    tracker = ShiftTracker(vim)
+    assert torch.equal(
+        tracker.prune(DROPS, pruner="sequence_aligned")(images), tracker.prune(DROPS, pruner=ALIGNED)(images)
+    )
 
 
 def test_a_map_has_every_shift_at_the_place_of_its_patch(vim, images):

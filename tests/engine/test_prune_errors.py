@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from repshift import ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
+from repshift.pruners import TokenPruner
 
 
 @pytest.fixture
@@ -122,3 +123,8 @@ def test_a_refused_schedule_is_refused_before_anything_is_copied(vit):
     vit.blocks[3].drop_path1 = Uncopyable()
     with pytest.raises(ScheduleError):
         ShiftTracker(vit).prune({9: 0.2})
+
+
+def test_a_pruner_s_class_is_no_pruner(vit):
+    with pytest.raises(UnknownNameError, match="expected an object with a method shorten"):
+        ShiftTracker(vit).prune({0: 2}, pruner=TokenPruner)
