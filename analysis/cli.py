@@ -153,7 +153,9 @@ def finetune(
     model: Annotated[str, typer.Option("--model", "-m", help="A model of timm or of the embedded zoo.")],
     drop: Annotated[str, typer.Option(help="What goes after which stage or block, as 8@0;4@1 or 0.2@0,3,6.")],
     data: Annotated[str, typer.Option(help="Folder with train/ and validation/ inside, or cluttered-mnist.")],
-    output: Annotated[Path, typer.Option(help="Folder for the weights, the summary and the state to resume from.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the weights, the summary and the state to resume from.")
+    ] = Path("repshift-finetune"),
     pretrained: Annotated[bool, typer.Option(help="Start from the published weights.")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="Start from the weights in a file.")] = None,
     num_classes: Annotated[

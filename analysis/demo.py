@@ -33,6 +33,7 @@ SCHEDULES = {
 SCORES = ("shift", "random", "norm")
 BATCH = 50
 ROUNDS = 3  # each model is timed so often, in turn with the others
+SECONDS = 0.2  # for so long at least
 SHOWN = (0, 1, 2, 3)  # canvases in the figure, in order: not chosen
 SEED = 0  # of the random control
 
@@ -211,7 +212,7 @@ def _images_per_second(models: Sequence[nn.Module], batch: Tensor, step: Callabl
                 timer = Timer(
                     "model(batch)", globals={"model": model, "batch": batch}, num_threads=torch.get_num_threads()
                 )
-                taken.append(timer.timeit(2).mean)
+                taken.append(timer.blocked_autorange(min_run_time=SECONDS).median)
                 step()
     return [len(batch) / median(taken) for taken in seconds]
 
