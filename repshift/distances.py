@@ -31,7 +31,7 @@ def l2(before: Tensor, after: Tensor) -> Tensor:
     Source: arXiv 2508.00367, eq. 4, D = L2.
     """
     _require_comparable(before, after)
-    return length(after.float() - before.float())
+    return length(after.float() - before.float(), overwrite=True)
 
 
 def l1(before: Tensor, after: Tensor) -> Tensor:
@@ -59,14 +59,15 @@ def cosine(before: Tensor, after: Tensor) -> Tensor:
     return distance.masked_fill(undirected, 1.0)
 
 
-def length(vectors: Tensor) -> Tensor:
-    """Return the Euclidean norm over the last dimension."""
+def length(vectors: Tensor, *, overwrite: bool = False) -> Tensor:
+    """Return the Euclidean norm over the last dimension; ``overwrite`` lets a tensor that nobody needs be reused."""
     if vectors.stride(-1) == 1 or vectors.requires_grad:
         norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
         return norm
     # channels of a feature map lie far apart in memory, and there vector_norm is up to ten times as slow on a CPU; its
     # gradient at zero, which this form has not, is kept above
-    return vectors.square().sum(-1).sqrt()
+    squares = vectors.mul_(vectors) if overwrite else vectors.square()
+    return squares.sum(-1).sqrt_()
 
 
 DISTANCES = Registry("distance", {"l2": l2, "l1": l1, "cosine": cosine})
