@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,9 +34,7 @@ def tiny_vit(*, pretrained: bool = False, **options: Any) -> nn.Module:
         pretrained: Load the shipped weights (Cluttered MNIST; see ``weights/tiny_vit.md``).
         **options: Passed on to :class:`timm.models.VisionTransformer`.
     """
-    from timm.layers.hybrid_embed import HybridEmbed
     from timm.models import VisionTransformer
-    from timm.models.vision_transformer_hybrid import ConvStem
 
     settings: dict[str, Any] = {
         "img_size": 64,
@@ -46,8 +45,8 @@ def tiny_vit(*, pretrained: bool = False, **options: Any) -> nn.Module:
         "depth": 6,
         "num_heads": 3,
     } | options
-    stem = ConvStem(in_chans=settings["in_chans"], depth=3, channels=(16, 32, 48), stride=(2, 2, 1))
-    model: nn.Module = VisionTransformer(**({"embed_layer": partial(HybridEmbed, backbone=stem)} | settings))
+    embed_layer = _convolutional_embedding(settings["in_chans"], strides=(2, 2, 1))
+    model: nn.Module = VisionTransformer(**({"embed_layer": embed_layer} | settings))
     return _finished("tiny_vit", model, settings, pretrained)
 
 
@@ -86,9 +85,6 @@ def tiny_vim(*, pretrained: bool = False, **options: Any) -> nn.Module:
         pretrained: Load the shipped weights (Cluttered MNIST; see ``weights/tiny_vim.md``).
         **options: Passed on to :class:`repshift.backbones.vim_model.VisionMamba`.
     """
-    from timm.layers.hybrid_embed import HybridEmbed
-    from timm.models.vision_transformer_hybrid import ConvStem
-
     from repshift.backbones.vim_model import VisionMamba
 
     settings: dict[str, Any] = {
@@ -100,9 +96,18 @@ def tiny_vim(*, pretrained: bool = False, **options: Any) -> nn.Module:
         "depth": 6,
         "d_state": 8,
     } | options
-    stem = ConvStem(in_chans=settings["in_chans"], depth=3, channels=(16, 32, 48), stride=(2, 2, 2))
-    model = VisionMamba(**({"embed_layer": partial(HybridEmbed, backbone=stem)} | settings))
+    embed_layer = _convolutional_embedding(settings["in_chans"], strides=(2, 2, 2))
+    model = VisionMamba(**({"embed_layer": embed_layer} | settings))
     return _finished("tiny_vim", model, settings, pretrained)
+
+
+def _convolutional_embedding(in_chans: int, strides: tuple[int, int, int]) -> Callable[..., nn.Module]:
+    """Make timm's convolutional stem of three layers the embedding of a model."""
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    stem = ConvStem(in_chans=in_chans, depth=3, channels=(16, 32, 48), stride=strides)
+    return partial(HybridEmbed, backbone=stem)
 
 
 def _finished(name: str, model: nn.Module, settings: dict[str, Any], pretrained: bool) -> nn.Module:
