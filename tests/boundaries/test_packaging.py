@@ -41,15 +41,19 @@ def test_the_list_of_packages_misses_no_folder_with_code():
 
 
 def test_the_three_packages_share_one_name():
-    assert FOLDERS == {"repshift": "repshift", "repshift.backbones": "backbones", "repshift.analysis": "analysis"}
+    assert FOLDERS == {
+        "repshift": "repshift",
+        "repshift.backbones": "backbones",
+        "repshift.analysis": "analysis",
+        "repshift.analysis.commands": "analysis/commands",
+    }
 
 
 def test_the_package_data_miss_no_file():
     data = PROJECT["tool"]["setuptools"]["package-data"]
     for package, folder in FOLDERS.items():
-        matched = {
-            path.relative_to(ROOT).as_posix() for pattern in data[package] for path in (ROOT / folder).glob(pattern)
-        }
+        patterns = data.get(package, ())
+        matched = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in (ROOT / folder).glob(pattern)}
         assert {file for file in shipped_files(folder) if not file.endswith(".py")} <= matched
 
 
@@ -77,7 +81,9 @@ def setuptools_is_recent():
 def test_the_wheel_holds_all_code_and_data_and_the_licences(tmp_path):
     source = tmp_path / "source"  # a copy, because building writes into the folder
     for folder in FOLDERS.values():
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     command = [
