@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -33,7 +33,7 @@ class Variant:
     distance: str = "l2"
     residual: bool = False
     pruner: str | None = None
-    keep: str = "top"
+    keep: Literal["top", "bottom"] = "top"
 
     def __post_init__(self) -> None:
         if self.drop is not None:

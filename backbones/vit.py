@@ -6,11 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from repshift.attention import Heads
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import Sequence
 from repshift.modules import has_class
 from repshift.sites import Operation, Site, Structure
 
+PARALLEL = "it has several attentions side by side"
+OTHER = "its attention is of a kind whose queries and keys are not known"
 JOINT = "its attention and MLP share one branch with one residual, so neither has a change of its own"
 
 
@@ -34,7 +37,7 @@ class VisionTransformer:
         """
         embedding = model.patch_embed
         return Structure(
-            sites=tuple(_site(f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
+            sites=tuple(_site(model, f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
             layout=Sequence(prefix=model.num_prefix_tokens),
             embedding="patch_embed",
             grid=embedding.dynamic_feat_size,
@@ -47,26 +50,34 @@ class VisionTransformer:
 VIT = VisionTransformer()
 
 
-def _site(name: str, block: nn.Module) -> Site:
+def _site(model: Any, name: str, block: nn.Module) -> Site:
     whole = Operation(name, (name,), on_stream=True)
     children = dict(block.named_children())
     if "attns" in children and "ffns" in children:  # ParallelThingsBlock: several branches of each kind, added up
-        return Site(
-            name, {"attn": _parallel(name, "attns", block), "mlp": _parallel(name, "ffns", block), "block": whole}
-        )
+        operations = {"attn": _parallel(name, "attns", block), "mlp": _parallel(name, "ffns", block), "block": whole}
+        return Site(name, operations, absent={"heads": PARALLEL})
     if "in_proj" in children:  # ParallelScalingBlock, DiffParallelScalingBlock
-        return Site(name, {"block": whole}, absent={"attn": JOINT, "mlp": JOINT})
+        return Site(name, {"block": whole}, absent={"attn": JOINT, "mlp": JOINT, "heads": OTHER})
     if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= children.keys():
         # F is what is added to the stream, so it ends behind LayerScale, post-norm and drop-path; it starts at the
         # stream, which is where the norm stands before the branch, unless the norm stands behind it (ResPostBlock)
         post_norm = type(block).__name__.startswith("ResPost")
         attn = Operation(f"{name}.{'attn' if post_norm else 'norm1'}", (f"{name}.drop_path1",))
         mlp = Operation(f"{name}.{'mlp' if post_norm else 'norm2'}", (f"{name}.drop_path2",))
-        return Site(name, {"attn": attn, "mlp": mlp, "block": whole})
+        heads = _heads(model, f"{name}.attn", block.get_submodule("attn"))
+        return Site(name, {"attn": attn, "mlp": mlp, "block": whole}, absent={"heads": OTHER}, heads=heads)
     raise UnsupportedModelError(
         f"{name} is a {type(block).__name__}, whose order of attention, MLP and residuals is not known. "
         "Track it by module names: ShiftTracker(model, sites='blocks.*')."
     )
+
+
+def _heads(model: Any, name: str, attention: Any) -> Heads | None:
+    """Say where queries and keys leave timm's plain attention: behind their norms, which are there if only in name."""
+    if not has_class(attention, "timm.layers.attention.Attention", "timm.models.vision_transformer.Attention"):
+        return None
+    class_token = getattr(model, "cls_token", None) is not None
+    return Heads(f"{name}.q_norm", f"{name}.k_norm", attention.scale, model.num_prefix_tokens, class_token)
 
 
 def _parallel(name: str, kind: str, block: nn.Module) -> Operation:

@@ -32,12 +32,20 @@ class TokenLayout(Layout, Protocol):
         """Return the value with only the ``kept`` tokens, ``(batch, kept)`` ascending, and every prefix token."""
         ...
 
+    def keep_first(self, value: Any, count: int) -> Any:
+        """Return the value with only the first ``count`` tokens and every prefix token, as fast as can be."""
+        ...
+
 
 class MapLayout(Layout, Protocol):
     """A layout on rows and columns, which lose whole lines so that a map is left."""
 
     def arrange(self, value: Any, kept: Tensor, grid: tuple[int, int]) -> Any:
         """Return the value with the ``kept`` positions, row by row of the new ``grid``."""
+        ...
+
+    def corner(self, value: Any, grid: tuple[int, int]) -> Any:
+        """Return the value with only the first rows and columns, as many as ``grid`` says, as fast as can be."""
         ...
 
 
@@ -80,6 +88,10 @@ class Sequence:
             prefix = torch.arange(self.prefix, device=kept.device).expand(value.shape[0], -1)
             positions = torch.cat([prefix, positions], dim=1)
         return select(value, positions)
+
+    def keep_first(self, value: Tensor, count: int) -> Tensor:
+        """Return ``(batch, prefix + count, channels)``: the prefix and the first tokens behind it."""
+        return value[:, : self.prefix + count]
 
 
 @dataclass(frozen=True)
@@ -148,6 +160,11 @@ class ResidualPair:
         if (protected := getattr(value, "protected", None)) is None:
             return remade
         return remade._replace(protected=(positions.unsqueeze(2) < protected.unsqueeze(1)).sum(1))
+
+    def keep_first(self, value: Any, count: int) -> Any:
+        """Return the tuple with only the first ``count`` tokens that are not protected, and the protected ones."""
+        hidden, _ = _pair(value)
+        return self.keep(value, torch.arange(count, device=hidden.device).expand(hidden.shape[0], -1))
 
     def _read(self, value: Any) -> Tensor:
         if isinstance(value, Tensor):
@@ -231,6 +248,11 @@ class FeatureMap:
             return rows.view(value.shape[0], *grid, value.shape[1]).permute(0, 3, 1, 2)
         chosen = kept.unsqueeze(1).expand(-1, value.shape[1], -1)
         return value.flatten(2).gather(2, chosen).view(*value.shape[:2], *grid)
+
+    def corner(self, value: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the map with only its first rows and columns, as many as ``grid`` says; a view."""
+        rows, columns = grid
+        return value[:, :rows, :columns] if self.channels_last else value[:, :, :rows, :columns]
 
     @staticmethod
     def _checked(value: Any) -> Tensor:

@@ -19,7 +19,9 @@ class Pruner(Protocol):
     """Shortens a value by its scores.
 
     A pruner computes counts from shapes, never from data, so that compiled graphs stay whole; it is stored on the
-    pruned model, so it must pickle. A class attribute ``needs`` may name the methods that the layout must have.
+    pruned model, so it must pickle. A class attribute ``needs`` may name the methods that the layout must have. With a
+    method ``keep_first(value, drop, layout)`` that takes away as much without any scores, it can serve
+    ``score="oracle_free"``.
     """
 
     def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: Any) -> tuple[Any, Tensor | None]:
@@ -55,6 +57,10 @@ class TokenPruner:
         """
         kept = _kept_tokens(scores, drop)
         return (value, None) if kept is None else (layout.keep(value, kept), kept)
+
+    def keep_first(self, value: Any, drop: Drop, layout: TokenLayout) -> tuple[Any, Tensor | None]:
+        """Keep the first tokens, as many as scores would keep."""
+        return _first_tokens(value, drop, layout)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,10 @@ class SequencePruner:
             value = value.aligned(layout.positions(value, kept))
         return layout.keep(value, kept), kept
 
+    def keep_first(self, value: Any, drop: Drop, layout: ResidualPair) -> tuple[Any, Tensor | None]:
+        """Keep the first elements, as many as scores would keep, without alignment."""
+        return _first_tokens(value, drop, layout)
+
 
 @dataclass(frozen=True)
 class LinePruner:
@@ -120,6 +130,10 @@ class LinePruner:
         kept_rows, kept_columns = keep_highest(scores.mean(2), left[0]), keep_highest(scores.mean(1), left[1])
         kept = (kept_rows.unsqueeze(2) * columns + kept_columns.unsqueeze(1)).flatten(1)
         return layout.arrange(value, kept, left), kept
+
+    def keep_first(self, value: Any, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
+        """Keep the first rows and columns, as many as scores would keep."""
+        return _first_lines(value, drop, layout)
 
 
 @dataclass(frozen=True)
@@ -152,6 +166,10 @@ class PositionPruner:
         kept = old.gather(1, in_columns.transpose(1, 2)).flatten(1)
         return layout.arrange(value, kept, left), kept
 
+    def keep_first(self, value: Any, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
+        """Keep the first rows and columns, as many as scores would keep."""
+        return _first_lines(value, drop, layout)
+
 
 def check_layout(pruner: Pruner, layout: Layout, model: str, own: str) -> None:
     """Check that a pruner can shorten what a model's blocks return.
@@ -170,6 +188,25 @@ def _kept_tokens(scores: Tensor, drop: Drop) -> Tensor | None:
     tokens = scores.shape[1]
     count = dropped_count(tokens, drop, "this block")
     return keep_highest(scores, tokens - count) if count else None
+
+
+def _first_tokens(value: Any, drop: Drop, layout: TokenLayout) -> tuple[Any, Tensor | None]:
+    tokens = layout.tokens(value)
+    batch, length = tokens.shape[:2]
+    count = length - dropped_count(length, drop, "this block")
+    if count == length:
+        return value, None
+    return layout.keep_first(value, count), torch.arange(count, device=tokens.device).expand(batch, -1)
+
+
+def _first_lines(value: Any, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
+    rows, columns = _grid(value, layout)
+    left = _lines_left(rows, columns, drop)
+    if left == (rows, columns):
+        return value, None
+    device = value.device
+    kept = torch.arange(left[0], device=device).unsqueeze(1) * columns + torch.arange(left[1], device=device)
+    return layout.corner(value, left), kept.flatten().expand(len(value), -1)
 
 
 def _grid(value: Any, layout: Layout) -> tuple[int, int]:

@@ -13,19 +13,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from repshift.attention import AttentionScore
 from repshift.errors import UnsupportedModelError, first_line
 from repshift.hooks import detach_copies
 from repshift.layouts import first_argument
 from repshift.modules import refuse_compiled
 from repshift.pruners import Pruner, check_layout
-from repshift.roles import Begin, Cut, Measure, Relay, Remember, RequireFloat, Role
+from repshift.roles import Ask, Attend, Begin, Cut, Measure, Relay, Remember, RequireFloat, Role
 from repshift.schedules import Schedule
 from repshift.scores import Score
-from repshift.sites import Structure
+from repshift.sites import Site, Structure
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,16 +38,18 @@ class Pruning:
     Attributes:
         schedule: How many tokens go after which block.
         operation: Which change is scored, by a name in :data:`repshift.sites.OPERATIONS`.
-        score: Turns the tokens before and after the operation into scores.
+        score: Turns the tokens before and after the operation, or the queries and keys, into scores.
         residual: Whether ``after`` includes what the operation adds to, or is its branch alone.
         pruner: Takes away what scores lowest.
+        keep: Whether the ``"top"`` or the ``"bottom"`` by score stays, or the ``"first"`` tokens without any score.
     """
 
     schedule: Schedule
     operation: str
-    score: Score
+    score: Score | AttentionScore
     residual: bool
     pruner: Pruner
+    keep: Literal["top", "bottom", "first"] = "top"
 
 
 def prune(model: Model, structure: Structure, pruning: Pruning) -> Model:
@@ -179,22 +182,31 @@ def _require_own_forward(model: nn.Module, names: Iterable[str]) -> None:
 
 def _assign_roles(structure: Structure, pruning: Pruning) -> dict[str, list[Role]]:
     roles: dict[str, list[Role]] = {structure.embedding: [RequireFloat()]}
-    layout = structure.layout
     for block, drop in pruning.schedule.drops.items():
         site = structure.sites[block]
-        operation = site.operation(pruning.operation)
         relay = Relay()
-        roles.setdefault(site.name, []).append(Begin(relay))
-        before, after = operation.before or layout, operation.after or layout
-        roles.setdefault(operation.enters, []).append(Remember(relay, before, operation.from_output))
-        for leaving in operation.leaves:
-            measure = Measure(
-                relay,
-                after,
-                pruning.score,
-                add_before=pruning.residual and not operation.on_stream,
-                last=leaving == operation.leaves[-1],
-            )
-            roles.setdefault(leaving, []).append(measure)
-        roles.setdefault(site.name, []).append(Cut(relay, layout, pruning.pruner, drop, site.least))
+        cut = Cut(relay, structure.layout, pruning.pruner, drop, site.least, pruning.keep)
+        scoring = [] if pruning.keep == "first" else _scoring_roles(structure, site, pruning, relay)
+        # a block may be what the operation enters or leaves, so its own first and last role surround the others
+        for name, role in ((site.name, Begin(relay)), *scoring, (site.name, cut)):
+            roles.setdefault(name, []).append(role)
+    return roles
+
+
+def _scoring_roles(structure: Structure, site: Site, pruning: Pruning, relay: Relay) -> list[tuple[str, Role]]:
+    if isinstance(pruning.score, AttentionScore):
+        heads = site.attention(pruning.score)
+        return [(heads.queries, Ask(relay)), (heads.keys, Attend(relay, heads, pruning.score))]
+    operation = site.operation(pruning.operation)
+    before, after = operation.before or structure.layout, operation.after or structure.layout
+    roles: list[tuple[str, Role]] = [(operation.enters, Remember(relay, before, operation.from_output))]
+    for leaving in operation.leaves:
+        measure = Measure(
+            relay,
+            after,
+            pruning.score,
+            add_before=pruning.residual and not operation.on_stream,
+            last=leaving == operation.leaves[-1],
+        )
+        roles.append((leaving, measure))
     return roles

@@ -20,7 +20,7 @@ from repshift.records import Record
 from repshift.roles import Observer, add, require_floating_point
 from repshift.scores import Score, apply_score
 from repshift.sites import Structure
-from repshift.watching import UNORDERED, Watched, grid_of, has_proportions, layout_of
+from repshift.watching import UNORDERED, AttentionReading, Watched, grid_of, has_proportions, layout_of
 
 
 @dataclass
@@ -40,12 +40,17 @@ class Recorder:
         model: Any module, dense or pruned.
         structure: Its description, if it is known.
         watched: Where to look.
-        score: The distance.
+        score: The distance, or another score of the tokens before and after.
         residual: Whether ``x`` is added to what an operation yields.
     """
 
     def __init__(
-        self, model: nn.Module, structure: Structure | None, watched: Sequence[Watched], score: Score, residual: bool
+        self,
+        model: nn.Module,
+        structure: Structure | None,
+        watched: Sequence[Watched],
+        score: Score,
+        residual: bool,
     ) -> None:
         self.model, self.structure, self.watched = model, structure, watched
         self.score, self.residual = score, residual
@@ -58,6 +63,7 @@ class Recorder:
         self.records: dict[str, Record] = {}
         self.kept: dict[str, Tensor] = {}
         self._entered: dict[str, _Entered] = {}
+        self._queries: dict[str, Tensor] = {}
         self._origin = Origin()
         self._image: tuple[int, ...] | None = None
         self._batch: int | None = None
@@ -65,6 +71,7 @@ class Recorder:
     def forget_unfinished(self) -> None:
         """Let go of tokens that entered an operation and never left it."""
         self._entered.clear()
+        self._queries.clear()
 
     def hooks(self) -> Iterator[Hook]:
         """List the hooks to attach."""
@@ -76,6 +83,10 @@ class Recorder:
             yield module(self.structure.sites[0].name), "before", start
         for watched in self.watched:
             operation = watched.operation
+            if reading := watched.attention:
+                yield module(reading.heads.queries), "after", partial(self._observe_queries, watched)
+                yield module(reading.heads.keys), "after", partial(self._observe_keys, watched.name, reading)
+                continue
             if not operation.from_output:
                 yield module(operation.enters), "before", partial(self._observe_taken, watched)
             elif operation.enters not in cut:
@@ -137,6 +148,17 @@ class Recorder:
             shift = apply_score(self.score, entered.before, after)
         origin = self._origin.at(entered.grid)
         self.records[watched.name] = Record(shift, origin, self._grid_for(entered.grid, origin, shift))
+
+    def _observe_queries(self, watched: Watched, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._queries[watched.name] = output.detach().clone()
+
+    def _observe_keys(
+        self, name: str, reading: AttentionReading, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> None:
+        with torch.no_grad():
+            score = reading.score(self._queries.pop(name), output.detach(), reading.heads)
+        origin = self._origin.at(None)
+        self.records[name] = Record(score, origin, self._grid_for(None, origin, score))
 
     def _observe_cut(self, name: str, output: Any, shortened: Any, kept: Tensor | None) -> None:
         if in_backward():

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from repshift.attention import AttentionScore, Heads
 from repshift.errors import RepresentationError, ScheduleError
 from repshift.hooks import in_backward
 from repshift.layouts import Layout
@@ -32,6 +33,7 @@ class Relay(threading.local):
     before: Tensor | None
     after: Tensor | None
     scores: Tensor | None
+    queries: Tensor | None
 
     def __init__(self) -> None:
         # once in every thread: an attribute that appears only during the first forward would fail dynamo's guards
@@ -40,7 +42,7 @@ class Relay(threading.local):
     def clear(self) -> None:
         """Forget everything."""
         self.running = False
-        self.before = self.after = self.scores = None
+        self.before = self.after = self.scores = self.queries = None
 
     def __reduce__(self) -> tuple[type[Relay], tuple[()]]:
         return Relay, ()
@@ -142,11 +144,44 @@ class Measure(_Bystander):
         return output
 
 
+@dataclass(frozen=True)
+class Ask(_Bystander):
+    """Remembers the queries of the block's attention."""
+
+    relay: Relay
+
+    def leave(self, output: Any) -> Any:
+        """Remember them."""
+        if self.relay.running:
+            self.relay.queries = output.detach()
+        return output
+
+
+@dataclass(frozen=True)
+class Attend(_Bystander):
+    """Scores the tokens by the attention that they receive, when the keys are there."""
+
+    relay: Relay
+    heads: Heads
+    score: AttentionScore
+
+    def leave(self, output: Any) -> Any:
+        """Compute the attention from queries and keys."""
+        relay = self.relay
+        if not relay.running:
+            _require_repetition()
+        elif relay.queries is not None:
+            relay.scores = self.score(relay.queries, output.detach(), self.heads)
+        return output
+
+
 @dataclass
 class Cut(_Bystander):
     """Shortens what the block returns.
 
     Attributes:
+        keep: Whether what scores highest stays (``"top"``) or what scores lowest (``"bottom"``); the ``"first"``
+            tokens stay without any score.
         least: How many rows and columns of a map must be left for the strides behind.
         observers: Called at every forward; only a tracker sets them, and only while it is attached.
     """
@@ -156,21 +191,28 @@ class Cut(_Bystander):
     pruner: Pruner
     drop: Drop
     least: int = 1
+    keep: Literal["top", "bottom", "first"] = "top"
     observers: tuple[Observer, ...] = field(default=(), repr=False, compare=False)
 
     def leave(self, output: Any) -> Any:
         """Drop the tokens that scored lowest."""
+        if self.keep == "first":
+            shortened, kept = self.pruner.keep_first(output, self.drop, self.layout)  # type: ignore[attr-defined]
+        else:
+            shortened, kept = self.pruner.shorten(output, self._ranking(), self.drop, self.layout)
+        self._require_lines(self.layout.grid(output), self.layout.grid(shortened))
+        for observe in self.observers:
+            observe(output, shortened, kept)
+        return shortened
+
+    def _ranking(self) -> Tensor:
         scores = self.relay.scores
         if scores is None:
             raise RepresentationError(
                 "A block ended without running the operation that scores its tokens. Its forward does not call the "
                 "modules it is described by; choose operation='block'."
             )
-        shortened, kept = self.pruner.shorten(output, scores, self.drop, self.layout)
-        self._require_lines(self.layout.grid(output), self.layout.grid(shortened))
-        for observe in self.observers:
-            observe(output, shortened, kept)
-        return shortened
+        return -scores if self.keep == "bottom" else scores
 
     def _require_lines(self, before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> None:
         if before and after and min(after) < self.least and after != before:

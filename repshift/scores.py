@@ -1,7 +1,8 @@
 """How important each token is: the representation shift, and the controls that it has to beat.
 
 A score is any function of the tokens ``before`` and ``after`` an operation, both ``(batch, tokens, channels)``, that
-returns ``(batch, tokens)``; the tokens with the lowest scores are dropped. Each distance is one.
+returns ``(batch, tokens)``; the tokens with the lowest scores are dropped. Each distance is one. The attention scores
+of :mod:`repshift.attention` are read from queries and keys instead.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from repshift.attention import AttentionScore, cls_attention, mean_attention
 from repshift.distances import DISTANCES, length
 from repshift.errors import RepresentationError
 from repshift.registry import Registry
@@ -35,6 +37,16 @@ def random(before: Tensor, after: Tensor) -> Tensor:
     return torch.rand(before.shape[:-1], device=before.device)
 
 
+def oracle_free(before: Tensor, after: Tensor) -> Tensor:
+    """Score tokens by their place, the first ones highest.
+
+    Not a method but the limit of all: a model pruned by it keeps the first tokens without measuring, ranking or
+    gathering anything, so no score can be faster with the same schedule.
+    """
+    places = torch.arange(before.shape[1], 0, -1, dtype=torch.float32, device=before.device)
+    return places.expand(before.shape[0], -1)
+
+
 def apply_score(score: Score, before: Tensor, after: Tensor) -> Tensor:
     """Score tokens and check that there is one number for each.
 
@@ -51,10 +63,32 @@ def apply_score(score: Score, before: Tensor, after: Tensor) -> Tensor:
     return scores
 
 
-SCORES = Registry("score", {"norm": norm, "random": random})
+SCORES = Registry(
+    "score",
+    {
+        "norm": norm,
+        "random": random,
+        "cls_attention": cls_attention,
+        "mean_attention": mean_attention,
+        "oracle_free": oracle_free,
+    },
+)
 
 
-def resolve_score(score: str | Score | None, distance: str | Score) -> Score:
+def resolve_distance(distance: str | Score) -> Score:
+    """Find the function behind a distance.
+
+    Args:
+        distance: A registered name or a function.
+
+    Raises:
+        UnknownNameError: If the name is not registered.
+    """
+    found: Score = distance if callable(distance) else DISTANCES.get(distance)
+    return found
+
+
+def resolve_score(score: str | Score | AttentionScore | None, distance: str | Score) -> Score | AttentionScore:
     """Find the function behind a score.
 
     Args:
@@ -65,10 +99,6 @@ def resolve_score(score: str | Score | None, distance: str | Score) -> Score:
         UnknownNameError: If a name is not registered.
     """
     if score is None or score == "shift":
-        registry, chosen = DISTANCES, distance
-    else:
-        registry, chosen = SCORES, score
-    if callable(chosen):
-        return chosen
-    function: Score = registry.get(chosen)
-    return function
+        return resolve_distance(distance)
+    found: Score | AttentionScore = score if callable(score) else SCORES.get(score)
+    return found

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import nn
 
+from repshift.attention import AttentionScore, Heads
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.layouts import Layout
 from repshift.registry import Registry, suggest
@@ -46,12 +47,31 @@ class Site:
         operations: What can be watched, by the names in :data:`OPERATIONS`.
         absent: Why an operation is missing.
         least: Of a feature map, how many rows and columns must be left for the strides behind it.
+        heads: Where the queries and keys of its attention can be watched, if it has one of its own.
     """
 
     name: str
     operations: Mapping[str, Operation]
     absent: Mapping[str, str] = field(default_factory=dict)
     least: int = 1
+    heads: Heads | None = None
+
+    def attention(self, score: AttentionScore) -> Heads:
+        """Return where a score of attention is read in this block.
+
+        Raises:
+            UnsupportedModelError: If it cannot be; the message says why.
+        """
+        if self.heads is None:
+            raise UnsupportedModelError(
+                f"{self.name} has no attention map to score by: {self.absent.get('heads', 'it has no attention')}. "
+                "Choose another score, such as score='shift'."
+            )
+        if score.rows == "class" and not self.heads.class_token:
+            raise UnsupportedModelError(
+                f"{self.name} has no class token whose attention could be read. Choose score='mean_attention'."
+            )
+        return self.heads
 
     def operation(self, name: str) -> Operation:
         """Return an operation of this block.

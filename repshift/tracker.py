@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from repshift.attention import AttentionScore
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.hooks import attached
 from repshift.modules import refuse_compiled
@@ -19,9 +20,9 @@ from repshift.records import Maps, Records
 from repshift.registry import suggest
 from repshift.roles import observed
 from repshift.schedules import Schedule, ScheduleLike
-from repshift.scores import Score, resolve_score
+from repshift.scores import Score, oracle_free, resolve_distance, resolve_score
 from repshift.sites import OPERATIONS
-from repshift.watching import choose, choose_operation, structure_of, unknown
+from repshift.watching import choose, choose_attention, choose_operation, structure_of, unknown
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,12 +57,16 @@ class ShiftTracker(Generic[Model]):
         reference: Of a convolutional network, what a stage's output is compared with: ``"stage"`` (default), the
             stage's input, brought to its size and channels by the stage's own first shortcut (our reading: the paper
             leaves it open), or ``"block"``, the input of the stage's last residual block. The same as ``operation``.
+        score: What is recorded, and pruned by, instead of the shift: ``"cls_attention"`` or ``"mean_attention"``, how
+            much attention each token receives (a part of the map is then computed once more, from queries and keys);
+            ``"norm"``, ``"random"``; or a function of the tokens before and after.
 
     A module that runs several times in one forward is recorded as it ran last, and so are several forwards.
 
     Raises:
         UnsupportedModelError: If the model is compiled, or unknown and no sites are given.
-        UnknownNameError: If a site, an operation or a distance does not exist; the message has the closest names.
+        UnknownNameError: If a site, an operation, a distance or a score does not exist; the message has the closest
+            names.
 
     Source: arXiv 2508.00367, section 3.
     """
@@ -75,6 +80,7 @@ class ShiftTracker(Generic[Model]):
         distance: str | Score = "l2",
         residual: bool = False,
         reference: str | None = None,
+        score: str | Score | AttentionScore | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UnsupportedModelError(
@@ -86,11 +92,15 @@ class ShiftTracker(Generic[Model]):
             raise UnknownNameError(f"Unknown operation {operation!r}. {suggest(operation, OPERATIONS)}")
         self.model = model
         self.residual = residual
-        self._score = resolve_score(None, distance)
+        self._distance = resolve_distance(distance)
+        self._score = resolve_score(score, self._distance)
         self._structure = structure_of(model, required=sites is None)
         self.operation = choose_operation(self._structure, operation, reference)
-        watched = choose(model, self._structure, sites, self.operation)
-        self._recorder = Recorder(model, self._structure, watched, self._score, residual)
+        if isinstance(self._score, AttentionScore):
+            watched, measure = choose_attention(model, self._structure, sites, self._score), self._distance
+        else:
+            watched, measure = choose(model, self._structure, sites, self.operation), self._score
+        self._recorder = Recorder(model, self._structure, watched, measure, residual)
         self._stack: ExitStack | None = None
 
     # --- recording ---------------------------------------------------------------------------------------------
@@ -98,6 +108,8 @@ class ShiftTracker(Generic[Model]):
     @property
     def shifts(self) -> Records:
         """Shifts of the last forward, ``(batch, tokens)`` float32 by module name, in the units of the distance.
+
+        With another ``score``, what that gave.
 
         On a pruned model, those of the tokens that were still there.
         """
@@ -148,7 +160,8 @@ class ShiftTracker(Generic[Model]):
         schedule: ScheduleLike,
         *,
         pruner: str | Pruner | None = None,
-        score: str | Score | None = None,
+        score: str | Score | AttentionScore | None = None,
+        keep: Literal["top", "bottom"] = "top",
     ) -> Model:
         """Make a pruned model that shares the weights of this one.
 
@@ -156,8 +169,11 @@ class ShiftTracker(Generic[Model]):
             schedule: What to drop after which block, see :meth:`Schedule.of`.
             pruner: A registered name or an object; by default what suits the model: ``"tokens"`` for a transformer,
                 ``"sequence"`` for a state space model, ``"lines"`` (or ``"positions"``) for a convolutional network.
-            score: ``"shift"`` (default) with this tracker's operation, distance and residual; the controls
-                ``"norm"`` and ``"random"``; or a function of the tokens before and after the operation.
+            score: By default the tracker's own; ``"shift"`` with its operation, distance and residual; the attention
+                that tokens receive, from the class token ``"cls_attention"`` or from all ``"mean_attention"``; the
+                controls ``"norm"`` and ``"random"``; ``"oracle_free"``, which keeps the first tokens without scoring
+                and is the limit of speed; or a function of the tokens before and after the operation.
+            keep: ``"top"`` keeps what scores highest; ``"bottom"`` keeps the lowest, the paper's control.
 
         Returns:
             A model of the same class with the same ``state_dict`` keys, whose parameters and buffers are those of
@@ -184,5 +200,24 @@ class ShiftTracker(Generic[Model]):
                 f"{chosen!r} is no pruner: expected an object with a method shorten. Give one of {PRUNERS.names()}."
             )
         parsed = Schedule.of(schedule)
-        scored = resolve_score(score, self._score)
-        return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen))
+        scored = self._score if score is None else resolve_score(score, self._distance)
+        kept = _which(keep, scored, chosen)
+        return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen, kept))
+
+
+def _which(
+    keep: Literal["top", "bottom"], score: Score | AttentionScore, pruner: Pruner
+) -> Literal["top", "bottom", "first"]:
+    """Check which end of the ranking is to stay."""
+    if keep not in ("top", "bottom"):
+        raise UnknownNameError(f"keep is 'top' or 'bottom' of the scores, got {keep!r}. Leave it out for 'top'.")
+    if score is not oracle_free:
+        return keep
+    if keep == "bottom":
+        raise UnsupportedModelError("oracle_free ranks nothing, so it has no bottom. Leave keep out.")
+    if not callable(getattr(pruner, "keep_first", None)):
+        raise UnsupportedModelError(
+            f"{type(pruner).__name__} cannot keep the first tokens without scores. Give it a method keep_first(value, "
+            "drop, layout), or choose another score."
+        )
+    return "first"

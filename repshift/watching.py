@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from repshift.attention import AttentionScore, Heads
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import FeatureMap, Layout, Sequence, first_tensor, guess_layout
 from repshift.modules import find_modules
@@ -36,6 +37,14 @@ FIXED = {
 
 
 @dataclass(frozen=True)
+class AttentionReading:
+    """Attention that is recorded instead of what an operation does: where it is read, and what of it."""
+
+    heads: Heads
+    score: AttentionScore
+
+
+@dataclass(frozen=True)
 class Watched:
     """A site under observation.
 
@@ -43,11 +52,40 @@ class Watched:
         name: Its module, the key of what is recorded.
         operation: Where to look.
         layout: How its values hold tokens; ``None`` if that is to be seen from the values.
+        attention: What is recorded instead of the operation, if anything.
     """
 
     name: str
     operation: Operation
     layout: Layout | None
+    attention: AttentionReading | None = None
+
+
+def choose_attention(
+    model: nn.Module, structure: Structure | None, sites: str | Iterable[str] | None, score: AttentionScore
+) -> list[Watched]:
+    """List the blocks whose attention is to be watched: those named, or all.
+
+    Raises:
+        UnknownNameError: If a name or glob matches nothing.
+        UnsupportedModelError: If the model is unknown, or what is named is no block with an attention map of its own.
+    """
+    if structure is None:
+        raise UnsupportedModelError(
+            f"Where the queries and keys of {type(model).__name__} are is not known, so its attention cannot be read. "
+            "Watch its shift: leave score out."
+        )
+    known = {site.name: site for site in structure.sites}
+    names = list(known) if sites is None else find_modules(model, sites)
+    if others := [name for name in names if name not in known]:
+        raise UnsupportedModelError(
+            f"Attention is read of whole {structure.unit}s, {others[0]!r} is none. Name {structure.unit}s, such as "
+            f"{next(iter(known))!r}."
+        )
+    return [
+        Watched(name, Operation(name, ()), structure.layout, AttentionReading(known[name].attention(score), score))
+        for name in names
+    ]
 
 
 def choose(
