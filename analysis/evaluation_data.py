@@ -1,0 +1,281 @@
+"""The samples that an evaluation sees: timm's readers and timm's preprocessing, each sample once and known by number.
+
+timm's own datasets replace an image that cannot be read by the next one, which counts that one twice. So the readers
+are asked here for one sample after the other, and one that cannot be read is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from repshift.analysis.datasets import evaluation_canvases
+from repshift.analysis.evaluation_preprocessing import evaluation_config, image_mode, preprocessing
+from repshift.analysis.evaluation_sources import STREAMS, check_classes, check_source, class_count, open_source
+from repshift.analysis.finetuning_data import CanvasPictures
+from repshift.analysis.finetuning_recipe import CANVASES
+from repshift.errors import DataError, UnknownNameError, first_line
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be read.
+
+    Attributes:
+        index: Its number.
+        name: Its file, as far as the reader knows it.
+        reason: What the decoder said.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples.
+
+    Attributes:
+        indices: Their numbers.
+        images: ``(batch, channels, rows, columns)`` float32, normalised; may hold none.
+        labels: Their classes, -1 where the data have none.
+        failures: The samples of this batch that could not be read, which are in none of the above.
+    """
+
+    indices: list[int]
+    images: Tensor
+    labels: list[int]
+    failures: list[Failure] = field(default_factory=list)
+
+    def pin_memory(self) -> Batch:
+        """Move the images to page-locked memory; torch's loader calls it."""
+        return replace(self, images=self.images.pin_memory())
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which samples one of several processes takes: every ``processes``-th one from ``rank``, but those done before.
+
+    Attributes:
+        rank: The process, from zero.
+        processes: How many there are.
+        done: Numbers of samples that are left out.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    done: Collection[int] = frozenset()
+
+    def batches(self, count: int, batch_size: int) -> list[list[int]]:
+        """Divide the numbers from 0 to ``count - 1``; a batch does not depend on what was done before."""
+        own = range(self.rank, count, self.processes)
+        parts = (own[start : start + batch_size] for start in range(0, len(own), batch_size))
+        left = ([index for index in part if index not in self.done] for part in parts)
+        return [part for part in left if part]
+
+
+class Samples(Dataset[tuple[int, Tensor, int]]):
+    """Samples that are read by number: items are ``(index, image, label)``.
+
+    Args:
+        dataset: timm's or torchvision's, its items ``(picture, label)``.
+        name: What messages call it.
+        config: timm's data configuration, see :func:`evaluation_config`.
+        num_samples: Take so many, evenly spread over the data; by default all.
+        valid_labels: Classes of the model, in the order of the data's; by default the data's classes are the model's.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        config: Mapping[str, Any],
+        num_samples: int | None = None,
+        valid_labels: Sequence[int] | None = None,
+    ) -> None:
+        self.dataset, self.name, self.config, self.valid_labels = dataset, name, dict(config), valid_labels
+        self.transform = preprocessing(config)
+        self.mode = image_mode(config)
+        count = len(dataset)
+        wanted = count if num_samples is None else min(num_samples, count)
+        self.chosen = range(count) if wanted == count else [index * count // wanted for index in range(wanted)]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def count(self) -> int | None:
+        """How many samples there are; a stream may not know."""
+        return len(self)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
+        sample = self.read(index)
+        if isinstance(sample, Failure):
+            raise unreadable([sample])
+        return (index, *sample)
+
+    def read(self, index: int) -> tuple[Tensor, int] | Failure:
+        """Read one sample: its image, preprocessed, and its label, or why it cannot be read."""
+        try:
+            picture, target = self._picture(self.chosen[index])
+            image = self.transform(picture)
+        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+            return Failure(index, self.file_name(index), f"{type(error).__name__}: {first_line(error)}")
+        return image, known_label(target, self.valid_labels)
+
+    def batched(self, batch_size: int, share: Share) -> tuple[Dataset[Batch], int]:
+        """Return the batches of a share, each an item, and how many workers may read them."""
+        parts = share.batches(len(self), batch_size)
+        return _Batches(self, parts), len(parts)
+
+    def file_name(self, index: int) -> str:
+        """Name the file of a sample, or the sample itself if it has none."""
+        position = self.chosen[index]
+        if hasattr(self.dataset, "reader"):
+            named = self.dataset.reader.filename(position, absolute=True)
+        else:
+            files = getattr(self.dataset, "samples", None) or getattr(self.dataset, "imgs", None)
+            named = files[position][0] if files else None
+        # members of an archive are named by their place in it, which may be nowhere else
+        place = f" in {self.name}" if named and self.name.endswith(".tar") else ""
+        return f"{named}{place}" if named else f"sample {position} of {self.name}"
+
+    def _picture(self, position: int) -> tuple[Image.Image, Any]:
+        if not hasattr(self.dataset, "reader"):
+            picture, target = self.dataset[position]
+            return picture.convert(self.mode), target
+        file, target, *_ = self.dataset.reader[position]
+        with file, Image.open(file) as picture:
+            return picture.convert(self.mode), target
+
+
+def open_samples(
+    model: nn.Module,
+    data: str | Path,
+    *,
+    dataset: str = "",
+    split: str = "validation",
+    class_map: str | Path | None = None,
+    valid_labels: Sequence[int] | None = None,
+    num_samples: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Samples:
+    """Open data that are read by number, preprocessed as timm evaluates this model.
+
+    Args:
+        model: Its classes must be those of the data.
+        data: A folder with one folder of images a class (or with a folder ``split`` of these), a tar file of such
+            folders, the root or cache of ``dataset``, or the word ``cluttered-mnist`` for the shipped canvases.
+        dataset: A dataset by timm's name, ``torch/NAME`` or ``hfds/NAME``.
+        split: Which part of the data.
+        class_map: File that numbers the classes: of text, one class a line.
+        valid_labels: The model's classes that the data have, in the order of the data's own.
+        num_samples: Take so many, evenly spread; by default all.
+        config: From :func:`evaluation_config`; by default the model's own.
+        **options: Passed on to :func:`timm.data.create_dataset`, such as ``input_key`` and ``target_key``.
+
+    Raises:
+        DataError: If the data are missing, empty or cannot be opened, or do not fit the model.
+        UnknownNameError: If timm has no such kind of dataset that is read by number.
+    """
+    config = evaluation_config(model) if config is None else config
+    if num_samples is not None and num_samples < 1:
+        raise DataError(f"{num_samples} samples are none. Give 1 or more (--num-samples).")
+    if str(data) == CANVASES and not dataset:
+        canvases = evaluation_canvases()
+        opened: Any = CanvasPictures(TensorDataset(canvases.images, canvases.labels), image_mode(config))
+        classes: int | None = 10
+    else:
+        kind = check_source(data, dataset, split)
+        if kind in STREAMS:
+            raise UnknownNameError(
+                f"--dataset {dataset!r} is a stream, which cannot be read by number. Give torch/NAME or hfds/NAME, or "
+                "leave it out for folders."
+            )
+        if str(data).endswith(".tar"):
+            options["cache_tarfiles"] = False  # workers would share the open file, and its place, with their parent
+        opened = open_source(data, dataset, split, image_mode(config), class_map, options)
+        opened.transform = None
+        classes = class_count(opened)
+    check_classes(model, classes, dataset or str(data), bool(class_map), valid_labels)
+    return Samples(opened, dataset or str(data), config, num_samples, valid_labels)
+
+
+def loader(
+    samples: Any,
+    batch_size: int,
+    workers: int = 0,
+    *,
+    share: Share | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Read batches, in order.
+
+    Args:
+        samples: From :func:`open_samples`, or a stream.
+        batch_size: Samples a batch; the last one may have fewer, and so has one with samples that cannot be read or
+            that were done before.
+        workers: Processes that read, besides this one; a stream has one at most. Samples are the same with any number.
+        share: Which samples; by default all.
+        pin_memory: Load into page-locked memory, for a GPU.
+
+    Raises:
+        DataError: If ``batch_size`` or ``workers`` is out of range.
+    """
+    if batch_size < 1 or workers < 0:
+        raise DataError(
+            f"A batch of {batch_size} images loaded by {workers} worker processes cannot be. Give at least 1 image "
+            "(--batch-size) and at least 0 workers (--workers)."
+        )
+    source, most = samples.batched(batch_size, share or Share())
+    batches: DataLoader[Batch] = DataLoader(
+        source, batch_size=None, num_workers=min(workers, most), pin_memory=pin_memory
+    )
+    yield from batches
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, samples: Samples, parts: list[list[int]]) -> None:
+        self.samples, self.parts = samples, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> Batch:
+        if number >= len(self.parts):
+            raise IndexError
+        return collate([(index, self.samples.read(index)) for index in self.parts[number]], self.samples.config)
+
+
+def collate(read: Sequence[tuple[int, tuple[Tensor, int]] | tuple[int, Failure]], config: Mapping[str, Any]) -> Batch:
+    """Put samples together, those that could not be read aside."""
+    whole = [(index, *sample) for index, sample in read if not isinstance(sample, Failure)]
+    images = torch.stack([image for _, image, _ in whole]) if whole else torch.empty(0, *config["input_size"])
+    failures = [sample for _, sample in read if isinstance(sample, Failure)]
+    return Batch([index for index, *_ in whole], images, [label for *_, label in whole], failures)
+
+
+def known_label(target: Any, valid_labels: Sequence[int] | None) -> int:
+    """Return a label as the model's class, -1 where the data have none or one that is not valid."""
+    label = -1 if target is None else int(target)
+    if valid_labels is None or label < 0:
+        return max(label, -1)
+    return valid_labels[label] if label < len(valid_labels) else -1
+
+
+def unreadable(failures: Sequence[Failure]) -> DataError:
+    """Make the error that names samples which cannot be read."""
+    named = "; ".join(f"{failure.name} ({failure.reason})" for failure in failures[:5])
+    more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
+    return DataError(
+        f"Cannot read {named}{more}. Replace the file, or leave such samples out and count them: --on-error skip."
+    )
