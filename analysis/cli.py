@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from repshift import __version__
+from repshift.analysis.commands.bench import bench
 from repshift.analysis.commands.demo import demo
 from repshift.analysis.commands.finetune import finetune
 from repshift.analysis.commands.heatmap import heatmap
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune):
+for command in (demo, heatmap, finetune, bench):
     app.command()(command)
 zoo.command()(train)
 app.add_typer(zoo, name="zoo")

@@ -1,35 +1,96 @@
-"""Counting the work of one forward."""
+"""Counting the work of one forward: multiply-accumulates, and the tokens that each block leaves."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from repshift.errors import UnsupportedModelError
+from repshift.hooks import Hook, attached
+from repshift.layouts import Layout
+from repshift.sites import Structure, find_structure
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one image's forward comes to.
+
+    Attributes:
+        macs: Multiply-accumulates, half of the floating-point operations. The papers' "GFLOPs" are billions of these.
+        tokens: How many prunable tokens each block, stage or layer leaves, in their order; positions of a feature map
+            count as tokens. ``None`` if no backbone knows the model.
+    """
+
+    macs: int
+    tokens: tuple[int, ...] | None
+
+
+_counted: WeakKeyDictionary[nn.Module, dict[Any, Work]] = WeakKeyDictionary()
+
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Count the multiply-accumulates of one image's forward, with torch's own counter.
+    """Count the multiply-accumulates of one image's forward; see :func:`count_work`."""
+    return count_work(model, input_size).macs
+
+
+def count_work(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
+    """Count the multiply-accumulates of one image's forward, with torch's own counter, and the tokens on its way.
 
     The count is made on the meta device, because on a CPU the counter misses fused attention. Norms, activations and
-    the scores that a pruned model computes are not counted, as is usual: they are linear in the tokens.
+    distances are not counted, as is usual: they are linear in the tokens. It is remembered for as long as the model
+    lives and looks the same.
 
     Args:
         model: Dense or pruned; its weights are neither copied nor touched.
         input_size: Channels, rows and columns of the image.
-
-    Returns:
-        Multiply-accumulates, half of the floating-point operations. The papers' "GFLOPs" are billions of these.
     """
+    remembered = _counted.setdefault(model, {})
+    # what can be changed in place, strides and widths and whole modules, shows in one of these
+    looks = (tuple(input_size), repr(model), tuple((tensor.shape, tensor.dtype) for tensor in model.parameters()))
+    if looks not in remembered:
+        remembered[looks] = _count(model, input_size)
+    return remembered[looks]
+
+
+def _count(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
     tensors = chain(model.parameters(), model.buffers())
     on_meta: nn.Module = copy.deepcopy(model, {id(tensor): _meta(tensor) for tensor in tensors}).eval()
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    structure = _known_structure(on_meta)
+    names = [site.name for site in structure.sites] if structure else []
+    tokens: dict[str, int] = {}
+    hooks: list[Hook] = []
+    if structure:
+        hooks = [
+            (on_meta.get_submodule(name), "after", _counts_tokens(tokens, name, structure.layout)) for name in names
+        ]
+    with torch.no_grad(), attached(hooks), counter:
         on_meta(torch.empty(1, *input_size, dtype=dtype, device="meta"))
-    return int(counter.get_total_flops()) // 2
+    left = tuple(tokens[name] for name in names) if names and len(tokens) == len(names) else None
+    return Work(int(counter.get_total_flops()) // 2, left)
+
+
+def _counts_tokens(tokens: dict[str, int], name: str, layout: Layout) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tokens[name] = layout.tokens(output).shape[1]
+
+    return hook
+
+
+def _known_structure(model: nn.Module) -> Structure | None:
+    try:
+        return find_structure(model)
+    except UnsupportedModelError:
+        return None
 
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,158 @@
+"""``repshift bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from repshift.analysis.terminal import console, progress_bar
+from repshift.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from repshift.analysis.throughput_comparison import Comparison
+
+Row = Mapping[str, Any]
+
+
+def bench(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of timm, a Vision Mamba or one of the zoo.")],
+    drop: Annotated[
+        str | None, typer.Option(help="What goes after which block or stage, as 0.2@0,3,6 or 8@0;4@1.")
+    ] = None,
+    drop_r: Annotated[
+        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list with one share a block.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="dense, shift, cls_attention, mean_attention, norm, random, oracle_free. [default: all it can have]"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the model's]")] = None,
+    operation: Annotated[
+        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
+    ] = None,
+    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
+    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
+    pruner: Annotated[
+        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, amp (float16) or amp_bfloat16.")
+    ] = "float32",
+    attention: Annotated[
+        str | None,
+        typer.Option(help="sdpa, eager, or one kernel: flash, efficient, math, cudnn. [default: as the model has it]"),
+    ] = None,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels together in memory.")] = False,
+    torchcompile: Annotated[bool, typer.Option("--torchcompile", help="Compile every method.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU. [default: torch's choice]")] = None,
+    num_bench_iter: Annotated[int, typer.Option(min=1, help="Rounds in which every method has its turn.")] = 40,
+    num_warm_iter: Annotated[int, typer.Option(min=1, help="Forwards of each method before.")] = 10,
+    memory: Annotated[bool, typer.Option(help="Measure the peak memory, too.")] = True,
+    retry: Annotated[bool, typer.Option("--retry", help="Try smaller batches where one does not fit.")] = False,
+    results_file: Annotated[Path | None, typer.Option(help="Write the table and what it was measured with.")] = None,
+    results_format: Annotated[str | None, typer.Option(help="csv, json or md. [default: the file's ending]")] = None,
+) -> None:
+    """Time the dense model, pruning by the shift, its baselines and the limit of all, in turn within one process."""
+    batch_sizes = _numbers(batch_size or ["16"])
+    import torch
+
+    from repshift.analysis.files import output_file
+    from repshift.analysis.pruned_variants import Variant, choose_drop
+    from repshift.analysis.result_files import Results, environment, write_results
+    from repshift.analysis.result_files import results_format as checked_format
+    from repshift.analysis.throughput_comparison import Comparison
+    from repshift.analysis.throughput_methods import choose_methods
+    from repshift.analysis.throughput_setup import Setup
+
+    if results_file is not None:
+        checked_format(results_file, results_format)
+        output_file(results_file)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    setup = Setup(model, img_size, precision, attention, channels_last, torchcompile, chosen)
+    pruned = Variant(choose_drop(drop, drop_r), "shift", operation, distance, residual, pruner)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    asked = None if methods is None else [name.strip() for name in methods.split(",")]
+    models, notes = choose_methods(setup.load(), pruned, asked)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    comparison = Comparison(
+        setup, pruned, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory
+    )
+    measured = environment(chosen)
+    rows: list[dict[str, Any]] = []
+    for size in batch_sizes:
+        done = _measure(comparison, size, retry)
+        _show(done)
+        rows += done
+    console.print(", ".join(f"{name} {value}" for name, value in measured.items()), highlight=False, markup=False)
+    if results_file is not None:
+        write_results(results_file, Results("bench", rows, measured), results_format)
+        console.print(f"results: {results_file}", highlight=False, soft_wrap=True)
+
+
+def _numbers(given: Sequence[str]) -> list[int]:
+    """Read batch sizes that may be repeated, or listed with commas."""
+    words = [word for text in given for word in text.split(",")]
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise UnknownNameError(f"--batch-size got {', '.join(given)!r}, expected positive numbers, as 1,16,64.")
+    return [int(word) for word in words]
+
+
+def _measure(comparison: Comparison, batch_size: int, retry: bool) -> list[dict[str, Any]]:
+    """Measure one batch size, or the next smaller one that fits into memory."""
+    from timm.utils import decay_batch_step
+
+    from repshift.analysis.memory import MemoryExhaustedError
+
+    size = batch_size
+    while True:
+        try:
+            return _run(comparison, size)
+        except MemoryExhaustedError:
+            smaller = int(decay_batch_step(size))
+            if not retry or not smaller:
+                raise
+        console.print(f"note: batch {size} does not fit into memory; trying {smaller}", highlight=False)
+        size = smaller
+
+
+def _run(comparison: Comparison, batch_size: int) -> list[dict[str, Any]]:
+    with progress_bar() as progress:
+        task = progress.add_task("", total=comparison.turns())
+        return comparison.run(batch_size, lambda what: progress.update(task, advance=1, description=what))
+
+
+def _show(rows: Sequence[Row]) -> None:
+    first = rows[0]
+    title = f"{first['model']}, batch {first['batch_size']}, {first['img_size']} pixels, {first['precision']}"
+    table = Table(title=", ".join([title, *([first["attention"]] if first["attention"] else [])]), title_justify="left")
+    headings = ("method", "samples/s", "ms", "quartiles", "GMACs", "GMACs/s", "MiB", "speed-up", "efficiency")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["method"],
+            f"{row['samples_per_sec']:.1f}",
+            f"{row['step_time']:.2f}",
+            f"{row['step_time_low']:.2f} to {row['step_time_high']:.2f}",
+            f"{row['gmacs']:.2f}",
+            f"{row['macs_per_sec']:.1f}",
+            "" if row["peak_memory"] is None else f"{row['peak_memory']:.1f}",
+            f"{row['speedup']:.3f}",
+            "" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
+        )
+    console.print(table)
+    shortened = next((row for row in rows if row["method"] != "dense" and row["kept_tokens"]), None)
+    if shortened:
+        kept = " ".join(map(str, shortened["kept_tokens"]))
+        console.print(f"kept tokens behind each block: {kept}", highlight=False, soft_wrap=True)

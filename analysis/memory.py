@@ -1,0 +1,44 @@
+"""Memory that ran out, said in one way wherever it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from repshift.errors import RepshiftError
+
+
+class MemoryExhaustedError(RepshiftError):
+    """A batch that does not fit into memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, on a GPU or a CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch's allocator for CPUs has no class of error of its own
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def fitting(batch_size: int, device: str) -> Iterator[None]:
+    """Turn running out of memory into one clear error.
+
+    Raises:
+        MemoryExhaustedError: If what runs inside does not fit; the message suggests half of the batch.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = (
+            f"Give --batch-size {batch_size // 2}, or --retry to try smaller ones in turn."
+            if batch_size > 1
+            else "Give smaller images, a smaller model, or another device."
+        )
+        raise MemoryExhaustedError(
+            f"A batch of {batch_size} does not fit into the memory of {device}. {advice}"
+        ) from error

@@ -1,0 +1,163 @@
+"""One benchmark: all methods at one batch size, and the rows of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repshift import Schedule
+from repshift.analysis.macs import Work, count_work
+from repshift.analysis.memory import fitting, is_out_of_memory
+from repshift.analysis.pruned_variants import Variant
+from repshift.analysis.throughput import paired_ratio, spread, time_in_turn
+from repshift.analysis.throughput_memory import peak_on_cpu, peak_on_gpu
+from repshift.analysis.throughput_methods import DENSE, LIMIT, variant_of
+from repshift.analysis.throughput_setup import Setup
+from repshift.errors import RepshiftError, UnsupportedModelError, first_line
+
+MIB = 2**20
+Seconds = Mapping[str, tuple[float, ...]]
+# Called with what is going on whenever a method has had its turn
+Observe = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how long.
+
+    Attributes:
+        setup: How all methods are run.
+        pruned: Schedule, pruner and what the shift measures; the methods differ by the score alone.
+        models: Models by method, see :func:`repshift.analysis.throughput_methods.choose_methods`.
+        rounds: How often each method is timed.
+        warm_up: How often each runs before.
+        threads: Of torch, on a CPU.
+        memory: Whether to measure the peak memory, too.
+    """
+
+    setup: Setup
+    pruned: Variant
+    models: Mapping[str, nn.Module]
+    rounds: int = 40
+    warm_up: int = 10
+    threads: int = 1
+    memory: bool = True
+
+    def turns(self) -> int:
+        """Say how often :meth:`run` reports for one batch size."""
+        return len(self.models) * (1 + self.rounds + self.memory)
+
+    def run(self, batch_size: int, observe: Observe = lambda what: None) -> list[dict[str, Any]]:
+        """Measure all methods at one batch size, in turn.
+
+        Returns:
+            A row for each method, see :meth:`_row`.
+
+        Raises:
+            MemoryExhaustedError: If the batch does not fit into memory.
+            UnsupportedModelError: If a method does not run so; the message says why.
+        """
+        images = self.setup.images(self.models[DENSE], batch_size)
+        with fitting(batch_size, self.setup.device), self._compiling(), self.setup.running():
+            calls = {name: partial(self._compiled(model), images) for name, model in self.models.items()}
+            for name, call in calls.items():
+                self._warm_up(name, call)
+                observe(f"batch {batch_size}, warming up")
+            # a graph compiled anew in the middle would be timed
+            with torch._dynamo.config.patch(error_on_recompile=True) if self.setup.torchcompile else nullcontext():
+                observe_turn = partial(observe, f"batch {batch_size}, timing")
+                seconds = time_in_turn(calls, self.rounds, self.threads, observe=observe_turn)
+            peaks = {}
+            for name in self.models if self.memory else ():
+                peaks[name] = self._peak(name, calls[name], batch_size)
+                observe(f"batch {batch_size}, memory")
+        return [self._row(name, images, seconds, peaks.get(name)) for name in self.models]
+
+    def _compiled(self, model: nn.Module) -> Callable[[Tensor], object]:
+        return torch.compile(model, dynamic=False) if self.setup.torchcompile else model
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        if not self.setup.torchcompile:
+            yield
+            return
+        # all methods share the code of one class, and beyond a few graphs for it dynamo would run the rest eagerly
+        limit = max(torch._dynamo.config.recompile_limit, 4 * len(self.models))
+        torch._dynamo.reset()
+        with torch._dynamo.config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True):
+            yield
+
+    def _warm_up(self, name: str, call: Callable[[], object]) -> None:
+        graphs = _graphs()
+        try:
+            call()
+        except RepshiftError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise UnsupportedModelError(
+                f"{self.setup.model} does not run as {name} with these settings "
+                f"({type(error).__name__}: {first_line(error)}). "
+                "Leave out --attention, --torchcompile or --precision, give the model's own image size, or choose "
+                "other --methods."
+            ) from error
+        if self.setup.torchcompile and _graphs() == graphs:
+            raise UnsupportedModelError(
+                f"{self.setup.model} was not compiled as {name}: torch.compile ran it as it is. Leave --torchcompile "
+                "out."
+            )
+        for _ in range(self.warm_up - 1):
+            call()
+
+    def _peak(self, name: str, call: Callable[[], object], batch_size: int) -> int | None:
+        if torch.device(self.setup.device).type == "cuda":
+            return peak_on_gpu(call, self.setup.device)
+        return peak_on_cpu(self.setup, variant_of(name, self.pruned), batch_size, self.threads)
+
+    def _row(self, name: str, images: Tensor, seconds: Seconds, peak: int | None) -> dict[str, Any]:
+        """Lay out one line: timm's keys first, with its units (milliseconds, millions, billions), then ours."""
+        model, batch_size = self.models[name], images.shape[0]
+        taken, work = spread(seconds[name]), self._work(name)
+        speedup = paired_ratio(seconds[DENSE], seconds[name])
+        efficiency = paired_ratio(seconds[LIMIT], seconds[name]) if LIMIT in seconds else None
+        return {
+            "model": self.setup.model,
+            "method": name,
+            "samples_per_sec": round(batch_size / taken.median, 2),
+            "step_time": round(1e3 * taken.median, 3),
+            "step_time_low": round(1e3 * taken.low, 3),
+            "step_time_high": round(1e3 * taken.high, 3),
+            "batch_size": batch_size,
+            "img_size": images.shape[-1],
+            "param_count": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
+            "gmacs": round(work.macs / 1e9, 4),
+            "macs_per_sec": round(work.macs * batch_size / taken.median / 1e9, 2),
+            "peak_memory": None if peak is None else round(peak / MIB, 1),
+            "speedup": round(speedup.median, 3),
+            "efficiency": efficiency and round(efficiency.median, 3),
+            "speedup_quartiles": [round(speedup.low, 3), round(speedup.high, 3)],
+            "efficiency_quartiles": efficiency and [round(efficiency.low, 3), round(efficiency.high, 3)],
+            "schedule": "" if name == DENSE else str(Schedule.of(self.pruned.drop or "")),
+            "kept_tokens": None if work.tokens is None else list(work.tokens),
+            "precision": self.setup.precision,
+            "attention": self.setup.attention_of(model),
+            "channels_last": self.setup.channels_last,
+            "torchcompile": self.setup.torchcompile,
+        }
+
+    def _work(self, name: str) -> Work:
+        return count_work(self.models[name], self.setup.input_size(self.models[DENSE]))
+
+
+def _graphs() -> int:
+    """Say how many graphs torch has compiled so far."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

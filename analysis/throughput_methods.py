@@ -1,0 +1,82 @@
+"""What a benchmark compares: the dense model, pruning by the shift, its baselines and controls, and their limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from repshift.analysis.pruned_variants import Variant
+from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
+from repshift.registry import suggest
+from repshift.scores import SCORES
+
+DENSE, SHIFT, LIMIT = "dense", "shift", "oracle_free"
+ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
+CONTROLS = ("norm", "random")
+
+
+def known_methods() -> list[str]:
+    """List what ``--methods`` takes."""
+    return [DENSE, SHIFT, *SCORES.names()]
+
+
+def variant_of(method: str, pruned: Variant) -> Variant:
+    """Say how a method prunes, given what all of them have in common.
+
+    Args:
+        method: Any of :func:`known_methods`.
+        pruned: Schedule, pruner, and what the shift measures.
+    """
+    return Variant() if method == DENSE else replace(pruned, score=method)
+
+
+def choose_methods(
+    model: nn.Module, pruned: Variant, asked: Sequence[str] | None
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Make the models that are compared; all share the weights of the dense one.
+
+    Dense and limit are always among them, since the speed-up is against the one and the efficiency against the other.
+
+    Args:
+        model: The dense model.
+        pruned: Schedule, pruner, and what the shift measures.
+        asked: Names of methods; ``None`` for all that the model can have.
+
+    Returns:
+        Models by method, in the order of the table, and notes on what was left out.
+
+    Raises:
+        UnknownNameError: If a method does not exist.
+        ScheduleError: If methods that prune are asked for without a schedule, or it does not fit the model.
+        UnsupportedModelError: If the model cannot have a method that was asked for.
+    """
+    models, notes = {DENSE: model}, []
+    for name in _checked(asked, pruned):
+        if asked is None and name == ATTENTION[1] and ATTENTION[0] in models:
+            continue
+        try:
+            models[name] = variant_of(name, pruned).apply(model)
+        except UnsupportedModelError as error:
+            if name == SHIFT or name in (asked or ()):
+                raise
+            notes.append(f"without {name}: {error}")
+    return models, notes
+
+
+def _checked(asked: Sequence[str] | None, pruned: Variant) -> list[str]:
+    known = known_methods()
+    for name in asked or ():
+        if name not in known:
+            raise UnknownNameError(f"Unknown method {name!r}. {suggest(name, known)}")
+    if pruned.drop is None and asked is not None and set(asked) <= {DENSE}:
+        return []
+    if pruned.drop is None:
+        raise ScheduleError(
+            "No schedule was given for the methods that prune. Give --drop 0.2@0,3,6, or --methods dense alone."
+        )
+    if asked is None:
+        return [SHIFT, *ATTENTION, *CONTROLS, LIMIT]
+    chosen = [name for name in dict.fromkeys(asked) if name != DENSE]
+    return chosen if LIMIT in chosen or not chosen else [*chosen, LIMIT]

@@ -1,0 +1,138 @@
+"""How a benchmark runs a model: device, precision, attention kernel, memory format, compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from repshift.analysis.preprocessing import data_config
+from repshift.errors import DataError, UnknownNameError, UnsupportedModelError
+from repshift.loading import load_model
+from repshift.registry import suggest
+
+# Names of timm's benchmark: the dtype of the weights, and that of autocast
+PRECISIONS = {
+    "float32": (torch.float32, None),
+    "bfloat16": (torch.bfloat16, None),
+    "float16": (torch.float16, None),
+    "amp": (torch.float32, torch.float16),
+    "amp_float16": (torch.float32, torch.float16),
+    "amp_bfloat16": (torch.float32, torch.bfloat16),
+}
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+ATTENTIONS = ("sdpa", "eager", *KERNELS)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How all methods of one benchmark are run.
+
+    Attributes:
+        model: A name that :func:`repshift.load_model` takes; the weights are random, which takes as long.
+        img_size: Pixels a side; ``None`` for the model's own.
+        precision: Any of :data:`PRECISIONS`.
+        attention: ``sdpa``, torch's fused attention; ``eager``, timm's plain one; or one kernel of the fused
+            attention, ``flash``, ``efficient``, ``math`` or ``cudnn``. ``None`` leaves it as the model has it.
+        channels_last: Let the channels of images and maps lie together in memory.
+        torchcompile: Compile every method.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UnknownNameError: If there is no such precision or attention.
+        DataError: If there is no such device.
+    """
+
+    model: str
+    img_size: int | None = None
+    precision: str = "float32"
+    attention: str | None = None
+    channels_last: bool = False
+    torchcompile: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("attention", self.attention, ATTENTIONS),
+        ):
+            if given is not None and given not in known:
+                raise UnknownNameError(f"Unknown --{what} {given!r}. {suggest(given, known)}")
+        _check_device(self.device)
+
+    def load(self) -> nn.Module:
+        """Build the dense model as it is run, but not compiled.
+
+        Raises:
+            UnknownNameError: If no model has this name.
+            UnsupportedModelError: If it has no attention to choose a kernel for.
+        """
+        model = self._sized()
+        chosen = [module for module in model.modules() if hasattr(module, "fused_attn")]
+        if self.attention is not None:
+            if not chosen:
+                raise UnsupportedModelError(
+                    f"{self.model} has no attention that could run as {self.attention!r}. Leave --attention out."
+                )
+            for module in chosen:
+                module.fused_attn = self.attention != "eager"  # type: ignore[assignment]  # a plain attribute
+        model = model.to(self.device, PRECISIONS[self.precision][0])
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+    def _sized(self) -> nn.Module:
+        if self.img_size is None:
+            return load_model(self.model)
+        try:
+            return load_model(self.model, img_size=self.img_size)
+        except UnknownNameError:  # convolutional networks take any size without being told
+            return load_model(self.model)
+
+    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
+        """Return channels, rows and columns of the images."""
+        channels, rows, columns = data_config(model)["input_size"]
+        return (channels, self.img_size or rows, self.img_size or columns)
+
+    def images(self, model: nn.Module, batch_size: int) -> Tensor:
+        """Draw images ``(batch, channels, rows, columns)`` as the model takes them."""
+        drawn = torch.randn(batch_size, *self.input_size(model), generator=torch.Generator().manual_seed(0))
+        drawn = drawn.to(self.device, PRECISIONS[self.precision][0])
+        return drawn.contiguous(memory_format=torch.channels_last) if self.channels_last else drawn
+
+    def attention_of(self, model: nn.Module) -> str | None:
+        """Name the attention that the model runs with; ``None`` if it has none."""
+        if self.attention is not None:
+            return self.attention
+        fused = [bool(module.fused_attn) for module in model.modules() if hasattr(module, "fused_attn")]
+        return None if not fused else "sdpa" if any(fused) else "eager"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run what is inside without gradients, in this precision, by this kernel."""
+        autocast = PRECISIONS[self.precision][1]
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if autocast is not None:
+                stack.enter_context(torch.autocast(torch.device(self.device).type, autocast))
+            if self.attention in KERNELS:
+                stack.enter_context(sdpa_kernel(KERNELS[self.attention]))
+            yield
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise DataError(f"There is no device {device!r}. Give cpu or cuda (--device cpu).") from error
+    if kind not in ("cpu", "cuda"):
+        raise DataError(f"Nothing is timed on the device {device!r}. Give cpu or cuda (--device cpu).")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"There is no CUDA device for --device {device}. Give --device cpu.")
