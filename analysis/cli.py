@@ -11,6 +11,7 @@ from rich.console import Console
 from repshift import __version__
 from repshift.analysis.commands.bench import bench
 from repshift.analysis.commands.demo import demo
+from repshift.analysis.commands.eval import evaluate
 from repshift.analysis.commands.finetune import finetune
 from repshift.analysis.commands.heatmap import heatmap
 from repshift.analysis.commands.zoo import train
@@ -30,6 +31,7 @@ app = typer.Typer(
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
 for command in (demo, heatmap, finetune, bench):
     app.command()(command)
+app.command("eval")(evaluate)
 zoo.command()(train)
 app.add_typer(zoo, name="zoo")
 

@@ -6,80 +6,21 @@ are asked here for one sample after the other, and one that cannot be read is na
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from repshift.analysis.datasets import evaluation_canvases
+from repshift.analysis.evaluation_batches import Batch, Failure, Share, collate, known_label, unreadable
 from repshift.analysis.evaluation_preprocessing import evaluation_config, image_mode, preprocessing
 from repshift.analysis.evaluation_sources import STREAMS, check_classes, check_source, class_count, open_source
 from repshift.analysis.finetuning_data import CanvasPictures
 from repshift.analysis.finetuning_recipe import CANVASES
 from repshift.errors import DataError, UnknownNameError, first_line
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample that could not be read.
-
-    Attributes:
-        index: Its number.
-        name: Its file, as far as the reader knows it.
-        reason: What the decoder said.
-    """
-
-    index: int
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some samples.
-
-    Attributes:
-        indices: Their numbers.
-        images: ``(batch, channels, rows, columns)`` float32, normalised; may hold none.
-        labels: Their classes, -1 where the data have none.
-        failures: The samples of this batch that could not be read, which are in none of the above.
-    """
-
-    indices: list[int]
-    images: Tensor
-    labels: list[int]
-    failures: list[Failure] = field(default_factory=list)
-
-    def pin_memory(self) -> Batch:
-        """Move the images to page-locked memory; torch's loader calls it."""
-        return replace(self, images=self.images.pin_memory())
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which samples one of several processes takes: every ``processes``-th one from ``rank``, but those done before.
-
-    Attributes:
-        rank: The process, from zero.
-        processes: How many there are.
-        done: Numbers of samples that are left out.
-    """
-
-    rank: int = 0
-    processes: int = 1
-    done: Collection[int] = frozenset()
-
-    def batches(self, count: int, batch_size: int) -> list[list[int]]:
-        """Divide the numbers from 0 to ``count - 1``; a batch does not depend on what was done before."""
-        own = range(self.rank, count, self.processes)
-        parts = (own[start : start + batch_size] for start in range(0, len(own), batch_size))
-        left = ([index for index in part if index not in self.done] for part in parts)
-        return [part for part in left if part]
 
 
 class Samples(Dataset[tuple[int, Tensor, int]]):
@@ -136,6 +77,13 @@ class Samples(Dataset[tuple[int, Tensor, int]]):
         parts = share.batches(len(self), batch_size)
         return _Batches(self, parts), len(parts)
 
+    @property
+    def files(self) -> list[str] | None:
+        """All files that were found, if they can be told without reading them."""
+        if not hasattr(getattr(self.dataset, "reader", self.dataset), "samples"):
+            return None
+        return [self.file_name(index) for index in range(len(self))]
+
     def file_name(self, index: int) -> str:
         """Name the file of a sample, or the sample itself if it has none."""
         position = self.chosen[index]
@@ -159,7 +107,7 @@ class Samples(Dataset[tuple[int, Tensor, int]]):
 
 def open_samples(
     model: nn.Module,
-    data: str | Path,
+    data: str | Path | None,
     *,
     dataset: str = "",
     split: str = "validation",
@@ -229,7 +177,7 @@ def loader(
         pin_memory: Load into page-locked memory, for a GPU.
 
     Raises:
-        DataError: If ``batch_size`` or ``workers`` is out of range.
+        DataError: If ``batch_size`` or ``workers`` is out of range, a stream is damaged, or a worker was killed.
     """
     if batch_size < 1 or workers < 0:
         raise DataError(
@@ -240,7 +188,23 @@ def loader(
     batches: DataLoader[Batch] = DataLoader(
         source, batch_size=None, num_workers=min(workers, most), pin_memory=pin_memory
     )
-    yield from batches
+    iterator = iter(batches)
+    while (batch := _next(iterator, workers)) is not None:
+        if batch.problem is not None:
+            raise DataError(batch.problem)
+        yield batch
+
+
+def _next(batches: Iterator[Batch], workers: int) -> Batch | None:
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"A process that loads images was ended from outside ({first_line(error)}), perhaps for lack of memory. "
+            f"Give fewer than {workers} --workers, or 0 to load in the main process."
+        ) from error
 
 
 class _Batches(Dataset[Batch]):
@@ -254,28 +218,3 @@ class _Batches(Dataset[Batch]):
         if number >= len(self.parts):
             raise IndexError
         return collate([(index, self.samples.read(index)) for index in self.parts[number]], self.samples.config)
-
-
-def collate(read: Sequence[tuple[int, tuple[Tensor, int]] | tuple[int, Failure]], config: Mapping[str, Any]) -> Batch:
-    """Put samples together, those that could not be read aside."""
-    whole = [(index, *sample) for index, sample in read if not isinstance(sample, Failure)]
-    images = torch.stack([image for _, image, _ in whole]) if whole else torch.empty(0, *config["input_size"])
-    failures = [sample for _, sample in read if isinstance(sample, Failure)]
-    return Batch([index for index, *_ in whole], images, [label for *_, label in whole], failures)
-
-
-def known_label(target: Any, valid_labels: Sequence[int] | None) -> int:
-    """Return a label as the model's class, -1 where the data have none or one that is not valid."""
-    label = -1 if target is None else int(target)
-    if valid_labels is None or label < 0:
-        return max(label, -1)
-    return valid_labels[label] if label < len(valid_labels) else -1
-
-
-def unreadable(failures: Sequence[Failure]) -> DataError:
-    """Make the error that names samples which cannot be read."""
-    named = "; ".join(f"{failure.name} ({failure.reason})" for failure in failures[:5])
-    more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
-    return DataError(
-        f"Cannot read {named}{more}. Replace the file, or leave such samples out and count them: --on-error skip."
-    )

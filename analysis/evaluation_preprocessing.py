@@ -14,6 +14,7 @@ from repshift.analysis.preprocessing import data_config
 from repshift.errors import DataError, UnknownNameError, first_line
 
 CROP_MODES = ("center", "squash", "border")
+OVERRIDES = ("img_size", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "use_train_size")
 
 
 def evaluation_config(model: nn.Module, *, use_train_size: bool = False, **overrides: Any) -> dict[str, Any]:
@@ -22,8 +23,8 @@ def evaluation_config(model: nn.Module, *, use_train_size: bool = False, **overr
     Args:
         model: Its ``pretrained_cfg`` gives what is not overridden.
         use_train_size: Take the size of training also where timm evaluates at another one.
-        **overrides: ``img_size``, ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``; ``None`` for the
-            model's own.
+        **overrides: ``img_size``, ``input_size``, ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean`` and
+            ``std``; ``None`` for the model's own.
 
     Raises:
         DataError: If an override is out of range.
@@ -31,23 +32,37 @@ def evaluation_config(model: nn.Module, *, use_train_size: bool = False, **overr
     """
     channels = data_config(model)["input_size"][0]
     given = {name: value for name, value in overrides.items() if value is not None}
-    for name in ("mean", "std"):
-        if name in given and len(given[name]) not in (1, channels):
-            raise DataError(f"--{name} got {len(given[name])} numbers, the model has {channels} channels. Give 1 each.")
-    if given.get("img_size", 1) < 1 or given.get("crop_pct", 1) <= 0:
-        raise DataError("--img-size must be at least 1 and --crop-pct above 0.")
-    if given.get("crop_mode", "center") not in CROP_MODES:
-        raise UnknownNameError(f"Unknown --crop-mode {given['crop_mode']!r}. Give {', '.join(CROP_MODES)}.")
-    for name in ("mean", "std"):
-        if name in given:
-            given[name] = tuple(given[name]) * (3 if len(given[name]) == 1 else 1)
-    if (size := given.pop("img_size", None)) is not None:
+    size = given.pop("img_size", None)
+    if size is not None and "input_size" not in given:
         given["input_size"] = (channels, size, size)
+    _check(given, channels)
+    statistics = {name: given.pop(name) for name in ("mean", "std") if name in given}
     fixed = (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
     config = resolve_model_data_config(model, args=given, use_test_size=not (use_train_size or fixed))
+    config |= {name: tuple(numbers) * (channels if len(numbers) == 1 else 1) for name, numbers in statistics.items()}
+    # of a model built with in_chans=1, timm gives the size but three means
     config = {**config, "mean": config["mean"][:channels], "std": config["std"][:channels]}
     preprocessing(config)
     return config
+
+
+def _check(given: Mapping[str, Any], channels: int) -> None:
+    for name in ("mean", "std"):
+        numbers = given.get(name, (0.0,))
+        if len(numbers) not in (1, channels) and len(set(numbers)) > 1:
+            raise DataError(
+                f"--{name} got {len(numbers)} numbers, the model has {channels} channel(s). Give one for each."
+            )
+    rows_columns = tuple(given.get("input_size", (channels, 1, 1)))
+    if rows_columns[0] != channels or min(rows_columns) < 1:
+        raise DataError(
+            f"The size {rows_columns} does not fit the model's {channels} channel(s). Give --img-size of at least 1, "
+            f"or --input-size {channels} ROWS COLUMNS."
+        )
+    if given.get("crop_pct", 1) <= 0:
+        raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share above 0.")
+    if given.get("crop_mode", "center") not in CROP_MODES:
+        raise UnknownNameError(f"Unknown --crop-mode {given['crop_mode']!r}. Give {', '.join(CROP_MODES)}.")
 
 
 def preprocessing(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:

@@ -1,0 +1,196 @@
+"""One process's part of an evaluation: batch by batch, each on the disk before the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils.decay_batch import decay_batch_step
+from torch import Tensor, nn
+
+from repshift.analysis.evaluation_batches import Batch, Failure, Share, unreadable
+from repshift.analysis.evaluation_data import Samples, loader
+from repshift.analysis.evaluation_models import Subject
+from repshift.analysis.evaluation_records import PartialResults, Record, Records
+from repshift.analysis.evaluation_settings import DTYPES, EvaluationSettings
+from repshift.analysis.evaluation_streams import Stream
+from repshift.analysis.memory import fitting, is_out_of_memory
+from repshift.errors import DataError
+
+# Called after every batch with how many samples are done, of how many if that is known, and the accuracy in per cent
+Observer = Callable[[int, "int | None", float], None]
+
+
+@dataclass
+class Timing:
+    """How long forwards took; the first batch, which compiles and allocates, counts only if there is no other.
+
+    Attributes:
+        samples: How many were timed.
+        seconds: For how long.
+    """
+
+    samples: int = 0
+    seconds: float = 0.0
+    batches: int = 0
+
+    def add(self, samples: int, seconds: float) -> None:
+        """Count one batch."""
+        if self.batches == 1:
+            self.samples, self.seconds = 0, 0.0
+        self.samples, self.seconds, self.batches = self.samples + samples, self.seconds + seconds, self.batches + 1
+
+    @property
+    def rate(self) -> float:
+        """Samples a second; 0 if nothing was timed."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class Part:
+    """What one process did.
+
+    Attributes:
+        records: Of the samples that it evaluated, without those done before.
+        failures: Samples that could not be read, by number.
+        rate: Samples a second of the model's forward, loading not counted.
+        dense_rate: The same of the dense model.
+        batch_size: The last one, smaller than asked for if memory ran out.
+    """
+
+    records: Records = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    rate: float = 0.0
+    dense_rate: float = 0.0
+    batch_size: int = 0
+
+
+class EvaluationLoop:
+    """Evaluates one process's share of the samples.
+
+    Args:
+        subject: The model, and the dense one if it is compared.
+        samples: Data that are read by number, or a stream.
+        settings: Batch size, precision, and what happens when something goes wrong.
+        device: Where the model is.
+        partial: Keeps every batch; ``None`` keeps nothing.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        samples: Samples | Stream,
+        settings: EvaluationSettings,
+        device: torch.device,
+        partial: PartialResults | None = None,
+    ) -> None:
+        self.subject, self.samples, self.settings = subject, samples, settings
+        self.device, self.partial = device, partial
+        self.part = Part(batch_size=settings.batch_size)
+        self._timings = Timing(), Timing()
+        self._right = 0
+        self._valid = samples.valid_labels and torch.tensor(samples.valid_labels, device=device)
+
+    def run(self, share: Share, observe: Observer, stopped: Callable[[], bool] = lambda: False) -> Part:
+        """Evaluate a share; stops early when ``stopped`` says so.
+
+        Raises:
+            DataError: If a sample cannot be read and is not to be skipped, or a label is none of the model's.
+            MemoryExhaustedError: If a batch does not fit into memory.
+        """
+        while True:
+            finished = {*share.done, *self.part.records, *self.part.failures}
+            try:
+                with fitting(self.part.batch_size, str(self.device)):
+                    self._run(replace(share, done=finished), observe, stopped)
+                break
+            except Exception as error:
+                smaller = decay_batch_step(self.part.batch_size)
+                if not (self.settings.retry and smaller and is_out_of_memory(error.__cause__ or error)):
+                    raise
+            # outside of the handler, whose traceback holds the batch
+            self.part.batch_size = smaller
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        self.part.rate, self.part.dense_rate = (timing.rate for timing in self._timings)
+        return self.part
+
+    def _run(self, share: Share, observe: Observer, stopped: Callable[[], bool]) -> None:
+        count = self.samples.count
+        total = None if count is None else len(range(share.rank, count, share.processes))
+        before = sum(index % share.processes == share.rank for index in share.done)
+        seen = 0
+        for batch in loader(
+            self.samples,
+            self.part.batch_size,
+            self.settings.workers,
+            share=share,
+            pin_memory=self.device.type == "cuda",
+        ):
+            self._evaluate(batch)
+            seen += len(batch.indices) + len(batch.failures)
+            observe(before + seen, total, 100 * self._right / max(1, len(self.part.records)))
+            if stopped():
+                return
+
+    def _evaluate(self, batch: Batch) -> None:
+        if batch.failures and self.settings.on_error == "stop":
+            raise unreadable(batch.failures)
+        self.part.failures |= {failure.index: failure for failure in batch.failures}
+        for index, label in zip(batch.indices, batch.labels, strict=True):
+            if not 0 <= label < self.subject.classes:
+                raise DataError(
+                    f"{self.samples.file_name(index)} has the label {label}, the model's classes are 0 to "
+                    f"{self.subject.classes - 1}. Give the data that the model was trained for, or --class-map."
+                )
+        if not batch.indices:
+            return
+        images = batch.images.to(self.device, DTYPES[self.settings.model_dtype], non_blocking=True)
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        predicted = self._predict(self.subject.model, images, batch.indices[0], self._timings[0])
+        dense: list[Any] = [None] * len(predicted)
+        if self.subject.dense is not None:
+            dense = self._predict(self.subject.dense, images, batch.indices[0], self._timings[1])
+        made = zip(batch.indices, batch.labels, predicted, dense, strict=True)
+        records = {index: Record(label, ours, theirs) for index, label, ours, theirs in made}
+        if self.partial is not None:
+            self.partial.add(records)
+        self.part.records |= records
+        self._right += sum(record.predicted[0] == record.label for record in records.values())
+
+    def _predict(self, model: nn.Module, images: Tensor, first: int, timing: Timing) -> list[tuple[int, ...]]:
+        """Return the five likeliest classes of each image."""
+        if self.settings.variant.score == "random":
+            # what is drawn for a batch does not depend on the batches before, which may be of an earlier run
+            torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, first)).generate_state(1)[0]))
+        start = time.perf_counter()
+        with torch.inference_mode(), self._precision():
+            outputs = model(images)
+            if not isinstance(outputs, Tensor) or outputs.shape != (len(images), self.subject.classes):
+                got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+                raise DataError(
+                    f"The model returned {got} for {len(images)} images of {self.subject.classes} classes. Give a "
+                    "classifier."
+                )
+            if self._valid is not None:
+                outputs = outputs[:, self._valid]
+            best = outputs.topk(min(5, outputs.shape[1])).indices
+            if self._valid is not None:
+                best = self._valid[best]
+            unknown = outputs.isnan().any()
+        predicted = [tuple(classes) for classes in best.tolist()]  # waits for the GPU
+        timing.add(len(images), time.perf_counter() - start)
+        if bool(unknown):
+            raise DataError("The model's outputs are not numbers (NaN). Give --amp-dtype bfloat16, or leave out --amp.")
+        return predicted
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self.settings.amp:
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.settings.amp_dtype])

@@ -1,0 +1,130 @@
+"""The models of an evaluation: dense and pruned, at the size, in the precision and on the device asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from repshift import DataError, UnsupportedModelError, load_model
+from repshift.analysis.evaluation_preprocessing import evaluation_config
+from repshift.analysis.evaluation_settings import DTYPES, EvaluationSettings
+from repshift.analysis.macs import count_work
+from repshift.errors import RepshiftError, first_line
+from repshift.sites import find_structure
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        model: Pruned, or dense if nothing is dropped; in evaluation mode.
+        dense: The dense model that it is compared with, if it is.
+        classifier: The dense model as it was loaded, which knows its classes.
+        config: timm's data configuration, see
+            :func:`repshift.analysis.evaluation_preprocessing.evaluation_config`.
+        classes: How many classes it tells apart.
+        facts: What the results say of it, by timm's names.
+    """
+
+    model: nn.Module
+    dense: nn.Module | None
+    classifier: nn.Module
+    config: dict[str, Any]
+    classes: int
+    facts: dict[str, Any]
+
+
+def build_subject(name: str, settings: EvaluationSettings, device: torch.device) -> Subject:
+    """Build a model as it is evaluated.
+
+    Raises:
+        RepshiftError: If it cannot be built, pruned or given this size; the message says why.
+    """
+    model = load_model(
+        name,
+        pretrained=settings.pretrained,
+        checkpoint=settings.checkpoint,
+        use_ema=settings.use_ema,
+        **settings.model_options,
+    )
+    config = evaluation_config(model, **settings.preprocessing)
+    model = _sized(name, model, settings, config["input_size"])
+    model = model.to(device, DTYPES[settings.model_dtype])
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # pruning comes after moving: a model moved later would part from its copy's buffers
+    pruned = settings.variant.apply(model).eval()
+    facts = _facts(name, model, pruned, config, settings)
+    subject = Subject(
+        pruned, model if settings.compare_dense else None, model, config, getattr(model, "num_classes", 0), facts
+    )
+    return _compiled(subject) if settings.torchcompile else subject
+
+
+def _sized(name: str, model: nn.Module, settings: EvaluationSettings, size: tuple[int, int, int]) -> nn.Module:
+    """Fit a model that takes one size only to another one, as timm fits its weights."""
+    own = getattr(model, "pretrained_cfg", None) or {}
+    if not own.get("fixed_input_size") or "img_size" in settings.model_options:
+        return model
+    if tuple(own["input_size"]) == tuple(size):
+        return model
+    try:
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=size[1:])
+            return model
+        larger = replace(settings, model_options={**settings.model_options, "img_size": size[1:]})
+        return load_model(
+            name,
+            pretrained=larger.pretrained,
+            checkpoint=larger.checkpoint,
+            use_ema=larger.use_ema,
+            **larger.model_options,
+        )
+    except RepshiftError:
+        raise
+    except Exception as error:  # each family of timm has its own reasons
+        raise UnsupportedModelError(
+            f"{name} cannot be evaluated at {size[1]}x{size[2]} pixels ({type(error).__name__}: {first_line(error)}). "
+            "Leave out --img-size, or give a size that its patches and windows divide."
+        ) from error
+
+
+def _facts(
+    name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any], settings: EvaluationSettings
+) -> dict[str, Any]:
+    variant, structure = settings.variant, find_structure(model)
+    is_pruned, by_shift = variant.drop is not None, variant.drop is not None and variant.score == "shift"
+    try:
+        work, dense = (count_work(counted, config["input_size"]) for counted in (pruned, model))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise DataError(
+            f"{name} does not take images of {config['input_size']} ({type(error).__name__}: {first_line(error)}). "
+            "Give another --img-size."
+        ) from error
+    operation = variant.operation or (structure.operation if structure else None)
+    facts = {
+        "param_count": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
+        "img_size": config["input_size"][-1],
+        "crop_pct": config["crop_pct"],
+        "interpolation": config["interpolation"],
+        "method": variant.method,
+        "schedule": variant.drop,
+        "operation": operation if by_shift else None,
+        "distance": variant.distance if by_shift else None,
+        "residual": variant.residual if by_shift else None,
+        "pruner": variant.pruner,
+        "kept_tokens": list(work.tokens) if work.tokens is not None and is_pruned else None,
+        "gmacs": round(work.macs / 1e9, 4),
+    }
+    return {**facts, "dense_gmacs": round(dense.macs / 1e9, 4)} if is_pruned else facts
+
+
+def _compiled(subject: Subject) -> Subject:
+    torch._dynamo.reset()  # graphs of the models before count against the limit of recompilations
+    compiled: Any = torch.compile(subject.model)
+    return replace(subject, model=compiled, dense=subject.dense and torch.compile(subject.dense))

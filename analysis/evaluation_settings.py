@@ -1,0 +1,210 @@
+"""What an evaluation is asked for: models, weights, data, precision, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repshift import MODELS, DataError, UnknownNameError
+from repshift.analysis.evaluation_preprocessing import OVERRIDES
+from repshift.analysis.pruned_variants import Variant
+from repshift.errors import first_line
+from repshift.registry import suggest
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ON_ERROR = ("stop", "skip")
+# weights in timm that are not for ImageNet's 1,000 classes, as validate.py leaves them out
+NOT_IMAGENET = ["*_in21k", "*_in22k", "*in12k", "*_dino", "*fcmae", "*seer"]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How models are evaluated; where timm's ``validate.py`` has an option, name and meaning are its own.
+
+    Attributes:
+        data: A folder of class folders, a tar file, the root of ``dataset``, or ``cluttered-mnist``.
+        variant: How the models are pruned.
+        compare_dense: Evaluate the dense model on the same batches.
+        preprocessing: Overrides of the model's own, see
+            :func:`repshift.analysis.evaluation_preprocessing.evaluation_config`.
+        dataset_options: Passed on to :func:`timm.data.create_dataset`.
+        model_options: Passed on to the model.
+        real_labels: A file of ImageNet's reassessed labels, or ``timm`` for those that it ships.
+        valid_labels: A file with the numbers of the model's classes that the data have, one a line.
+        amp_dtype: ``float16`` or ``bfloat16``, for ``amp``.
+        model_dtype: Of the weights, without ``amp``.
+        seed: Of ``score="random"``.
+        retry: Go on with a smaller batch when memory runs out.
+        on_error: ``stop`` at a sample that cannot be read, or ``skip`` and count it.
+
+    Raises:
+        DataError: If settings are out of range or contradict each other.
+    """
+
+    data: str | None = None
+    variant: Variant = field(default_factory=Variant)
+    compare_dense: bool = False
+    dataset: str = ""
+    split: str = "validation"
+    class_map: str | None = None
+    num_samples: int | None = None
+    dataset_options: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    checkpoint: str | None = None
+    use_ema: bool | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    real_labels: str | None = None
+    valid_labels: str | None = None
+    batch_size: int = 256
+    workers: int = 4
+    amp: bool = False
+    amp_dtype: str = "float16"
+    model_dtype: str = "float32"
+    channels_last: bool = False
+    torchcompile: bool = False
+    device: str | None = None
+    seed: int = 42
+    retry: bool = False
+    on_error: str = "stop"
+
+    def __post_init__(self) -> None:
+        unknown = set(self.preprocessing) - set(OVERRIDES)
+        for holds, problem in (
+            (not unknown, f"Unknown preprocessing {sorted(unknown)}. Give {', '.join(OVERRIDES)}."),
+            (self.batch_size >= 1, f"A batch of {self.batch_size} images is none. Give at least 1 (--batch-size)."),
+            (self.workers >= 0, f"{self.workers} worker processes cannot load anything. Give 0 or more (--workers)."),
+            (
+                self.num_samples is None or self.num_samples >= 1,
+                f"{self.num_samples} samples are none. Give 1 or more (--num-samples).",
+            ),
+            (self.on_error in ON_ERROR, f"Unknown --on-error {self.on_error!r}. Give {' or '.join(ON_ERROR)}."),
+            (
+                self.amp_dtype in ("float16", "bfloat16"),
+                f"Unknown --amp-dtype {self.amp_dtype!r}. Give float16 or bfloat16.",
+            ),
+            (self.model_dtype in DTYPES, f"Unknown --model-dtype {self.model_dtype!r}. Give {', '.join(DTYPES)}."),
+            (
+                not self.amp or self.model_dtype == "float32",
+                f"--amp keeps the weights in float32, --model-dtype {self.model_dtype} does not. Give one of them.",
+            ),
+            (
+                not self.compare_dense or self.variant.drop is not None,
+                "--compare-dense compares a pruned model, and nothing is dropped. Give --drop, or leave it out.",
+            ),
+            (self.seed >= 0, f"The seed {self.seed} is negative. Give 0 or more (--seed)."),
+        ):
+            if not holds:
+                raise DataError(problem)
+
+    def fingerprint(self, model: str, device: torch.device, processes: int) -> dict[str, Any]:
+        """Return what must be the same for a resumed evaluation to end with the same result; files by content."""
+        files = {"class_map": self.class_map, "checkpoint": self.checkpoint, "valid_labels": self.valid_labels}
+        drawn = self.variant.score == "random" and self.variant.drop is not None
+        return {
+            "model": model,
+            "data": None if self.data is None else str(self.data),
+            **{f"pruning_{name}": value for name, value in self.variant.settings().items()},
+            **{name: value and _digest(Path(value)) for name, value in files.items()},
+            **{name: repr(getattr(self, name)) for name in _AS_GIVEN},
+            "precision": self.precision,
+            "device": device.type,
+            "versions": [torch.__version__, *_versions()],
+            # a random score is drawn batch by batch
+            "batches": [self.batch_size, processes, self.seed] if drawn else None,
+        }
+
+    @property
+    def precision(self) -> str:
+        """Name the precision: that of autocast or of the weights."""
+        return f"amp_{self.amp_dtype}" if self.amp else self.model_dtype
+
+
+_AS_GIVEN = (
+    "compare_dense",
+    "dataset",
+    "split",
+    "num_samples",
+    "dataset_options",
+    "pretrained",
+    "use_ema",
+    "model_options",
+    "preprocessing",
+    "channels_last",
+    "torchcompile",
+)
+
+
+def _digest(path: Path) -> str:
+    # a class map may be named by its place in the data folder, where timm looks for it
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)
+
+
+def _versions() -> list[str]:
+    import timm
+
+    from repshift import __version__
+
+    return [timm.__version__, __version__]
+
+
+def read_valid_labels(path: str | None) -> list[int] | None:
+    """Read a file with one number a line.
+
+    Raises:
+        DataError: If it is missing or holds anything else.
+    """
+    if path is None:
+        return None
+    try:
+        return [int(line) for line in Path(path).read_text(encoding="utf-8").split()]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--valid-labels {path} cannot be read ({first_line(error)}). Give a text file with the number of one "
+            "class a line."
+        ) from error
+
+
+def model_names(given: Sequence[str], pretrained: bool = False) -> list[str]:
+    """Settle which models are evaluated.
+
+    Args:
+        given: Names, several of them between commas, patterns such as ``deit_*``, text files with one name a line, or
+            ``all`` for timm's models with weights for ImageNet.
+        pretrained: Patterns find models of timm that have weights only.
+
+    Raises:
+        UnknownNameError: If a pattern or a file names none.
+    """
+    names: list[str] = []
+    for part in (part.strip() for text in given for part in text.split(",")):
+        names += _resolve(part, pretrained)
+    if not names:
+        raise UnknownNameError("No model was given. Give a name, a pattern or a file of names (--model).")
+    return list(dict.fromkeys(names))
+
+
+def _resolve(text: str, pretrained: bool) -> list[str]:
+    import timm
+
+    if text == "all":
+        return list(timm.list_models(pretrained=True, exclude_filters=NOT_IMAGENET))
+    if any(sign in text for sign in "*?["):
+        found = [name for name in MODELS.names() if fnmatchcase(name, text)]
+        found += timm.list_models(text, pretrained=pretrained)
+        if not found:
+            raise UnknownNameError(f"No model is called like {text!r}. {suggest(text, timm.list_models())}")
+        return found
+    path = Path(text)
+    if text in MODELS or ":" in text or timm.is_model(text.partition(".")[0]) or not path.is_file():
+        return [text]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    if names := [line for line in lines if line and not line.startswith("#")]:
+        return names
+    raise UnknownNameError(f"{path} names no model. Write one name a line.")

@@ -1,0 +1,112 @@
+"""From what was predicted for each sample to the numbers of a results file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.data import RealLabelsImagenet
+
+from repshift.analysis.evaluation_records import Records
+from repshift.errors import DataError, first_line
+
+SHIPPED_LABELS = "timm"  # the word that stands for the reassessed labels that timm ships
+IMAGENET_SAMPLES = 50_000
+
+# For each sample the classes that count as right; those of ImageNet that nobody could tell have none
+Answers = Mapping[int, Sequence[int]]
+
+
+def summarise(records: Records, answers: Answers | None = None) -> dict[str, Any]:
+    """Compute accuracies in per cent, as timm rounds them.
+
+    Args:
+        records: Of every sample.
+        answers: Classes that count as right, by sample; by default the sample's label. A sample without any is left
+            out, as in timm.
+
+    Returns:
+        ``top1``, ``top1_err``, ``top5`` and ``top5_err``; if the dense model was compared, also its ``dense_top1`` and
+        ``dense_top5``, the pruned model's gain ``delta_top1`` and ``delta_top5`` in points, and ``agreement``: the
+        share of samples for which both predict the same class, in per cent.
+
+    Raises:
+        DataError: If there is no sample.
+    """
+    ordered = [(index, records[index]) for index in sorted(records)]
+    right = {index: (record.label,) if answers is None else tuple(answers[index]) for index, record in ordered}
+    counted = [(index, record) for index, record in ordered if right[index]]
+    if not counted:
+        raise DataError("No sample could be evaluated. Check the data and their labels.")
+
+    def share(predictions: list[tuple[int, Sequence[int]]], first: int) -> float:
+        hits = sum(any(guess in right[index] for guess in guesses[:first]) for index, guesses in predictions)
+        return 100 * hits / len(predictions)
+
+    ours = [(index, record.predicted) for index, record in counted]
+    top1, top5 = share(ours, 1), share(ours, 5)
+    summary: dict[str, Any] = {
+        "top1": round(top1, 4),
+        "top1_err": round(100 - top1, 4),
+        "top5": round(top5, 4),
+        "top5_err": round(100 - top5, 4),
+    }
+    theirs = [(index, record.dense) for index, record in counted if record.dense is not None]
+    if len(theirs) == len(ours):
+        dense1, dense5 = share(theirs, 1), share(theirs, 5)
+        same = sum(record.dense is not None and record.predicted[0] == record.dense[0] for _, record in ordered)
+        summary |= {
+            "dense_top1": round(dense1, 4),
+            "dense_top5": round(dense5, 4),
+            "delta_top1": round(top1 - dense1, 4),
+            "delta_top5": round(top5 - dense5, 4),
+            "agreement": round(100 * same / len(ordered), 4),
+        }
+    return summary
+
+
+def read_real_labels(path: str) -> dict[str, list[int]]:
+    """Read ImageNet's reassessed labels: for each file name of the validation set, all classes that it shows.
+
+    Args:
+        path: timm's JSON file, or ``timm`` for the one that it ships.
+
+    Raises:
+        DataError: If it is missing or no such file.
+
+    Source: Beyer et al. 2020, arXiv 2006.07159.
+    """
+    try:
+        shipped = path == SHIPPED_LABELS
+        count = IMAGENET_SAMPLES if shipped else len(json.loads(Path(path).read_text(encoding="utf-8")))
+        labels: dict[str, list[int]] = RealLabelsImagenet([""] * count, None if shipped else path).real_labels
+    except (OSError, ValueError, TypeError, AssertionError) as error:
+        raise DataError(
+            f"--real-labels {path} cannot be read ({type(error).__name__}: {first_line(error)}). Give the JSON file of "
+            f"ImageNet's reassessed labels, or {SHIPPED_LABELS} for the one that timm ships."
+        ) from error
+    return labels
+
+
+def real_answers(labels: Mapping[str, Sequence[int]], files: Mapping[int, str]) -> dict[int, Sequence[int]]:
+    """Find the reassessed labels of samples.
+
+    Args:
+        labels: From :func:`read_real_labels`.
+        files: The file of each sample.
+
+    Raises:
+        DataError: If a file is none of ImageNet's validation set.
+    """
+    answers: dict[int, Sequence[int]] = {}
+    for index, file in files.items():
+        name = Path(file.partition(" in ")[0]).name
+        if name not in labels:
+            raise DataError(
+                f"{file} has no reassessed label: these are for the files of ImageNet's validation set, "
+                "ILSVRC2012_val_00000001.JPEG and so on. Leave out --real-labels."
+            )
+        answers[index] = labels[name]
+    return answers
