@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from repshift import __version__
+from repshift.analysis.commands.ablate import ablate
 from repshift.analysis.commands.bench import bench
 from repshift.analysis.commands.demo import demo
 from repshift.analysis.commands.eval import evaluate
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune, bench):
+for command in (demo, heatmap, finetune, bench, ablate):
     app.command()(command)
 app.command("eval")(evaluate)
 zoo.command()(train)

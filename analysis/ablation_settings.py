@@ -1,0 +1,199 @@
+"""What the paper's toy studies compare: one choice of the method is varied, at one block at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from repshift import DISTANCES, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
+from repshift.analysis.pruned_variants import Variant
+from repshift.registry import suggest
+from repshift.schedules import Drop, dropped_count
+from repshift.sites import Site, Structure
+from repshift.watching import structure_of, unknown
+
+STUDIES = ("operation", "distance", "residual", "score", "half")
+CONTROLS = ("random", "norm")  # a part of every study
+SHARE = 0.2  # of the tokens: the paper drops 40 of 196
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to drop tokens at one block, and what a study calls it.
+
+    Attributes:
+        study: One of :data:`STUDIES`.
+        block: After which block, stage or layer, counted from zero.
+        label: What is varied; of a control its score.
+        variant: How the model is pruned.
+        base: As the model is pruned by default, by as much at this block; the controls differ from it in the score.
+        dropped: How many tokens go, of a map how many positions.
+    """
+
+    study: str
+    block: int
+    label: str
+    variant: Variant
+    base: Variant
+    dropped: int
+
+    def control(self, score: str) -> Variant:
+        """Return a control that drops as much at the same block."""
+        return replace(self.base, score=score)
+
+
+def choose_studies(names: Iterable[str]) -> tuple[str, ...]:
+    """Settle which studies are wanted, in the order of :data:`STUDIES`.
+
+    Args:
+        names: Their names; ``all`` stands for all of them.
+
+    Raises:
+        UnknownNameError: If there is no such study.
+    """
+    wanted = list(names)
+    for name in wanted:
+        if name not in (*STUDIES, "all"):
+            raise UnknownNameError(f"There is no study {name!r}. {suggest(name, (*STUDIES, 'all'))}")
+    return tuple(study for study in STUDIES if study in wanted or "all" in wanted)
+
+
+def plan(
+    model: nn.Module,
+    size: tuple[int, ...],
+    studies: Sequence[str] = STUDIES,
+    blocks: Sequence[int] | None = None,
+    count: int | None = None,
+) -> list[Setting]:
+    """List what is to be compared.
+
+    What a model lacks is left out: attention as a score where there is none, and the study of the residual where the
+    operation contains it, as a stage of a convolutional network does.
+
+    Args:
+        model: It is run once, on an empty image, to see how many tokens there are.
+        size: Channels, rows and columns of the images.
+        studies: Some of :data:`STUDIES`.
+        blocks: Counted from zero; by default all of up to four, else every second or rarer, up to six.
+        count: How many tokens go (of a map, how many rows and columns) in all studies but ``half``; by default a
+            fifth of them, at least one.
+
+    Raises:
+        UnknownNameError: If a block does not exist.
+        UnsupportedModelError: If the model cannot be pruned, or has none of the studies.
+        ScheduleError: If more is to be dropped than there is.
+    """
+    structure = structure_of(model, required=True)
+    if structure is None:
+        raise UnsupportedModelError(unknown(model))
+    if count is not None and count < 1:
+        raise ScheduleError(f"{count} tokens cannot be dropped. Give a count of 1 or more.")
+    grids = _grids(model, size, structure, blocks)
+    settings = []
+    for block, grid in grids.items():
+        least = min(grid)
+        fifth: Drop = SHARE if math.floor(SHARE * least) else 1
+        for study in studies:
+            drop = (HALF if least > 1 else 1) if study == "half" else count or fifth
+            dropped = _dropped(grid, drop, f"{structure.unit} {block}")
+            base = Variant(f"{drop}@{block}", operation=_own_operation(structure, structure.sites[block]))
+            settings += [
+                Setting(study, block, label, variant, base, dropped)
+                for label, variant in _variants(study, base, structure.sites[block])
+            ]
+    if not settings:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has nothing to compare in the study {' or '.join(studies)}: its "
+            f"{structure.unit} contains the residual either way. Choose another of {', '.join(STUDIES)}."
+        )
+    return settings
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Say where a model is, by its first parameter."""
+    return next(model.parameters()).device
+
+
+def _variants(study: str, base: Variant, site: Site) -> list[tuple[str, Variant]]:
+    """List the settings of a study at one block, controls last; none if the block has nothing to vary."""
+    controls = [(score, replace(base, score=score)) for score in CONTROLS]
+    attention = [score] if (score := _attention_score(site)) else []
+    if study == "half":
+        return [
+            (f"{score}, {keep}", replace(base, score=score, keep=keep))
+            for score in ("shift", *attention, *CONTROLS)
+            for keep in ("top", "bottom")
+        ]
+    if study == "operation":
+        varied = [(name, replace(base, operation=name)) for name in site.operations]
+    elif study == "distance":
+        varied = [(name, replace(base, distance=name)) for name in DISTANCES.names()]
+    elif study == "residual":
+        if site.operation(str(base.operation)).on_stream:
+            return []
+        varied = [(f"residual={residual}", replace(base, residual=residual)) for residual in (False, True)]
+    else:
+        varied = [(score, replace(base, score=score)) for score in ("shift", *attention, "oracle_free")]
+    return [*varied, *controls]
+
+
+def _own_operation(structure: Structure, site: Site) -> str:
+    """Name the operation that all studies but that of the operation watch."""
+    if structure.operation in site.operations or not site.operations:
+        return structure.operation
+    return next(iter(site.operations))
+
+
+def _attention_score(site: Site) -> str | None:
+    if site.heads is None:
+        return None
+    return "cls_attention" if site.heads.class_token else "mean_attention"
+
+
+def _grids(
+    model: nn.Module, size: tuple[int, ...], structure: Structure, blocks: Sequence[int] | None
+) -> dict[int, tuple[int, ...]]:
+    """Count what can be dropped after some blocks: tokens, or rows and columns.
+
+    Raises:
+        UnknownNameError: If a block does not exist.
+        UnsupportedModelError: If a block has nothing to watch.
+    """
+    sites = structure.sites
+    for block in blocks or ():
+        if not 0 <= block < len(sites):
+            raise UnknownNameError(
+                f"There is no {structure.unit} {block} in {type(model).__name__}: it has {len(sites)}, 0 to "
+                f"{len(sites) - 1}. Choose among these."
+            )
+    step = 1 if len(sites) <= 4 else max(2, math.ceil(len(sites) / 6))
+    usual = [block for block in range(0, len(sites), step) if sites[block].operations]
+    with ExitStack() as stack, torch.inference_mode():
+        trackers = {
+            block: stack.enter_context(
+                ShiftTracker(model, sites[block].name, operation=_own_operation(structure, sites[block]))
+            )
+            for block in (sorted(set(blocks)) if blocks else usual)
+        }
+        model(torch.zeros(1, *size, device=device_of(model)))
+    if structure.pruner == "lines":
+        grids = {block: tuple(tracker.maps[sites[block].name].shape[1:]) for block, tracker in trackers.items()}
+    else:
+        grids = {block: (tracker.shifts[sites[block].name].shape[1],) for block, tracker in trackers.items()}
+    return {block: grid for block, grid in grids.items() if blocks or min(grid) > 1}
+
+
+def _dropped(grid: tuple[int, ...], drop: Drop, where: str) -> int:
+    """Count the tokens that go, or the positions in the lines that go.
+
+    Raises:
+        ScheduleError: If fewer than one would stay.
+    """
+    unit = "tokens" if len(grid) == 1 else "rows or columns"
+    return math.prod(grid) - math.prod(length - dropped_count(length, drop, where, unit) for length in grid)
