@@ -17,7 +17,7 @@ from repshift.analysis.evaluation_data import CANVASES, Samples, open_samples
 from repshift.analysis.evaluation_loop import EvaluationLoop, Part
 from repshift.analysis.evaluation_models import Subject, build_subject
 from repshift.analysis.evaluation_processes import Processes
-from repshift.analysis.evaluation_records import PartialResults, Records, Row
+from repshift.analysis.evaluation_records import PartialResults, Records, Row, holds_records
 from repshift.analysis.evaluation_settings import EvaluationSettings, read_valid_labels
 from repshift.analysis.evaluation_sources import STREAMS, check_source
 from repshift.analysis.evaluation_streams import Stream, open_stream
@@ -113,7 +113,7 @@ class Evaluation:
             return
         if not self.processes.first or not folder.exists() or resume:
             return
-        if resume is None:
+        if resume is None and holds_records(folder):
             raise DataError(
                 f"{folder} holds what an unfinished run has evaluated. Go on with it: --resume; or begin anew: "
                 "--no-resume."
@@ -155,6 +155,8 @@ class Evaluation:
         finally:
             if partial is not None:
                 partial.close()
+                if self.processes.first:
+                    partial.forget_if_empty()
         parts = self.processes.exchange(part)
         with self.processes.together():
             row = self._row(name, subject, samples, records, parts)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -104,6 +105,13 @@ class PartialResults:
             self._file.close()
             self._file = None
 
+    def forget_if_empty(self) -> None:
+        """Delete the settings if nothing was recorded; call it when no process writes any more."""
+        if not holds_records(self.folder):
+            self.forget()
+            with suppress(OSError):  # other models' folders are beside it
+                self.folder.parent.rmdir()
+
     @property
     def row(self) -> Row | None:
         """The model's line of the results, if its evaluation was finished."""
@@ -119,6 +127,11 @@ class PartialResults:
         """Delete everything."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def holds_records(folder: Path) -> bool:
+    """Say whether anything was evaluated for a model, or for any of several."""
+    return any(path.suffix == ".jsonl" or path.name == "row.json" for path in folder.rglob("*"))
 
 
 def _parse(line: str) -> Records:

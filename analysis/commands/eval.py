@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,7 +173,8 @@ def _run(
     """Evaluate, report, and say whether any model failed."""
     from repshift.analysis.evaluation import Evaluation
 
-    with progress_bar(shown=processes.first) as progress:
+    # where there is no terminal, a bar would leave nothing but an empty line before an error
+    with progress_bar(shown=processes.first and sys.stderr.isatty()) as progress:
         task = progress.add_task("loading", total=None)
         current = ""
 

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 from repshift.analysis import datasets
-from repshift.analysis.datasets import Digits, read_digits
+from repshift.analysis.datasets import ClutteredDigits, Digits, read_digits
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +38,16 @@ def small_vit():
     """A ViT of 3x5 patches, 4 blocks."""
     torch.manual_seed(0)
     return VisionTransformer(img_size=(24, 40), patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=5).eval()
+
+
+@pytest.fixture
+def digit_folder(few_digits, tmp_path):
+    """23 canvases as PNG files in the folders of their ten classes, below ``val``."""
+    canvases = ClutteredDigits(few_digits, 5)
+    for index in range(23):
+        image, label, _ = canvases[17 + index]
+        path = tmp_path / "digits" / "val" / str(int(label)) / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    assert len(list((tmp_path / "digits" / "val").iterdir())) == 10
+    return tmp_path / "digits"
