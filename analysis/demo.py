@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from repshift import ShiftTracker, load_model
 from repshift.analysis.datasets import Canvases, batches, evaluation_canvases
-from repshift.analysis.figures import ImageColumn, MapColumn, dim_dropped, draw_columns, save_figure
+from repshift.analysis.figures import ImageColumn, MapColumn, draw_columns, save_figure
 from repshift.analysis.files import output_folder, write_text
-from repshift.analysis.heatmaps import block_names, kept_mask, shift_maps
+from repshift.analysis.heatmaps import shift_maps
 from repshift.analysis.macs import count_macs
+from repshift.analysis.overlays import dim_dropped, kept_mask
 from repshift.analysis.preprocessing import data_config, normalised, pixels
+from repshift.analysis.shown_blocks import block_names
 from repshift.pruning import cuts
 from repshift.sites import find_structure
 

@@ -6,20 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from repshift.analysis.files import output_file, write_whole
-from repshift.analysis.heatmaps import to_pixels
-from repshift.errors import DataError
+from repshift.analysis.overlays import COLOURS, show_map_on_image, to_pixels
+from repshift.errors import DataError, UnknownNameError
+from repshift.registry import suggest
 
-COLOURS = "viridis"  # perceptually uniform: equal steps of the shift look equally far apart
 FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
-DIMMED = 0.25  # brightness of what was dropped
+# Which maps share a colour scale; the figure says so
+SCALES = {
+    "map": "each map has a colour scale of its own",
+    "block": "each column has one colour scale",
+    "shared": "all maps of one unit share one colour scale",
+}
+COLUMN, BAR, TITLES = 2.2, 0.5, 0.6  # inches: width of a column, height of colour bar and its labels, of all titles
 
 
 @dataclass(frozen=True)
@@ -32,73 +39,127 @@ class ImageColumn:
 
 @dataclass(frozen=True)
 class MapColumn:
-    """A column of maps ``(images, rows, columns)`` on one colour scale, with its unit; NaN is left blank."""
+    """A column of maps ``(images, rows, columns)`` with their unit; NaN is left blank.
+
+    With pictures ``over``, ``(images, rows, columns, 3)`` in 0..1, the maps are laid over these.
+    """
 
     title: str
     maps: Tensor
     unit: str
+    over: Tensor | None = None
 
 
-def draw_columns(columns: Sequence[ImageColumn | MapColumn], row_titles: Sequence[str] | None = None) -> Figure:
-    """Draw one row an image and one column a picture or a block; each map column has its own colour bar.
+def draw_columns(
+    columns: Sequence[ImageColumn | MapColumn], row_titles: Sequence[str] | None = None, *, scale: str = "block"
+) -> Figure:
+    """Draw one row an image and one column a picture or a block, with colour bars.
 
     Args:
         columns: From left to right; all with the same number of images. The first must be of pictures: maps are
             enlarged to their size, each token to the pixels that it covers.
         row_titles: Names of the images.
+        scale: Which maps share a colour scale and its bar, one of :data:`SCALES`: each ``"map"`` has its own, those
+            of a ``"block"``, which are a column, share one, or it is ``"shared"`` by all maps of one unit.
+
+    Raises:
+        UnknownNameError: If there is no such scale.
     """
     first = columns[0]
     if not isinstance(first, ImageColumn):
         raise TypeError("the first column gives the size of the images, so it must hold pictures")
+    check_scale(scale)
     rows = len(first.images)
     size = (first.images.shape[1], first.images.shape[2])
-    height = 2.2 * size[0] / size[1]
-    figure = Figure(figsize=(2.2 * len(columns) + 0.3, height * rows + 0.9), layout="constrained")
-    # the colour bars have a row of their own, so that pictures and maps of an image stand side by side
-    axes = figure.subplots(rows + 1, len(columns), squeeze=False, height_ratios=[height] * rows + [0.1])
-    for index, column in enumerate(columns):
-        axes[0][index].set_title(column.title, fontsize=9)
+    height = COLUMN * size[0] / size[1]
+    # the colour bars have rows of their own, so that pictures and maps of an image stand side by side
+    kinds = ["picture", "bar"] * rows if scale == "map" else [*["picture"] * rows, "bar"]
+    figure = Figure(
+        figsize=(COLUMN * len(columns) + 0.3, height * rows + BAR * kinds.count("bar") + TITLES), layout="constrained"
+    )
+    ratios = [height if kind == "picture" else 0.1 for kind in kinds]
+    axes = figure.subplots(len(kinds), len(columns), squeeze=False, height_ratios=ratios)
+    pictures, bars = (axes[[kind == wanted for kind in kinds]] for wanted in ("picture", "bar"))
+    for index, (column, scales) in enumerate(zip(columns, _colour_scales(columns, scale), strict=True)):
+        pictures[0][index].set_title(column.title, fontsize=9)
         if isinstance(column, ImageColumn):
-            for row in range(rows):
-                axes[row][index].imshow(column.images[row].numpy(), vmin=0, vmax=1, interpolation="nearest")
-            axes[rows][index].set_axis_off()
+            for axis, image in zip(pictures[:, index], column.images, strict=True):
+                axis.imshow(image.numpy(), vmin=0, vmax=1, interpolation="nearest")
+            for axis in bars[:, index]:
+                axis.set_axis_off()
         else:
-            _draw_maps(figure, [axes[row][index] for row in range(rows + 1)], column, size)
-    for axis in axes[:rows].flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    for row, title in enumerate(row_titles or ()):
-        axes[row][0].set_ylabel(title, fontsize=8)
+            _draw_maps(pictures[:, index], column, scales, size)
+            _draw_bars(figure, bars[:, index], column.unit, scales)
+    _label(figure, pictures, row_titles or ())
+    if any(isinstance(column, MapColumn) for column in columns):
+        figure.supxlabel(SCALES[scale], fontsize=8)
     return figure
 
 
-def _draw_maps(figure: Figure, axes: Sequence[Axes], column: MapColumn, size: tuple[int, int]) -> None:
-    """Draw a column of maps on one colour scale; the last of the axes is for the bar."""
-    finite = column.maps[column.maps.isfinite()]
-    low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 1.0)
-    scale = Normalize(low, high)
-    for axis, enlarged in zip(axes, to_pixels(column.maps, size), strict=False):
-        axis.imshow(enlarged.numpy(), norm=scale, cmap=COLOURS, interpolation="nearest")
-    bar = figure.colorbar(ScalarMappable(scale, COLOURS), cax=axes[-1], orientation="horizontal")
-    bar.set_label(column.unit, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+def check_scale(scale: str) -> None:
+    """Check the name of a colour scale.
 
-
-def dim_dropped(images: Tensor, kept: Tensor) -> Tensor:
-    """Darken the parts of images whose tokens were dropped.
-
-    Args:
-        images: ``(images, rows, columns, 3)`` in 0..1.
-        kept: ``(images, token rows, token columns)`` bool.
-
-    Returns:
-        Pictures of the images' shape.
+    Raises:
+        UnknownNameError: If there is no such scale; the message has those that there are.
     """
-    covered = to_pixels(kept.float(), (images.shape[1], images.shape[2]))
-    # dark pictures need a visible veil, so what is dropped turns grey instead of black
-    veil = torch.full_like(images, 0.5)
-    shade = covered.unsqueeze(-1)
-    return images * shade + (DIMMED * images + (1 - DIMMED) * veil) * (1 - shade)
+    if scale not in SCALES:
+        raise UnknownNameError(f"Unknown scale {scale!r}. {suggest(scale, SCALES)}")
+
+
+def _colour_scales(columns: Sequence[ImageColumn | MapColumn], scale: str) -> list[list[Normalize]]:
+    """Choose the colour scale of each map; columns of pictures have none."""
+    units = {column.unit for column in columns if isinstance(column, MapColumn)}
+    shared = {
+        unit: _range_of([column.maps for column in columns if isinstance(column, MapColumn) and column.unit == unit])
+        for unit in units
+    }
+    found: list[list[Normalize]] = []
+    for column in columns:
+        if isinstance(column, ImageColumn):
+            found.append([])
+        elif scale == "map":
+            found.append([_range_of([values]) for values in column.maps])
+        else:
+            one = shared[column.unit] if scale == "shared" else _range_of([column.maps])
+            found.append([one] * len(column.maps))
+    return found
+
+
+def _range_of(maps: Sequence[Tensor]) -> Normalize:
+    finite = [values[values.isfinite()] for values in maps]
+    measured = [values for values in finite if values.numel()]
+    if not measured:
+        return Normalize(0.0, 1.0)
+    return Normalize(min(float(values.min()) for values in measured), max(float(values.max()) for values in measured))
+
+
+def _draw_maps(axes: Sequence[Axes], column: MapColumn, scales: Sequence[Normalize], size: tuple[int, int]) -> None:
+    for row, (axis, scale) in enumerate(zip(axes, scales, strict=True)):
+        if column.over is None:
+            enlarged = to_pixels(column.maps[row : row + 1], size)[0].numpy()
+            axis.imshow(enlarged, norm=scale, cmap=COLOURS, interpolation="nearest")
+            continue
+        values = column.maps[row].numpy()
+        # a flat map is 0 everywhere; what is missing stays missing
+        scaled = np.where(np.isnan(values), np.nan, np.clip(np.asarray(scale(values)), 0, 1))
+        axis.imshow(show_map_on_image(column.over[row].numpy(), scaled), interpolation="nearest")
+
+
+def _draw_bars(figure: Figure, axes: Sequence[Axes], unit: str, scales: Sequence[Normalize]) -> None:
+    for row, axis in enumerate(axes):
+        mappable = ScalarMappable(scales[row], COLOURS)
+        bar = figure.colorbar(mappable, cax=axis, orientation="horizontal", ticks=MaxNLocator(4))
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label(unit, fontsize=8)
+
+
+def _label(figure: Figure, pictures: Sequence[Sequence[Axes]], row_titles: Sequence[str]) -> None:
+    for row in pictures:
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for row, title in zip(pictures, row_titles, strict=False):
+        row[0].set_ylabel(title, fontsize=8)
 
 
 def check_figure_path(path: Path) -> None:

@@ -1,65 +1,88 @@
-"""Maps of the representation shift as arrays, ready to be drawn."""
+"""Maps of the representation shift as arrays, ready to be drawn.
+
+::
+
+    heatmaps = heatmap_array(model, input_tensor, normalisation="map")
+    show_map_on_image(image, heatmaps["blocks.3"][0])
+
+No gradient, no target layer and no function that reshapes tokens is needed: one forward is watched, and the engine
+knows where the tokens stand.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repshift import (
-    RepresentationError,
-    ShiftTracker,
-    UnknownNameError,
-    UnsupportedModelError,
-    repeated_blocks,
-)
-from repshift.sites import find_structure
+from repshift import DataError, ShiftTracker, UnknownNameError, UnsupportedModelError
+from repshift.analysis.overlays import kept_mask, show_map_on_image
+from repshift.analysis.shown_blocks import chosen_names
+from repshift.attention import AttentionScore
+from repshift.pruning import cuts
+from repshift.registry import suggest
+from repshift.scores import Score
+from repshift.watching import structure_of
+
+__all__ = [
+    "NORMALISATIONS",
+    "Heatmaps",
+    "attention_score",
+    "heatmap_array",
+    "kept_mask",
+    "kept_masks",
+    "shift_maps",
+    "show_map_on_image",
+]
+
+# The range of the values, in words
+NORMALISATIONS = {
+    "none": "none: values as measured",
+    "map": "of each map by itself the smallest value is 0 and the largest 1",
+    "block": "of each block's maps of all images together the smallest value is 0 and the largest 1",
+    "shared": "of all maps together the smallest value is 0 and the largest 1",
+}
+MEASURES: dict[object, tuple[str, str]] = {
+    "cls_attention": ("attention", "attention received (class token)"),
+    "mean_attention": ("attention", "attention received (mean of all tokens)"),
+    "norm": ("norm", "norm of the token"),
+}
 
 
-def block_names(model: nn.Module, images: Tensor, blocks: Sequence[int] | None = None) -> list[str]:
-    """Name some blocks of a model.
+@dataclass(frozen=True, eq=False)
+class Heatmaps(Mapping[str, NDArray[np.float32]]):
+    """Maps by block name, ``heatmaps["blocks.3"]``, in the order asked for.
 
-    Args:
-        model: Any model; without a known backbone, its blocks are found by running it once.
-        images: ``(images, channels, rows, columns)`` float32.
-        blocks: Which ones, counted from zero; by default the first, the middle and the last.
-
-    Raises:
-        UnknownNameError: If a block does not exist.
-        UnsupportedModelError: If the model has no blocks.
+    Attributes:
+        arrays: ``(images, rows, columns)`` float32 for each block or module; NaN where a pruned model had dropped the
+            token before.
+        measure: What they show in one word, ``shift`` or ``attention``.
+        unit: What is measured, and how: ``shift (mlp, l2)``.
+        normalisation: A sentence on the range of the values, one of :data:`NORMALISATIONS`.
     """
-    structure = find_structure(model)
-    names = [site.name for site in structure.sites] if structure else _mapped_blocks(model, images[:1])
-    if blocks is None:
-        blocks = sorted({0, len(names) // 2, len(names) - 1})
-    for block in blocks:
-        if not 0 <= block < len(names):
-            raise UnknownNameError(
-                f"There is no block {block} in {type(model).__name__}: it has {len(names)}, 0 to {len(names) - 1} "
-                f"({names[0]} to {names[-1]}). Choose among these."
-            )
-    return [names[block] for block in blocks]
 
+    arrays: Mapping[str, NDArray[np.float32]]
+    measure: str
+    unit: str
+    normalisation: str
 
-def _mapped_blocks(model: nn.Module, images: Tensor) -> list[str]:
-    """Find the repeated blocks of a model without a backbone, as far as their tokens can be laid out as a map."""
-    tracker = ShiftTracker(model, repeated_blocks(model, images))
-    with tracker, torch.inference_mode():
-        model(images)
-    mapped = []
-    for name in tracker.shifts:
-        try:
-            tracker.maps[name]
-        except RepresentationError:
-            continue
-        mapped.append(name)
-    if not mapped:
-        raise UnsupportedModelError(
-            f"The tokens of {type(model).__name__}'s blocks do not lie in rows and columns that can be told. "
-            "Name other modules to look at: sites='stem.*' (--sites 'stem.*')."
-        )
-    return mapped
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if name not in self.arrays:
+            raise UnknownNameError(f"There is no map of {name!r}. {suggest(name, self.arrays)}")
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
 
 
 def shift_maps(
@@ -68,10 +91,11 @@ def shift_maps(
     sites: Sequence[str],
     *,
     operation: str | None = None,
-    distance: str = "l2",
+    distance: str | Score = "l2",
     residual: bool = False,
+    score: str | Score | AttentionScore | None = None,
 ) -> dict[str, Tensor]:
-    """Measure the shift across some sites and lay it out.
+    """Measure the shift across some sites, or another score, and lay it out.
 
     Args:
         model: In evaluation mode, dense or pruned.
@@ -79,41 +103,147 @@ def shift_maps(
         sites: Names of blocks or other modules, see :class:`repshift.ShiftTracker`.
         operation: Whose change, see :class:`repshift.ShiftTracker`; by default the model's own (``"mlp"`` of a
             transformer, ``"stage"`` of a convolutional network, ``"mixer"`` of a state space model).
-        distance: ``"l2"``, ``"l1"`` or ``"cosine"``.
+        distance: ``"l2"``, ``"l1"``, ``"cosine"`` or a function.
         residual: Compare ``x + F(x)`` with ``x`` instead of ``F(x)`` with ``x``.
+        score: Another score instead of the shift, see :class:`repshift.ShiftTracker`.
 
     Returns:
-        For each site ``(images, rows, columns)`` float32 in the units of the distance, not normalised; NaN where a
+        For each site ``(images, rows, columns)`` float32 in the units of the score, not normalised; NaN where a
         pruned model had dropped the token.
     """
-    tracker = ShiftTracker(model, sites, operation=operation, distance=distance, residual=residual)
+    tracker = ShiftTracker(model, sites, operation=operation, distance=distance, residual=residual, score=score)
     with tracker, torch.inference_mode():
         model(images)
     return {name: tracker.maps[name] for name in sites}
 
 
-def to_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge maps to the size of the image so that every pixel has the value of the token that covers it.
+def heatmap_array(
+    model: nn.Module,
+    input_tensor: Tensor,
+    sites: str | Iterable[str] | None = None,
+    *,
+    blocks: Sequence[int] | None = None,
+    operation: str | None = None,
+    distance: str | Score = "l2",
+    residual: bool = False,
+    score: str | Score | AttentionScore | None = None,
+    normalisation: str = "none",
+) -> Heatmaps:
+    """Measure maps of some images: how much each layer changes each token, or another score.
 
     Args:
-        maps: ``(images, rows, columns)``.
-        size: Rows and columns of the image.
+        model: In evaluation mode, dense or pruned.
+        input_tensor: ``(images, channels, rows, columns)`` floats, preprocessed as the model expects.
+        sites: Names or globs of any modules, in the model's order; by default, see ``blocks``.
+        blocks: Blocks counted from zero instead of names. By default all stages of a convolutional network, the
+            first, the middle and the last block of another model.
+        operation: Whose change, see :class:`repshift.ShiftTracker`.
+        distance: ``"l2"``, ``"l1"``, ``"cosine"`` or a function.
+        residual: Compare ``x + F(x)`` with ``x`` instead of ``F(x)`` with ``x``.
+        score: ``"cls_attention"`` or ``"mean_attention"`` for how much attention the tokens receive, ``"norm"``, or a
+            function; by default the shift.
+        normalisation: ``"none"``; ``"map"``, ``"block"`` or ``"shared"`` bring the values to 0..1, see
+            :data:`NORMALISATIONS`.
+
+    Raises:
+        UnknownNameError: If a name or a block does not exist.
+        DataError: If the input is no batch of images.
+        UnsupportedModelError: If the model has no blocks, or no attention that could be read.
+    """
+    if normalisation not in NORMALISATIONS:
+        raise UnknownNameError(f"Unknown normalisation {normalisation!r}. {suggest(normalisation, NORMALISATIONS)}")
+    _check_batch(input_tensor)
+    names = chosen_names(model, input_tensor, sites, blocks, operation)
+    maps = shift_maps(
+        model, input_tensor, names, operation=operation, distance=distance, residual=residual, score=score
+    )
+    arrays = {name: values.cpu().numpy() for name, values in maps.items()}
+    measure, unit = _measured(model, names, operation, distance, residual, score)
+    if normalisation != "none":
+        arrays, unit = _normalised(arrays, normalisation), f"{unit}, scaled to 0..1"
+    return Heatmaps(arrays, measure, unit, NORMALISATIONS[normalisation])
+
+
+def attention_score(model: nn.Module) -> str:
+    """Say which attention can be shown beside a model's shift.
 
     Returns:
-        ``(images, *size)``; nothing is blended between tokens, since nothing was measured there.
+        ``"cls_attention"``, or ``"mean_attention"`` of a model without a class token.
+
+    Raises:
+        UnsupportedModelError: If the model has no attention maps, or where they are is not known.
     """
-    return torch.nn.functional.interpolate(maps.unsqueeze(1), size=size, mode="nearest-exact").squeeze(1)
+    structure = structure_of(model, required=False)
+    heads = next((site.heads for site in structure.sites if site.heads), None) if structure else None
+    if heads is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no attention that could be shown: its blocks have no attention map, or where "
+            "their queries and keys are is not known. Leave out attention=True (--attention)."
+        )
+    return "cls_attention" if heads.class_token else "mean_attention"
 
 
-def kept_mask(kept: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Lay out which tokens were kept.
+def kept_masks(model: nn.Module, input_tensor: Tensor, *, operation: str | None = None) -> dict[str, Tensor]:
+    """Say which tokens a pruned model keeps.
 
     Args:
-        kept: ``(images, kept)`` original positions.
-        grid: Rows and columns of all tokens.
+        model: A pruned model in evaluation mode.
+        input_tensor: ``(images, channels, rows, columns)`` floats.
+        operation: By whose change it was pruned, if not the model's own.
 
     Returns:
-        ``(images, rows, columns)`` bool.
+        For each block that drops some ``(images, rows, columns)`` bool on the grid of the dense model there.
+
+    Raises:
+        UnsupportedModelError: If the model drops nothing.
     """
-    mask = torch.zeros(kept.shape[0], grid[0] * grid[1], dtype=torch.bool, device=kept.device)
-    return mask.scatter(1, kept, True).reshape(-1, *grid)
+    names = list(cuts(model))
+    if not names:
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} drops nothing, so there is nothing kept to show. Prune it first: "
+            "ShiftTracker(model).prune(schedule) (--drop SCHEDULE)."
+        )
+    with ShiftTracker(model, names, operation=operation) as tracker, torch.inference_mode():
+        model(input_tensor)
+    grids = {name: tracker.maps[name].shape for name in names}
+    return {name: kept_mask(tracker.kept[name], (grids[name][1], grids[name][2])) for name in names}
+
+
+def _check_batch(input_tensor: Tensor) -> None:
+    if not isinstance(input_tensor, Tensor) or input_tensor.ndim != 4 or not len(input_tensor):
+        got = f"shape {tuple(input_tensor.shape)}" if isinstance(input_tensor, Tensor) else type(input_tensor).__name__
+        raise DataError(
+            f"input_tensor is (images, channels, rows, columns), got {got}. Give one image as image.unsqueeze(0)."
+        )
+
+
+def _measured(
+    model: nn.Module,
+    names: Sequence[str],
+    operation: str | None,
+    distance: str | Score,
+    residual: bool,
+    score: str | Score | AttentionScore | None,
+) -> tuple[str, str]:
+    """Name what is measured, in one word and as the unit of a colour bar."""
+    if score is not None and score != "shift":
+        word = score if isinstance(score, str) else getattr(score, "__name__", type(score).__name__)
+        return MEASURES.get(word, (word, word))
+    structure = structure_of(model, required=False)
+    # other modules are watched at their own input and output, whatever the operation
+    known = structure is not None and {site.name for site in structure.sites} >= set(names)
+    words = [operation or structure.operation] if structure is not None and known else []
+    words.append(distance if isinstance(distance, str) else getattr(distance, "__name__", type(distance).__name__))
+    return "shift", f"shift ({', '.join([*words, *(['residual'] if residual else [])])})"
+
+
+def _normalised(arrays: Mapping[str, NDArray[np.float32]], how: str) -> dict[str, NDArray[np.float32]]:
+    """Bring values to 0..1, so that the smallest and largest of a group are its ends; flat groups become 0."""
+    axes = (1, 2) if how == "map" else None
+    lows = {name: np.min(a, axes, keepdims=True, initial=np.inf, where=~np.isnan(a)) for name, a in arrays.items()}
+    highs = {name: np.max(a, axes, keepdims=True, initial=-np.inf, where=~np.isnan(a)) for name, a in arrays.items()}
+    if how == "shared":
+        lows = dict.fromkeys(lows, np.min(list(lows.values())))
+        highs = dict.fromkeys(highs, np.max(list(highs.values())))
+    spans = {name: np.where(highs[name] > lows[name], highs[name] - lows[name], 1) for name in arrays}
+    return {name: ((values - lows[name]) / spans[name]).astype(np.float32) for name, values in arrays.items()}

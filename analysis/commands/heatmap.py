@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repshift.analysis.terminal import console
-from repshift.errors import UnknownNameError
+from repshift.errors import ScheduleError, UnknownNameError
 
 
 def heatmap(
@@ -28,7 +28,9 @@ def heatmap(
     ] = None,
     blocks: Annotated[
         str | None,
-        typer.Option(help="Blocks (stages, layers) counted from zero, as 0,4,8. [default: first, middle, last]"),
+        typer.Option(
+            help="Blocks counted from zero, as 0,4,8. [default: all stages of a CNN, else first, middle, last]"
+        ),
     ] = None,
     sites: Annotated[
         list[str] | None,
@@ -40,18 +42,42 @@ def heatmap(
     ] = None,
     distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
     residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also how much attention the class token (else all) pays.")
+    ] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the images.")] = False,
+    scale: Annotated[
+        str, typer.Option(help="Colours: each map its own, each block (column) its own, or shared by all of a unit.")
+    ] = "block",
+    drop: Annotated[
+        str | None, typer.Option(help="Look at the model pruned so, as 0.2@0,3,6. [default: the dense model]")
+    ] = None,
+    drop_r: Annotated[
+        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
+    ] = None,
+    kept: Annotated[bool, typer.Option("--kept", help="With --drop: what is kept, the rest faded.")] = False,
+    score: Annotated[
+        str, typer.Option(help="Which tokens --drop takes: shift, norm, random, cls_attention, mean_attention.")
+    ] = "shift",
+    pruner: Annotated[
+        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+    ] = None,
     output: Annotated[Path, typer.Option(help="The figure; its ending names the format.")] = Path("heatmap.png"),
 ) -> None:
     """Draw the representation shift of image files: one row an image, one column a block."""
-    from repshift.analysis.figures import ImageColumn, MapColumn, check_figure_path, draw_columns, save_figure
-    from repshift.analysis.heatmaps import block_names, shift_maps
-    from repshift.analysis.preprocessing import load_images, pixels
+    from repshift.analysis.figures import check_figure_path, check_scale, save_figure
+    from repshift.analysis.heatmap_figures import heatmap_figure
+    from repshift.analysis.preprocessing import load_images
+    from repshift.analysis.pruned_variants import Variant, choose_drop
     from repshift.loading import load_model
-    from repshift.modules import find_modules
     from repshift.sites import find_structure
 
     check_figure_path(output)
+    check_scale(scale)
     indices = _parse_blocks(blocks)
+    variant = Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner)
+    if variant.drop is None and (kept or score != "shift" or pruner):
+        raise ScheduleError("--kept, --score and --pruner are about what is dropped. Give --drop, such as 0.2@0,3,6.")
     loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
     if not pretrained and checkpoint is None:
         console.print(
@@ -59,20 +85,26 @@ def heatmap(
         )
     paths = [*image, *(more_images or [])]
     inputs = load_images(loaded, paths)
-    structure = find_structure(loaded)
-    if (operation or residual) and structure is None:
+    if not sites and (operation or residual) and find_structure(loaded) is None:
         raise UnknownNameError(
             f"{model} has no known backbone, so its blocks are compared as they are, output with input. "
             "Leave out --operation and --residual."
         )
-    names = find_modules(loaded, sites) if sites else block_names(loaded, inputs, indices)
-    maps = shift_maps(loaded, inputs, names, operation=operation, distance=distance, residual=residual)
-    watched = [operation or structure.operation] if structure and not sites else []
-    unit = f"shift ({', '.join([*watched, distance, *(['residual'] if residual else [])])})"
-    seen = pixels(loaded, inputs)
-    columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
-    columns += [MapColumn(name, maps[name], unit) for name in names]
-    save_figure(draw_columns(columns, [path.stem for path in paths]), output)
+    figure = heatmap_figure(
+        variant.apply(loaded).eval(),
+        inputs,
+        sites or None,
+        blocks=indices,
+        operation=operation,
+        distance=distance,
+        residual=residual,
+        attention=attention,
+        overlay=overlay,
+        kept=kept,
+        scale=scale,
+        row_titles=[path.stem for path in paths],
+    )
+    save_figure(figure, output)
     console.print(f"figure: {output}", highlight=False, soft_wrap=True)
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from repshift.analysis.figures import ImageColumn, MapColumn, dim_dropped, draw_columns, save_figure
+from repshift.analysis.figures import ImageColumn, MapColumn, draw_columns, save_figure
 from repshift.errors import DataError
 
 
@@ -77,15 +77,6 @@ def test_maps_without_contrast_can_be_drawn(columns, tmp_path, value):
 def test_the_first_column_must_hold_pictures(columns):
     with pytest.raises(TypeError, match="first column"):
         draw_columns(columns[1:])
-
-
-def test_what_is_kept_stays_as_it_is_and_what_is_dropped_turns_grey():
-    images = torch.rand(1, 4, 6, 3)
-    kept = torch.tensor([[[True, False, True], [False, False, True]]])
-    dimmed = dim_dropped(images, kept)
-    covered = kept.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert torch.equal(dimmed[covered], images[covered])
-    assert torch.allclose(dimmed[~covered], 0.25 * images[~covered] + 0.375)
 
 
 @pytest.mark.parametrize(("ending", "beginning"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("PNG", b"\x89PNG")])

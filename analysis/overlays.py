@@ -1,0 +1,124 @@
+"""Maps at the size of the picture: enlarged, laid over it, or as what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from repshift.errors import DataError, UnknownNameError
+from repshift.registry import suggest
+
+COLOURS = "viridis"  # perceptually uniform: equal steps of the shift look equally far apart
+DIMMED = 0.25  # how much is left of the contrast where tokens were dropped
+
+
+def to_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge maps to the size of the image so that every pixel has the value of the token that covers it.
+
+    Args:
+        maps: ``(images, rows, columns)``.
+        size: Rows and columns of the image.
+
+    Returns:
+        ``(images, *size)``; nothing is blended between tokens, since nothing was measured there.
+    """
+    return torch.nn.functional.interpolate(maps.unsqueeze(1), size=size, mode="nearest-exact").squeeze(1)
+
+
+def kept_mask(kept: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Lay out which tokens were kept.
+
+    Args:
+        kept: ``(images, kept)`` original positions.
+        grid: Rows and columns of all tokens.
+
+    Returns:
+        ``(images, rows, columns)`` bool.
+    """
+    mask = torch.zeros(kept.shape[0], grid[0] * grid[1], dtype=torch.bool, device=kept.device)
+    return mask.scatter(1, kept, True).reshape(-1, *grid)
+
+
+def dim_dropped(images: Tensor, kept: Tensor) -> Tensor:
+    """Fade the parts of images whose tokens were dropped.
+
+    Args:
+        images: ``(images, rows, columns, 3)`` in 0..1.
+        kept: ``(images, token rows, token columns)`` bool.
+
+    Returns:
+        Pictures of the images' shape.
+    """
+    covered = to_pixels(kept.float(), (images.shape[1], images.shape[2]))
+    shade = covered.unsqueeze(-1)
+    return images * shade + _faded(images) * (1 - shade)
+
+
+def _faded(images: Tensor) -> Tensor:
+    # dark pictures need a visible veil, so what is dropped turns grey instead of black
+    return DIMMED * images + (1 - DIMMED) * 0.5
+
+
+def show_map_on_image(
+    image: ArrayLike, heatmap: ArrayLike, *, colormap: str = COLOURS, image_weight: float = 0.5
+) -> NDArray[np.uint8]:
+    """Lay a map over a picture, as pytorch-grad-cam's ``show_cam_on_image`` does.
+
+    Unlike there, the map may be as small as the grid of the tokens, the result is RGB, and its brightness is not
+    stretched, so that a colour means the same on every picture.
+
+    Args:
+        image: ``(rows, columns, 3)`` floats in 0..1.
+        heatmap: ``(token rows, token columns)`` floats in 0..1, of any size; each token colours the pixels that it
+            covers. Where it is NaN, because the token had been dropped, the picture is faded instead.
+        colormap: A name that matplotlib knows.
+        image_weight: Share of the picture in the blend, in 0..1.
+
+    Returns:
+        ``(rows, columns, 3)`` uint8.
+
+    Raises:
+        DataError: If a shape, a range or the weight is another.
+        UnknownNameError: If there is no such colour map.
+
+    Source: Gildenblat, pytorch-grad-cam, ``show_cam_on_image``.
+    """
+    from matplotlib import colormaps
+
+    picture = _checked(image, "picture", "(rows, columns, 3)", lambda shape: len(shape) == 3 and shape[2] == 3)
+    values = _checked(heatmap, "map", "(rows, columns)", lambda shape: len(shape) == 2)
+    if not 0 <= image_weight <= 1:
+        raise DataError(f"image_weight is the share of the picture, got {image_weight}. Give a number in 0..1.")
+    if colormap not in colormaps:
+        raise UnknownNameError(f"Unknown colour map {colormap!r}. {suggest(colormap, colormaps)}")
+    enlarged = to_pixels(torch.from_numpy(values).unsqueeze(0), (picture.shape[0], picture.shape[1]))[0]
+    dropped = enlarged.isnan()
+    colours = torch.from_numpy(colormaps[colormap](enlarged.nan_to_num().numpy())[..., :3])
+    seen = torch.from_numpy(picture)
+    blended = image_weight * seen + (1 - image_weight) * colours
+    shown = torch.where(dropped.unsqueeze(-1), _faded(seen), blended)
+    result: NDArray[np.uint8] = (255 * shown).round().to(torch.uint8).numpy()
+    return result
+
+
+def _checked(
+    values: ArrayLike, name: str, expected: str, fits: Callable[[tuple[int, ...]], bool]
+) -> NDArray[np.float64]:
+    """Check that an array has its shape and lies in 0..1."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f" or not fits(array.shape) or not array.size:
+        raise DataError(
+            f"A {name} is {expected} of floats in 0..1, got {array.shape} of {array.dtype}. "
+            "Divide 8-bit values by 255; take one image of a batch."
+        )
+    finite = array[~np.isnan(array)]
+    if finite.size and not (finite.min() >= 0 and finite.max() <= 1):
+        raise DataError(
+            f"A {name} has values in 0..1, got {finite.min():.3g} to {finite.max():.3g}. Scale it first: "
+            "heatmap_array(..., normalisation='map') gives maps in 0..1."
+        )
+    return array.astype(np.float64)
