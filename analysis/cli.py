@@ -15,6 +15,7 @@ from repshift.analysis.commands.demo import demo
 from repshift.analysis.commands.eval import evaluate
 from repshift.analysis.commands.finetune import finetune
 from repshift.analysis.commands.heatmap import heatmap
+from repshift.analysis.commands.report import report
 from repshift.analysis.commands.zoo import train
 from repshift.analysis.terminal import console
 from repshift.errors import RepshiftError
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune, bench, ablate):
+for command in (demo, heatmap, finetune, bench, ablate, report):
     app.command()(command)
 app.command("eval")(evaluate)
 zoo.command()(train)

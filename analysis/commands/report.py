@@ -1,0 +1,161 @@
+"""``repshift report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+
+import typer
+
+from repshift.analysis.terminal import console, progress_bar
+from repshift.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from repshift.analysis.pruned_variants import Variant
+    from repshift.analysis.report import Subject
+    from repshift.analysis.report_images import Pictures
+
+RESULTS = (".json", ".csv", ".md")  # endings of results files; anything else given is an image
+
+
+def report(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RESULTS.json]...", help="What eval, bench or ablate wrote; also further images."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="The model that looks at the images. [default: the only one of the results]"
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image file or a folder; several may follow each other. [default for the zoo: canvases]"),
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Of a folder, evenly spread; of canvases.")] = 16,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the published weights.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
+    use_ema: Annotated[
+        bool | None,
+        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Names of the classes, one a line. [default: ImageNet's, digits of the zoo]")
+    ] = None,
+    drop: Annotated[
+        str | None,
+        typer.Option(help="What goes after which block, as 0.2@0,3,6. [default: the only schedule of the results]"),
+    ] = None,
+    drop_r: Annotated[
+        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
+    ] = None,
+    operation: Annotated[
+        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
+    ] = None,
+    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
+    residual: Annotated[
+        bool, typer.Option("--residual", help="Compare x + F(x) with x instead of F(x) with x.")
+    ] = False,
+    score: Annotated[
+        str, typer.Option(help="shift, norm, random, cls_attention, mean_attention or oracle_free.")
+    ] = "shift",
+    pruner: Annotated[
+        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")] = "top",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+) -> None:
+    """Make a page that shows shift, kept tokens and predictions image by image, with tables and curves of results."""
+    from repshift.analysis.files import output_file
+    from repshift.analysis.pruned_variants import Variant, choose_drop
+    from repshift.analysis.report import make_report, only_model, only_schedule, read_results_files
+    from repshift.analysis.report_writing import write_page
+
+    output_file(output)
+    given = files or []
+    results = read_results_files(path for path in given if path.suffix.lower() in RESULTS)
+    paths = [*(images or []), *(path for path in given if path.suffix.lower() not in RESULTS)]
+    wanted = choose_drop(drop, drop_r)
+    subject, pictures = None, None
+    if model is not None or paths:
+        name, schedule = model or only_model(results), wanted or only_schedule(results)
+        for option, value, known in (("--model", name, model), ("--drop", schedule, wanted)):
+            if value is not None and known is None:
+                _say(f"note: {option} {value}, as in the results")
+        end = cast("Literal['top', 'bottom']", keep)  # checked where the model is pruned
+        variant = Variant(schedule, score, operation, distance, residual, pruner, end)
+        subject = _subject(name, variant, Weights(pretrained, checkpoint, use_ema), classes, device)
+        pictures = _pictures(subject, paths, num_images, device)
+    elif wanted is not None:
+        raise DataError("--drop prunes a model, and there is none. Give --model NAME.")
+    with progress_bar() as progress:
+        task = progress.add_task("images", total=len(pictures.names) if pictures else 0)
+        content = make_report(results, subject, pictures, lambda done: progress.update(task, completed=done))
+    size = write_page(output, f"repshift: {content['heading']}", content)
+    _say(f"report: {output} ({size / 1e6:.1f} MB)")
+
+
+class Weights(NamedTuple):
+    """Where a model's weights come from, by the options of the command."""
+
+    pretrained: bool
+    checkpoint: Path | None
+    use_ema: bool | None
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if self.checkpoint is not None:
+            return self.checkpoint.name
+        return "published" if self.pretrained else "random: nothing was learned"
+
+
+def _subject(name: str, variant: Variant, weights: Weights, classes: Path | None, device: str) -> Subject:
+    import torch
+
+    from repshift import load_model
+    from repshift.analysis.report import Subject
+    from repshift.analysis.report_classes import class_names
+
+    torch.manual_seed(0)  # random weights are the same ones each time
+    model = load_model(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema).to(
+        _device(device)
+    )
+    if not weights.pretrained and weights.checkpoint is None:
+        _say("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+    return Subject(name, model, str(weights), variant, class_names(model, name, classes))
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(
+            f"--device got {name!r}, which is not there ({first_line(error)}). Give cpu or cuda."
+        ) from error
+    return device
+
+
+def _pictures(subject: Subject, paths: Sequence[Path], most: int, device: str) -> Pictures:
+    from repshift.analysis.report_images import load_pictures, shipped_pictures
+    from repshift.loading import ZOO
+
+    if paths:
+        pictures = load_pictures(subject.model, paths, most)
+    elif subject.name in ZOO:
+        pictures = shipped_pictures(subject.model, most)
+    else:
+        raise DataError(f"There are no images for {subject.name} to look at. Give --images with files or a folder.")
+    return replace(pictures, inputs=pictures.inputs.to(device))
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

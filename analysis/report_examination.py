@@ -1,0 +1,166 @@
+"""What a report shows of images: the shift block by block, what pruning keeps of it, and the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from repshift import RepresentationError, ShiftTracker, UnsupportedModelError, repeated_blocks
+from repshift.analysis.heatmaps import kept_mask
+from repshift.analysis.pruned_variants import Variant
+from repshift.sites import find_structure
+
+BATCH = 16
+SEED = 0  # of the random score
+
+
+@dataclass(frozen=True)
+class BlockMaps:
+    """One block, stage or layer, seen on some images.
+
+    Attributes:
+        name: Of the module.
+        dense: The shift in the dense model, ``(images, rows, columns)`` float32.
+        pruned: The same in the pruned model, NaN where a token was dropped before; ``None`` without a pruned model, or
+            where its tokens cannot be laid out.
+        kept: Which tokens are left behind the block, ``(images, rows, columns)`` bool; ``None`` as ``pruned``.
+    """
+
+    name: str
+    dense: Tensor
+    pruned: Tensor | None = None
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a model did on some images.
+
+    Attributes:
+        blocks: In their order.
+        dense: Probabilities of the classes, ``(images, classes)`` float32; ``None`` if the model has no classifier.
+        pruned: Those of the pruned model, if there is one.
+    """
+
+    blocks: tuple[BlockMaps, ...]
+    dense: Tensor | None
+    pruned: Tensor | None
+
+
+def examine(
+    model: nn.Module, inputs: Tensor, variant: Variant, observe: Callable[[int], object] = lambda done: None
+) -> Examination:
+    """Run the dense and the pruned model on images, and look at every block.
+
+    Args:
+        model: Dense, in evaluation mode, on the device of the images.
+        inputs: ``(images, channels, rows, columns)`` float32.
+        variant: How to prune, and what to measure; without a schedule there is no pruned model.
+        observe: Called with the number of images that are done.
+
+    Raises:
+        UnsupportedModelError: If no block's tokens lie in rows and columns that can be told, or the model cannot be
+            pruned; the message says why.
+        ScheduleError: If the schedule does not fit the model.
+    """
+    names = _names(model, inputs[:1], variant)
+    pruned = variant.apply(model).eval() if variant.drop is not None else None
+    parts = []
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        for start in range(0, len(inputs), BATCH):
+            part = inputs[start : start + BATCH]
+            parts.append(_examine_batch(model, pruned, part, names, variant))
+            observe(start + len(part))
+    return _joined(parts)
+
+
+def _names(model: nn.Module, images: Tensor, variant: Variant) -> list[str]:
+    """Name the blocks whose tokens can be laid out; without a known backbone, those that repeat."""
+    structure = find_structure(model)
+    names = [site.name for site in structure.sites] if structure else list(repeated_blocks(model, images))
+    tracker = _tracker(model, names, variant)
+    with tracker, torch.inference_mode():
+        model(images)
+    mapped = [name for name in names if name in tracker.shifts and _map_of(tracker, name) is not None]
+    if not mapped:
+        raise UnsupportedModelError(
+            f"The tokens of {type(model).__name__}'s blocks do not lie in rows and columns that can be told, so there "
+            "is nothing to show. Choose another model."
+        )
+    return mapped
+
+
+def _tracker(model: nn.Module, names: Sequence[str], variant: Variant) -> ShiftTracker[nn.Module]:
+    return ShiftTracker(model, names, operation=variant.operation, distance=variant.distance, residual=variant.residual)
+
+
+def _map_of(tracker: ShiftTracker[nn.Module], name: str) -> Tensor | None:
+    try:
+        found = tracker.maps[name]
+    except RepresentationError:
+        return None
+    return found if found.ndim == 3 else None
+
+
+def _examine_batch(
+    model: nn.Module, pruned: nn.Module | None, images: Tensor, names: Sequence[str], variant: Variant
+) -> Examination:
+    tracker = _tracker(model, names, variant)
+    with tracker, torch.inference_mode():
+        dense_logits = model(images)
+    maps = {name: tracker.maps[name] for name in names}
+    _require_finite(maps)
+    if pruned is None:
+        blocks = tuple(BlockMaps(name, maps[name].cpu()) for name in names)
+        return Examination(blocks, _probabilities(model, dense_logits), None)
+    observing = _tracker(pruned, names, variant)
+    with observing, torch.inference_mode():
+        pruned_logits = pruned(images)
+    blocks = tuple(_compared(name, maps[name], observing) for name in names)
+    return Examination(blocks, _probabilities(model, dense_logits), _probabilities(model, pruned_logits))
+
+
+def _require_finite(maps: dict[str, Tensor]) -> None:
+    for name, values in maps.items():
+        if not values.isfinite().all():
+            raise RepresentationError(f"The shift across {name!r} is not finite. Check the weights and the images.")
+
+
+def _compared(name: str, dense: Tensor, observing: ShiftTracker[nn.Module]) -> BlockMaps:
+    found = _map_of(observing, name)
+    if found is None or found.shape != dense.shape:
+        return BlockMaps(name, dense.cpu())
+    kept = ~found.isnan()
+    if name in observing.kept:
+        kept &= kept_mask(observing.kept[name], (found.shape[1], found.shape[2]))
+    return BlockMaps(name, dense.cpu(), found.cpu(), kept.cpu())
+
+
+def _probabilities(model: nn.Module, logits: object) -> Tensor | None:
+    classes = getattr(model, "num_classes", 0)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != classes:
+        return None
+    return logits.float().softmax(1).cpu()
+
+
+def _joined(parts: Sequence[Examination]) -> Examination:
+    """Put the batches of one run together."""
+    blocks = tuple(
+        BlockMaps(
+            same[0].name,
+            torch.cat([block.dense for block in same]),
+            _cat([block.pruned for block in same]),
+            _cat([block.kept for block in same]),
+        )
+        for same in zip(*(part.blocks for part in parts), strict=True)
+    )
+    return Examination(blocks, _cat([part.dense for part in parts]), _cat([part.pruned for part in parts]))
+
+
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if len(present) == len(parts) else None
