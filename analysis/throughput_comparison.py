@@ -63,8 +63,8 @@ class Comparison:
             MemoryExhaustedError: If the batch does not fit into memory.
             UnsupportedModelError: If a method does not run so; the message says why.
         """
-        images = self.setup.images(self.models[DENSE], batch_size)
         with fitting(batch_size, self.setup.device), self._compiling(), self.setup.running():
+            images = self.setup.images(self.models[DENSE], batch_size)
             calls = {name: partial(self._compiled(model), images) for name, model in self.models.items()}
             for name, call in calls.items():
                 self._warm_up(name, call)

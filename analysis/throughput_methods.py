@@ -52,7 +52,8 @@ def choose_methods(
         ScheduleError: If methods that prune are asked for without a schedule, or it does not fit the model.
         UnsupportedModelError: If the model cannot have a method that was asked for.
     """
-    models, notes = {DENSE: model}, []
+    models = {DENSE: model}
+    missing: dict[str, list[str]] = {}
     for name in _checked(asked, pruned):
         if asked is None and name == ATTENTION[1] and ATTENTION[0] in models:
             continue
@@ -61,8 +62,8 @@ def choose_methods(
         except UnsupportedModelError as error:
             if name == SHIFT or name in (asked or ()):
                 raise
-            notes.append(f"without {name}: {error}")
-    return models, notes
+            missing.setdefault(str(error), []).append(name)
+    return models, [f"without {', '.join(names)}: {reason}" for reason, names in missing.items()]
 
 
 def _checked(asked: Sequence[str] | None, pruned: Variant) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repshift.analysis.throughput_comparison import Comparison
 
 Row = Mapping[str, Any]
+BUSY = 0.1  # quartiles further apart than this share of the median are said to be
 
 
 def bench(
@@ -156,3 +157,12 @@ def _show(rows: Sequence[Row]) -> None:
     if shortened:
         kept = " ".join(map(str, shortened["kept_tokens"]))
         console.print(f"kept tokens behind each block: {kept}", highlight=False, soft_wrap=True)
+    widest = max((row["step_time_high"] - row["step_time_low"]) / row["step_time"] for row in rows)
+    if widest > BUSY:
+        console.print(
+            f"note: half of the rounds lie {100 * widest:.0f} % apart, so the machine was busy with other things. "
+            "Ratios are taken round by round and suffer less; for exact ones use an idle machine or more rounds "
+            "(--num-bench-iter).",
+            highlight=False,
+            soft_wrap=True,
+        )
