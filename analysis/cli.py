@@ -11,11 +11,13 @@ from rich.console import Console
 from repshift import __version__
 from repshift.analysis.commands.ablate import ablate
 from repshift.analysis.commands.bench import bench
+from repshift.analysis.commands.curves import curves
 from repshift.analysis.commands.demo import demo
 from repshift.analysis.commands.eval import evaluate
 from repshift.analysis.commands.finetune import finetune
 from repshift.analysis.commands.heatmap import heatmap
 from repshift.analysis.commands.report import report
+from repshift.analysis.commands.statistics import statistics
 from repshift.analysis.commands.zoo import train
 from repshift.analysis.terminal import console
 from repshift.errors import RepshiftError
@@ -31,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune, bench, ablate, report):
+for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves):
     app.command()(command)
 app.command("eval")(evaluate)
 zoo.command()(train)

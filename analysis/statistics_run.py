@@ -1,0 +1,108 @@
+"""Running a study over the images, on one process or several, and writing what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from repshift.analysis.evaluation_batches import Share, unreadable
+from repshift.analysis.evaluation_data import Samples, loader
+from repshift.analysis.evaluation_processes import Processes
+from repshift.analysis.figures import save_figure
+from repshift.analysis.files import write_text
+from repshift.analysis.result_files import environment
+from repshift.analysis.statistics_data import Masks
+from repshift.analysis.statistics_figures import (
+    draw_agreement,
+    draw_distributions,
+    draw_foreground,
+    draw_removal,
+)
+from repshift.analysis.statistics_study import VERSION, Study
+
+# Called with what is going on, how much of it is done, and of how much
+Observer = Callable[[str, int, int], None]
+
+
+def measure(
+    study: Study,
+    samples: Samples,
+    masks: Masks | None,
+    curve_samples: int,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    processes: Processes,
+    observe: Observer = lambda what, done, total: None,
+) -> None:
+    """Take in all samples; afterwards every process has the study of all of them.
+
+    Args:
+        study: Of a model on this process's device.
+        samples: The images.
+        masks: Where their objects are, if that is known.
+        curve_samples: From how many images pixels are removed: the first of the samples.
+        batch_size: Images a process and step.
+        workers: Processes that load images.
+        seed: Of the random score and of the noise in filled-in pixels.
+        processes: All of them; each one makes a study of its own and calls this.
+        observe: Told about the progress.
+
+    Raises:
+        DataError: If an image or a mask cannot be read.
+    """
+    torch.manual_seed(seed + processes.rank)
+    device = next(study.model.parameters()).device
+    with processes.together():
+        own = range(processes.rank, len(samples), processes.count)
+        share, for_curves = Share(processes.rank, processes.count), [place for place in own if place < curve_samples]
+        done = 0
+        for batch in loader(samples, batch_size, workers, share=share):
+            if batch.failures:
+                raise unreadable(batch.failures)
+            study.update(batch.images.to(device), None if masks is None else masks(batch.indices))
+            done += len(batch.indices)
+            observe("scoring", done, len(own))
+        done, left_out = 0, frozenset(set(own) - set(for_curves))
+        curves = -(-len(for_curves) // batch_size) * study.curves_for_each_batch()
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            observe("removing pixels", done, curves)
+
+        for batch in loader(samples, batch_size, 0, share=Share(processes.rank, processes.count, left_out)):
+            study.update_removal(batch.images.to(device), step)
+    for rank, other in enumerate(processes.exchange(study.measured())):
+        if rank != processes.rank:
+            study.merge(other)
+
+
+def write_study(study: Study, output: Path, model: str, data: str, device: torch.device) -> list[Path]:
+    """Write the numbers and the figures, each in one piece; returns the files.
+
+    Raises:
+        DataError: If a file cannot be written.
+    """
+    content = {
+        "repshift_statistics": VERSION,
+        "model": model,
+        "data": data,
+        "environment": environment(device),
+        **study.results(),
+    }
+    figures = {"distributions": draw_distributions, "agreement": draw_agreement}
+    if study.foreground.tallies:
+        figures["foreground"] = draw_foreground
+    if study.removal.images:
+        figures["removal"] = draw_removal
+    numbers = output / "statistics.json"
+    write_text(numbers, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    written = [numbers]
+    for name, draw in figures.items():
+        written.append(output / f"{name}.png")
+        save_figure(draw(study), written[-1])
+    return written
