@@ -158,7 +158,7 @@ def test_more_methods_than_dynamo_holds_graphs_for_are_all_compiled(monkeypatch)
     models = {"dense": dense} | {f"{count} dropped": Variant(f"{count}@0").apply(dense) for count in range(1, 6)}
     limit = torch._dynamo.config.recompile_limit
     with torch._dynamo.config.patch(recompile_limit=2):
-        rows = Comparison(setup, Variant(), models, rounds=2, warm_up=1, memory=False).run(1)
+        rows = Comparison(setup, PRUNED, models, rounds=2, warm_up=1, memory=False).run(1)
     assert len(rows) == 6
     assert torch._dynamo.config.recompile_limit == limit
 
