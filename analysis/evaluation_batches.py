@@ -72,7 +72,7 @@ class Share:
         return [part for part in left if part]
 
 
-def collate(read: Sequence[tuple[int, tuple[Tensor, int]] | tuple[int, Failure]], config: Mapping[str, Any]) -> Batch:
+def collate(read: Sequence[tuple[int, tuple[Tensor, int] | Failure]], config: Mapping[str, Any]) -> Batch:
     """Put samples together, those that could not be read aside."""
     whole = [(index, *sample) for index, sample in read if not isinstance(sample, Failure)]
     images = torch.stack([image for _, image, _ in whole]) if whole else torch.empty(0, *config["input_size"])

@@ -94,7 +94,8 @@ class EvaluationLoop:
         self.part = Part(batch_size=settings.batch_size)
         self._timings = Timing(), Timing()
         self._right = 0
-        self._valid = samples.valid_labels and torch.tensor(samples.valid_labels, device=device)
+        valid = samples.valid_labels
+        self._valid = None if valid is None else torch.tensor(valid, device=device)
 
     def run(self, share: Share, observe: Observer, stopped: Callable[[], bool] = lambda: False) -> Part:
         """Evaluate a share; stops early when ``stopped`` says so.

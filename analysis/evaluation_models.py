@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
     model = _sized(name, model, settings, config["input_size"])
     model = model.to(device, DTYPES[settings.model_dtype])
     if settings.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     # pruning comes after moving: a model moved later would part from its copy's buffers
     pruned = settings.variant.apply(model).eval()
     facts = _facts(name, model, pruned, config, settings)
@@ -75,7 +75,8 @@ def _sized(name: str, model: nn.Module, settings: EvaluationSettings, size: tupl
         return model
     try:
         if hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=size[1:])
+            resizable: Any = model
+            resizable.set_input_size(img_size=size[1:])
             return model
         larger = replace(settings, model_options={**settings.model_options, "img_size": size[1:]})
         return load_model(
@@ -126,5 +127,5 @@ def _facts(
 
 def _compiled(subject: Subject) -> Subject:
     torch._dynamo.reset()  # graphs of the models before count against the limit of recompilations
-    compiled: Any = torch.compile(subject.model)
-    return replace(subject, model=compiled, dense=subject.dense and torch.compile(subject.dense))
+    model, dense = (module and cast("nn.Module", torch.compile(module)) for module in (subject.model, subject.dense))
+    return replace(subject, model=model or subject.model, dense=dense)

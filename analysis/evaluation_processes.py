@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from repshift.errors import DataError, RepshiftError, first_line
 
@@ -56,7 +57,7 @@ class Processes:
                 f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set. Start several processes with torchrun or "
                 "accelerate launch; for one process, unset WORLD_SIZE."
             )
-        store, rank, count = next(iter(distributed.rendezvous("env://", timeout=PATIENCE)))
+        store, rank, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
         return cls(rank, count, int(os.environ.get("LOCAL_RANK", rank)), store)
 

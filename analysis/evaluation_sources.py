@@ -66,7 +66,7 @@ def open_source(
     """
     root = None if data is None else str(data)
     # torchvision's have no maps of classes
-    mapped = {} if class_map is None else {"class_map": str(class_map)}
+    mapped: dict[str, Any] = {} if class_map is None else {"class_map": str(class_map)}
     try:
         opened = create_dataset(dataset, root=root, split=split, input_img_mode=mode, **mapped, **options)
         empty = hasattr(opened, "__getitem__") and len(opened) == 0

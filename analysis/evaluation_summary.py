@@ -41,7 +41,7 @@ def summarise(records: Records, answers: Answers | None = None) -> dict[str, Any
     if not counted:
         raise DataError("No sample could be evaluated. Check the data and their labels.")
 
-    def share(predictions: list[tuple[int, Sequence[int]]], first: int) -> float:
+    def share(predictions: Sequence[tuple[int, Sequence[int]]], first: int) -> float:
         hits = sum(any(guess in right[index] for guess in guesses[:first]) for index, guesses in predictions)
         return 100 * hits / len(predictions)
 

@@ -6,7 +6,7 @@ import ast
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -109,6 +109,7 @@ def evaluate(
     from repshift.analysis.evaluation_settings import EvaluationSettings, model_names
     from repshift.analysis.pruned_variants import Variant, choose_drop
 
+    end = cast("Literal['top', 'bottom']", keep)  # checked where the model is pruned
     processes = Processes.join()
     try:
         if data is not None and data_dir is not None:
@@ -116,7 +117,7 @@ def evaluate(
         names = model_names(model, pretrained)
         settings = EvaluationSettings(
             data=data if data_dir is None else data_dir,
-            variant=Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner, keep),
+            variant=Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner, end),
             compare_dense=compare_dense,
             dataset=dataset,
             split=split,
@@ -194,7 +195,9 @@ def _run(
 
 
 def _report(rows: Sequence[dict[str, Any]], settings: Any, results: Path | None) -> None:
-    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     for row in rows:
         if "error" in row:
             typer.echo(f"error: {row['model']}: {row['error']}", err=True)
