@@ -22,8 +22,8 @@ from repshift.analysis.evaluation_settings import EvaluationSettings, read_valid
 from repshift.analysis.evaluation_sources import STREAMS, check_source
 from repshift.analysis.evaluation_streams import Stream, open_stream
 from repshift.analysis.evaluation_summary import read_real_labels, real_answers, summarise
-from repshift.analysis.finetuning_recipe import CANVASES
 from repshift.analysis.files import output_file
+from repshift.analysis.finetuning_recipe import CANVASES
 from repshift.analysis.result_files import Results, environment, results_format, write_results
 from repshift.errors import DataError, first_line
 
