@@ -109,8 +109,9 @@ def plan(
             ]
     if not settings:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has nothing to compare in the study {' or '.join(studies)}: its "
-            f"{structure.unit} contains the residual either way. Choose another of {', '.join(STUDIES)}."
+            f"{type(model).__name__} has nothing to vary in the study {' or '.join(studies)}: it has too few tokens, "
+            "or its operations contain the residual either way. Give larger images, or choose others of "
+            f"{', '.join(STUDIES)}."
         )
     return settings
 
@@ -172,14 +173,14 @@ def _grids(
                 f"There is no {structure.unit} {block} in {type(model).__name__}: it has {len(sites)}, 0 to "
                 f"{len(sites) - 1}. Choose among these."
             )
-    step = 1 if len(sites) <= 4 else max(2, math.ceil(len(sites) / 6))
-    usual = [block for block in range(0, len(sites), step) if sites[block].operations]
+    watched = [block for block, site in enumerate(sites) if site.operations]
+    step = 1 if len(watched) <= 4 else max(2, math.ceil(len(watched) / 6))
     with ExitStack() as stack, torch.inference_mode():
         trackers = {
             block: stack.enter_context(
                 ShiftTracker(model, sites[block].name, operation=_own_operation(structure, sites[block]))
             )
-            for block in (sorted(set(blocks)) if blocks else usual)
+            for block in (sorted(set(blocks)) if blocks else watched[::step])
         }
         model(torch.zeros(1, *size, device=device_of(model)))
     if structure.pruner == "lines":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,7 +126,7 @@ def _measure(
     from repshift.analysis.memory import MemoryExhaustedError, is_out_of_memory
 
     models = count_models(settings)
-    with progress_bar() as progress:
+    with progress_bar(shown=sys.stderr.isatty()) as progress:  # elsewhere it would leave an empty line
         task = progress.add_task(f"{len(samples)} images, {models} models", total=models * len(samples))
         try:
             return run_ablation(
