@@ -148,7 +148,7 @@ def _draw_maps(axes: Sequence[Axes], column: MapColumn, scales: Sequence[Normali
 def _draw_bars(figure: Figure, axes: Sequence[Axes], unit: str, scales: Sequence[Normalize]) -> None:
     for row, axis in enumerate(axes):
         mappable = ScalarMappable(scales[row], COLOURS)
-        bar = figure.colorbar(mappable, cax=axis, orientation="horizontal", ticks=MaxNLocator(4))
+        bar = figure.colorbar(mappable, cax=axis, orientation="horizontal", ticks=MaxNLocator(3))
         bar.ax.tick_params(labelsize=7)
         bar.set_label(unit, fontsize=8)
 

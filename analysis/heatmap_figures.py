@@ -43,7 +43,7 @@ def heatmap_figure(
         residual: Compare ``x + F(x)`` with ``x`` instead of ``F(x)`` with ``x``.
         attention: Show beside each shift how much attention the tokens receive from the class token, or from all
             tokens where there is none.
-        overlay: Lay the maps over the pictures.
+        overlay: Lay the maps over the pictures, which are grey there, so that all colour is the map's.
         kept: Show what each cut of a pruned model keeps; the rest is faded.
         scale: Which maps share a colour scale, see :data:`repshift.analysis.figures.SCALES`.
         row_titles: Names of the images.
@@ -67,7 +67,7 @@ def heatmap_figure(
     masks = kept_masks(model, input_tensor, operation=operation) if kept else {}
     seen = pixels(model, input_tensor).float().cpu()
     columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
-    columns += _map_columns(shown, seen if overlay else None)
+    columns += _map_columns(shown, _grey(seen) if overlay else None)
     columns += _kept_columns(masks, seen)
     return draw_columns(columns, row_titles, scale=scale)
 
@@ -79,6 +79,12 @@ def _map_columns(shown: Sequence[Heatmaps], over: Tensor | None) -> list[MapColu
         for name in shown[0]
         for heatmaps in shown
     ]
+
+
+def _grey(seen: Tensor) -> Tensor:
+    """Take the colours out of pictures ``(images, rows, columns, 3)``. Source: ITU-R BT.601, luma."""
+    luma = seen @ torch.tensor([0.299, 0.587, 0.114])
+    return luma.clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 3)
 
 
 def _kept_columns(masks: dict[str, Tensor], seen: Tensor) -> list[ImageColumn]:

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
-from repshift.analysis.figures import ImageColumn, MapColumn, draw_columns, save_figure
-from repshift.errors import DataError
+from repshift.analysis.figures import SCALES, ImageColumn, MapColumn, draw_columns, save_figure
+from repshift.analysis.overlays import show_map_on_image
+from repshift.errors import DataError, UnknownNameError
 
 
 @pytest.fixture
@@ -113,3 +115,112 @@ def test_a_folder_in_the_place_of_the_figure_is_refused(columns, tmp_path):
     with pytest.raises(DataError, match=r"figure\.png"):
         save_figure(draw_columns(columns), tmp_path / "figure.png")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+# --- colour scales ----------------------------------------------------------------------------------------------
+
+
+def limits(figure):
+    """The ends of the colour scale of every map, row by row."""
+    drawn = [axis.images[0] for axis in pictures(figure)]
+    return [image.get_clim() for image in drawn if image.get_array().ndim == 2]
+
+
+def ends(*maps):
+    return pytest.approx((min(one.min().item() for one in maps), max(one.max().item() for one in maps)))
+
+
+def test_maps_may_have_a_colour_scale_and_a_bar_each(columns):
+    figure = draw_columns(columns, scale="map")
+    first, second = (column.maps for column in columns[1:])
+    assert limits(figure) == [ends(first[0]), ends(second[0]), ends(first[1]), ends(second[1])]
+    bars = [axis for axis in figure.axes if axis.get_xlabel() == "shift (l2)"]
+    assert [bar.get_xlim() for bar in bars] == [ends(first[0]), ends(second[0]), ends(first[1]), ends(second[1])]
+
+
+def test_all_maps_of_one_unit_may_share_one_colour_scale(columns):
+    other = MapColumn("attention", 100 + torch.rand(2, 3, 5), "attention")
+    figure = draw_columns([*columns, other], scale="shared")
+    shared = ends(columns[1].maps, columns[2].maps)
+    assert limits(figure) == [shared, shared, ends(other.maps)] * 2
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_figure_says_which_maps_share_a_colour_scale(columns, scale):
+    assert [text.get_text() for text in draw_columns(columns, scale=scale).texts] == [SCALES[scale]]
+
+
+def test_a_figure_without_maps_says_nothing_of_colour_scales(columns):
+    assert not draw_columns(columns[:1]).texts
+
+
+def test_an_unknown_colour_scale_is_refused_with_those_that_there_are(columns):
+    with pytest.raises(UnknownNameError, match=r"'mep'.*'map'"):
+        draw_columns(columns, scale="mep")
+
+
+# --- overlays ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["block", "map"])
+def test_maps_laid_over_pictures_are_coloured_by_their_scale(columns, scale):
+    maps = columns[1].maps.clone()
+    maps[0, 0, 0] = torch.nan
+    figure = draw_columns([columns[0], MapColumn("m", maps, "u", columns[0].images)], scale=scale)
+    drawn = [axis.images[0].get_array() for axis in pictures(figure)][1::2]
+    for row, shown in enumerate(drawn):
+        measured = maps if scale == "block" else maps[row]
+        low, high = np.nanmin(measured.numpy()), np.nanmax(measured.numpy())
+        expected = show_map_on_image(columns[0].images[row], ((maps[row] - low) / (high - low)).clip(0, 1))
+        assert np.abs(np.asarray(shown).astype(int) - expected).max() <= 1  # a rounding apart
+
+
+def test_a_flat_map_laid_over_pictures_has_the_lowest_colour(columns):
+    flat = MapColumn("m", torch.full((2, 3, 5), 4.0), "u", columns[0].images)
+    drawn = pictures(draw_columns([columns[0], flat]))[1].images[0].get_array()
+    assert np.array_equal(drawn, show_map_on_image(columns[0].images[0], np.zeros((3, 5))))
+
+
+# --- whole figures ----------------------------------------------------------------------------------------------
+
+
+def without_text(figure):
+    """Take out what fonts draw, which differs between machines."""
+    for text in figure.findobj(Text):
+        text.set_visible(False)
+        text.set_in_layout(False)
+    return figure
+
+
+@pytest.fixture
+def sketch():
+    """Two wide pictures of a slope, and maps 3 tokens high and 5 wide that rise to the lower right."""
+    down, right = torch.meshgrid(torch.linspace(0, 1, 24), torch.linspace(0, 1, 40), indexing="ij")
+    images = torch.stack([torch.stack([down, right, 1 - down], -1), torch.stack([right, right, right], -1)])
+    maps = torch.arange(30.0).reshape(2, 3, 5)
+    return images, maps
+
+
+same_picture = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 50}, tolerance=12)
+
+
+@same_picture
+def test_maps_beside_images_look_as_they_did(sketch):
+    images, maps = sketch
+    return without_text(draw_columns([ImageColumn("image", images), MapColumn("a", maps, "u")]))
+
+
+@same_picture
+def test_maps_with_a_scale_each_look_as_they_did(sketch):
+    images, maps = sketch
+    dropped = torch.where(maps % 4 == 0, torch.nan, maps)
+    columns = [ImageColumn("image", images), MapColumn("a", maps, "u"), MapColumn("b", dropped, "u")]
+    return without_text(draw_columns(columns, scale="map"))
+
+
+@same_picture
+def test_maps_over_images_look_as_they_did(sketch):
+    images, maps = sketch
+    dropped = torch.where(maps % 4 == 0, torch.nan, maps)
+    columns = [ImageColumn("image", images), MapColumn("a", maps, "u", images), MapColumn("b", dropped, "u", images)]
+    return without_text(draw_columns(columns, scale="shared"))
