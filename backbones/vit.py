@@ -61,7 +61,8 @@ def _site(model: Any, name: str, block: nn.Module) -> Site:
     if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= children.keys():
         # F is what is added to the stream, so it ends behind LayerScale, post-norm and drop-path; it starts at the
         # stream, which is where the norm stands before the branch, unless the norm stands behind it (ResPostBlock)
-        post_norm = type(block).__name__.startswith("ResPost")
+        # of a pruned model the block's own class is a generated one, which inherits from this
+        post_norm = any(cls.__name__.startswith("ResPost") for cls in type(block).__mro__)
         attn = Operation(f"{name}.{'attn' if post_norm else 'norm1'}", (f"{name}.drop_path1",))
         mlp = Operation(f"{name}.{'mlp' if post_norm else 'norm2'}", (f"{name}.drop_path2",))
         heads = _heads(model, f"{name}.attn", block.get_submodule("attn"))

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 
 from repshift import RepresentationError, ShiftTracker, UnknownNameError
@@ -138,3 +139,15 @@ def test_tokens_that_do_not_come_from_an_image_have_no_map():
         model(torch.randn(1, 5, 8))
     with pytest.raises(RepresentationError, match=r"The 5 tokens of 'layers\.0' have no known rows.*reshape"):
         tracker.maps["layers.0"]
+
+
+def test_a_pruned_post_norm_model_is_watched_where_the_dense_one_is(build_vit, images):
+    model = build_vit(block_fn=ResPostBlock)
+    pruned = ShiftTracker(model).prune({2: 0.5})
+    maps = []
+    for watched in (model, pruned):
+        with ShiftTracker(watched) as tracker:
+            watched(images)
+        maps.append([tracker.shifts[f"blocks.{index}"] for index in range(3)])  # all of them before anything is gone
+    for dense, seen in zip(*maps, strict=True):
+        assert torch.equal(seen, dense)
