@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+from timm.utils import random_seed
 from torch import nn
 
 from repshift import DataError, UnsupportedModelError, load_model
@@ -45,6 +46,7 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
     Raises:
         RepshiftError: If it cannot be built, pruned or given this size; the message says why.
     """
+    random_seed(settings.seed)  # weights that are not loaded are the same in every process, and after a resumption
     model = load_model(
         name,
         pretrained=settings.pretrained,
@@ -127,5 +129,7 @@ def _facts(
 
 def _compiled(subject: Subject) -> Subject:
     torch._dynamo.reset()  # graphs of the models before count against the limit of recompilations
-    model, dense = (module and cast("nn.Module", torch.compile(module)) for module in (subject.model, subject.dense))
-    return replace(subject, model=model or subject.model, dense=dense)
+    model = cast("nn.Module", torch.compile(subject.model))
+    if subject.dense is None:
+        return replace(subject, model=model)
+    return replace(subject, model=model, dense=cast("nn.Module", torch.compile(subject.dense)))

@@ -39,7 +39,7 @@ class EvaluationSettings:
         valid_labels: A file with the numbers of the model's classes that the data have, one a line.
         amp_dtype: ``float16`` or ``bfloat16``, for ``amp``.
         model_dtype: Of the weights, without ``amp``.
-        seed: Of ``score="random"``.
+        seed: Of ``score="random"``, and of weights that are not loaded.
         retry: Go on with a smaller batch when memory runs out.
         on_error: ``stop`` at a sample that cannot be read, or ``skip`` and count it.
 
@@ -117,7 +117,7 @@ class EvaluationSettings:
             "device": device.type,
             "versions": [torch.__version__, *_versions()],
             # a random score is drawn batch by batch
-            "batches": [self.batch_size, processes, self.seed] if drawn else None,
+            "batches": [self.batch_size, processes] if drawn else None,
         }
 
     @property
@@ -138,6 +138,7 @@ _AS_GIVEN = (
     "preprocessing",
     "channels_last",
     "torchcompile",
+    "seed",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -90,7 +91,7 @@ def evaluate(
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels last in memory.")] = False,
     torchcompile: Annotated[bool, typer.Option("--torchcompile", help="Compile the models.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random score.")] = 42,
+    seed: Annotated[int, typer.Option(help="Of the random score and of random weights.")] = 42,
     retry: Annotated[bool, typer.Option("--retry", help="Try smaller batches when memory runs out.")] = False,
     on_error: Annotated[str, typer.Option(help="stop at an unreadable image, or skip and count it.")] = "stop",
     results_file: Annotated[Path | None, typer.Option(help="Write the results here; --resume needs it.")] = None,
@@ -155,7 +156,8 @@ def evaluate(
         failed = _run(settings, names, processes, results_file, results_format, resume)
     except RepshiftError:
         if not processes.first:
-            raise typer.Exit(1) from None  # the first process says why
+            time.sleep(2)  # the first process says why, and launchers end all when one has ended
+            raise typer.Exit(1) from None
         raise
     except KeyboardInterrupt:
         if processes.first:

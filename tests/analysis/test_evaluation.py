@@ -134,17 +134,40 @@ def test_a_random_score_follows_from_the_seed(settings):
     assert any(other["top1"] != first["top1"] or other["agreement"] != first["agreement"] for other in others)
 
 
+def test_weights_that_are_not_loaded_follow_from_the_seed(settings):
+    torch.manual_seed(1)
+    first = evaluate(settings(checkpoint=None))[0]
+    torch.manual_seed(2)
+    again, other = evaluate(settings(checkpoint=None))[0], evaluate(settings(checkpoint=None, seed=7))[0]
+    assert same(first) == same(again)
+    assert any(first[name] != other[name] for name in ("top5", "dense_top5", "agreement"))
+
+
 def test_amp_and_other_formats_stay_close(settings):
     row = evaluate(settings(amp=True, amp_dtype="bfloat16", channels_last=True))[0]
     assert row["precision"] == "amp_bfloat16"
     assert row["top1"] == pytest.approx(evaluate(settings())[0]["top1"], abs=10)
 
 
-def test_a_model_of_another_size_is_evaluated_at_it(folder):
+def test_compiled_models_find_the_same(settings, monkeypatch):
+    compiled = []
+
+    def compile_without_a_compiler(model):
+        compiled.append(model)
+        return compiler(model, backend="eager")
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_without_a_compiler)
+    assert same(evaluate(settings(torchcompile=True))[0]) == same(evaluate(settings())[0])
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize(("model", "side"), [("tiny_vit", 24), ("tiny_vim", 12)])
+def test_a_model_of_another_size_is_evaluated_at_it(folder, model, side):
     options = EvaluationSettings(str(folder), Variant("0.2@0"), preprocessing={"img_size": 96}, workers=0, batch_size=8)
-    (row,) = evaluate(options, models=["tiny_vit"])
+    (row,) = evaluate(options, models=[model])
     assert row["img_size"] == 96
-    assert row["kept_tokens"][0] == 24 * 24 - int(0.2 * 24 * 24)
+    assert row["kept_tokens"][0] == side * side - int(0.2 * side * side)
 
 
 def test_valid_labels_choose_among_these_classes_only(settings, folder, hurt, tmp_path):
