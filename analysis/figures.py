@@ -78,18 +78,19 @@ def draw_columns(
         figsize=(COLUMN * len(columns) + 0.3, height * rows + BAR * kinds.count("bar") + TITLES), layout="constrained"
     )
     ratios = [height if kind == "picture" else 0.1 for kind in kinds]
-    axes = figure.subplots(len(kinds), len(columns), squeeze=False, height_ratios=ratios)
-    pictures, bars = (axes[[kind == wanted for kind in kinds]] for wanted in ("picture", "bar"))
+    axes: list[list[Axes]] = figure.subplots(len(kinds), len(columns), squeeze=False, height_ratios=ratios).tolist()
+    pictures, bars = ([row for row, kind in zip(axes, kinds, strict=True) if kind == of] for of in ("picture", "bar"))
     for index, (column, scales) in enumerate(zip(columns, _colour_scales(columns, scale), strict=True)):
-        pictures[0][index].set_title(column.title, fontsize=9)
-        if isinstance(column, ImageColumn):
-            for axis, image in zip(pictures[:, index], column.images, strict=True):
-                axis.imshow(image.numpy(), vmin=0, vmax=1, interpolation="nearest")
-            for axis in bars[:, index]:
-                axis.set_axis_off()
-        else:
-            _draw_maps(pictures[:, index], column, scales, size)
-            _draw_bars(figure, bars[:, index], column.unit, scales)
+        shown, below = ([row[index] for row in part] for part in (pictures, bars))
+        shown[0].set_title(column.title, fontsize=9)
+        if isinstance(column, MapColumn):
+            _draw_maps(shown, column, scales, size)
+            _draw_bars(figure, below, column.unit, scales)
+            continue
+        for axis, image in zip(shown, column.images, strict=True):
+            axis.imshow(image.numpy(), vmin=0, vmax=1, interpolation="nearest")
+        for axis in below:
+            axis.set_axis_off()
     _label(figure, pictures, row_titles or ())
     if any(isinstance(column, MapColumn) for column in columns):
         figure.supxlabel(SCALES[scale], fontsize=8)
