@@ -140,7 +140,7 @@ def draw_ablation(points: Sequence[Point], unit: str = "block") -> Figure:
 def _draw_study(panel: Axes, points: Sequence[Point], study: str) -> None:
     blocks = sorted({point.block for point in points if point.study == study and point.block is not None})
     lines = _lines(points, study)
-    apart = 0.06 * min((later - earlier for earlier, later in pairwise(blocks)), default=1)
+    apart = 0.3 / len(lines) * min((later - earlier for earlier, later in pairwise(blocks)), default=1)
     colours: dict[str, str] = {}
     for number, (setting, line) in enumerate(lines.items()):
         score, top = str(line[0].score), line[0].keep == "top"

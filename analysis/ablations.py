@@ -165,7 +165,7 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 def _point(setting: Setting, right: Mapping[Variant, Tensor]) -> Point:
     variant, own = setting.variant, right[setting.variant]
     dense = variant.drop is None
-    share = float(own.float().mean())
+    share, share_of_dense = _share(own), _share(right[DENSE])
     pairs = [(None, None)] * 2 if dense else [gain(own, right[setting.control(score)]) for score in CONTROLS]
     shift = not dense and variant.score == "shift"
     return Point(
@@ -181,10 +181,14 @@ def _point(setting: Setting, right: Mapping[Variant, Tensor]) -> Point:
         dropped=setting.dropped,
         top1=100 * share,
         top1_error=100 * math.sqrt(share * (1 - share) / len(own)),
-        delta=100 * (share - float(right[DENSE].float().mean())),
+        delta=100 * (share - share_of_dense),
         over_random=pairs[0][0],
         over_random_error=pairs[0][1],
         over_norm=pairs[1][0],
         over_norm_error=pairs[1][1],
         samples=len(own),
     )
+
+
+def _share(right: Tensor) -> float:
+    return int(right.sum()) / len(right)
