@@ -73,7 +73,7 @@ def only_model(files: Sequence[ResultsFile]) -> str:
     Raises:
         UnknownNameError: If there is none or several.
     """
-    names = _distinct(files, "model")
+    names = list(_models(files))
     if len(names) != 1:
         told = f"name {len(names)}: {', '.join(names)}" if names else "name none"
         raise UnknownNameError(f"Images are shown with a model, and the results files {told}. Give --model NAME.")
@@ -84,6 +84,12 @@ def only_schedule(files: Sequence[ResultsFile]) -> str | None:
     """Return the schedule of the results, if there is just one."""
     schedules = {str(Schedule.of(text)) for text in _distinct(files, "schedule")}
     return schedules.pop() if len(schedules) == 1 else None
+
+
+def _models(files: Sequence[ResultsFile]) -> dict[str, None]:
+    """List the models of results; ablations name theirs beside the rows."""
+    beside = [file.results.environment.get("model") for file in files]
+    return dict.fromkeys([*_distinct(files, "model"), *(name for name in beside if isinstance(name, str))])
 
 
 def _distinct(files: Sequence[ResultsFile], key: str) -> list[str]:
@@ -125,7 +131,7 @@ def make_report(
     kinds = {file.results.kind for file in files}
     return {
         "version": __version__,
-        "heading": subject.name if subject else ", ".join(_distinct(files, "model")) or "repshift",
+        "heading": subject.name if subject else ", ".join(_models(files)) or "repshift",
         "facts": _facts(subject, pictures) if subject and pictures else [],
         "explorer": explorer,
         "charts": [chart.content() for chart in make_charts([file.results for file in files])],
@@ -149,10 +155,23 @@ def _facts(subject: Subject, pictures: Pictures) -> list[Fact]:
     if variant.drop is not None:
         kept = "" if variant.keep == "top" else ", the lowest are kept"
         facts += [
-            ("Dropped", f"{Schedule.of(variant.drop)} (share or count @ after {_unit(model)}, from zero)"),
-            ("By", f"{variant.score}{kept}; {variant.pruner or _pruner(model)}"),
+            ("Dropped", _in_words(Schedule.of(variant.drop), _unit(model))),
+            ("Scored by", f"{variant.score}{kept}"),
+            ("Pruner", variant.pruner or _pruner(model)),
         ]
     return [*facts, *_work_facts(subject, (channels, rows, columns))]
+
+
+def _in_words(schedule: Schedule, unit: str) -> str:
+    """Write a schedule as a person says it, and as commands take it."""
+    blocks_of: dict[float, list[str]] = {}
+    for block, drop in schedule.drops.items():
+        blocks_of.setdefault(drop, []).append(str(block))
+    parts = [
+        f"{f'{100 * drop:g} %' if isinstance(drop, float) else drop} after {unit} {', '.join(blocks)}"
+        for drop, blocks in blocks_of.items()
+    ]
+    return f"{'; '.join(parts)} ({schedule})"
 
 
 def _work_facts(subject: Subject, size: tuple[int, int, int]) -> list[Fact]:

@@ -81,7 +81,12 @@ def examine(
 def _names(model: nn.Module, images: Tensor, variant: Variant) -> list[str]:
     """Name the blocks whose tokens can be laid out; without a known backbone, those that repeat."""
     structure = find_structure(model)
-    names = [site.name for site in structure.sites] if structure else list(repeated_blocks(model, images))
+    if structure is None:
+        names = list(repeated_blocks(model, images))
+    else:
+        watched = variant.operation or structure.operation
+        having = [site.name for site in structure.sites if watched in site.operations]
+        names = having or [site.name for site in structure.sites]  # if none has it, looking at one says why
     tracker = _tracker(model, names, variant)
     with tracker, torch.inference_mode():
         model(images)

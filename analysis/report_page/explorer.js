@@ -23,7 +23,8 @@ class Explorer {
 
   introduction() {
     const { same, images, pruned, blockWord } = this.data;
-    const agree = same === null ? "" : ` Dense and pruned model name the same class for ${same} of ${images.length} images.`;
+    const others = same === images.length ? "" : "; a dot marks the others";
+    const agree = same === null ? "" : ` Dense and pruned model name the same class for ${same} of ${images.length} images${others}.`;
     const kept = pruned ? "what it keeps of the image, " : "";
     return [
       element("h2", { id: "explorer-title" }, `${capital(blockWord)} by ${blockWord}`),
@@ -85,8 +86,8 @@ class Explorer {
 
   panels() {
     const { pruned } = this.data;
-    const titles = { kept: pruned ? "Kept tokens" : "Image", dense: "Shift, dense model" };
-    if (pruned) titles.pruned = "Shift, pruned model";
+    const titles = { kept: pruned ? "Kept tokens" : "Image", dense: "Shift, dense" };
+    if (pruned) titles.pruned = "Shift, pruned";
     this.canvases = {};
     const figures = Object.entries(titles).map(([key, title]) => {
       const canvas = element("canvas", { id: `map-${key}`, role: "img", tabindex: 0 });

@@ -75,9 +75,14 @@ function drawKept(context, picture, block, before, kept) {
     if (stays) return;
     const [left, top, wide, high] = cellOf(token, block, width, height);
     const now = !Number.isNaN(before[token]);
-    context.fillStyle = `rgba(${colourOf("--dim")}, ${now ? 0.55 : 0.86})`;
+    if (!now) {
+      context.globalAlpha = 0.85;
+      drawHatch(context, left, top, wide, high);
+      context.globalAlpha = 1;
+      return;
+    }
+    context.fillStyle = `rgba(${colourOf("--dim")}, 0.55)`;
     context.fillRect(left, top, wide, high);
-    if (!now) return;
     context.strokeStyle = colourOf("--now");
     context.lineWidth = 2;
     context.strokeRect(left + 2, top + 2, wide - 4, high - 4);

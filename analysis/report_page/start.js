@@ -1,7 +1,7 @@
 const HOW = {
   eval: "repshift eval DATA --model NAME --drop SCHEDULE --results-file eval.json gives accuracy.",
   bench: "repshift bench --model NAME --drop SCHEDULE --results-file bench.json gives speed and memory.",
-  ablate: "repshift ablate DATA --model NAME --results-file ablate.json gives the studies of single blocks.",
+  ablate: "repshift ablate DATA --model NAME --output FOLDER gives FOLDER/ablation.json, the studies of single blocks.",
 };
 
 function start() {

@@ -1,0 +1,66 @@
+"""A real browser. Without one these tests are skipped; REPSHIFT_REQUIRE_BROWSER=1 lets them fail instead."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# No GPU, no sandbox inside containers, and no requests of the browser's own
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def missing(reason):
+    if os.environ.get("REPSHIFT_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"REPSHIFT_REQUIRE_BROWSER=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed: pip install -e '.[dev]'")
+    with sync_playwright() as playwright:
+        installed = next(filter(None, map(shutil.which, NAMES)), playwright.chromium.executable_path)
+        if not Path(installed).exists():
+            missing(f"there is no browser: install {' or '.join(NAMES)}, or run 'playwright install chromium'")
+        started = playwright.chromium.launch(executable_path=installed, args=OPTIONS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a report; errors, warnings and requests other than for the file itself fail the test when it ends."""
+    contexts, told = [], []
+
+    def open_page(path, width=1200, height=900, **media):
+        context = browser.new_context(viewport={"width": width, "height": height}, **media)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: told.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: told.append(f"error: {error}"))
+        address = Path(path).resolve().as_uri()
+        page.on("request", lambda request: request.url.startswith(("data:", address)) or told.append(request.url))
+        page.goto(address)
+        page.wait_for_function("document.getElementById('colophon').textContent !== ''")
+        if page.locator("#reading").count():
+            page.wait_for_function("document.getElementById('reading').textContent !== ''")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert told == []
