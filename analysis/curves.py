@@ -179,13 +179,16 @@ def _with_speed(points: Sequence[Point], benchmarks: Sequence[Results], batch_si
             f"No benchmark at batch {wanted} has timed a model, method and schedule whose accuracy is known; there are "
             f"batches of {', '.join(map(str, sizes))}. Give --batch-size, or bench what was evaluated."
         )
-    without = {"samples_per_sec": None, "measured_by": None, "batch_size": None, "precision": None, "device": None}
-    return [speeds.get(_key(point)) or replace(point, **without) for point in points]
+    return [speeds.get(_key(point)) or _untimed(point) for point in points]
 
 
 def _timed(point: Point, row: Row, device: str | None) -> Point:
     speed, size, precision = row.get("samples_per_sec"), row.get("batch_size"), row.get("precision")
     return replace(point, samples_per_sec=speed, measured_by=BENCH, batch_size=size, precision=precision, device=device)
+
+
+def _untimed(point: Point) -> Point:
+    return replace(point, samples_per_sec=None, measured_by=None, batch_size=None, precision=None, device=None)
 
 
 # --- the figure -------------------------------------------------------------------------------------------------

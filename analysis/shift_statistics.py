@@ -109,7 +109,7 @@ class Distribution:
             return self.low
         if rank == self.count or place == len(self.histogram) - 1:
             return self.high
-        middle = 2.0 ** (OCTAVES[0] + (place - 0.5) / BINS)
+        middle = math.pow(2.0, OCTAVES[0] + (place - 0.5) / BINS)
         return min(max(middle, self.low), self.high)
 
     def summary(self, shares: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> dict[str, Any]:

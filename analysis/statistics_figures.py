@@ -48,9 +48,9 @@ def draw_distributions(study: Study) -> Figure:
 def _draw_bands(axis: Axes, distributions: Sequence[Distribution]) -> None:
     places = range(len(distributions))
     for low, high, opacity in BANDS:
-        ends = [[one.quantile(share) for one in distributions] for share in (low, high)]
+        lower, upper = ([one.quantile(share) for one in distributions] for share in (low, high))
         label = f"{100 * low:.0f} to {100 * high:.0f} %"
-        axis.fill_between(places, *ends, color=BLUE, alpha=opacity, linewidth=0, label=label)
+        axis.fill_between(places, lower, upper, color=BLUE, alpha=opacity, linewidth=0, label=label)
     axis.plot(
         places, [one.quantile(0.5) for one in distributions], color=BLUE, marker="o", markersize=3, label="median"
     )
@@ -65,12 +65,12 @@ def _draw_bands(axis: Axes, distributions: Sequence[Distribution]) -> None:
 
 
 def draw_agreement(study: Study) -> Figure:
-    """Draw the rank correlation of all pairs of settings at the chosen blocks, and below, by layer, with the own one."""
+    """Draw the rank correlation of all pairs of settings at some blocks and, below, that with the own one by layer."""
     settings = study.agreement.settings
     count = len(study.blocks)
     side = 0.24 * len(settings)
     figure = Figure(figsize=((side + 0.6) * count + 2.2, side + 2.2 + 3.2), layout="constrained")
-    top, below = figure.subfigures(2, 1, height_ratios=[side + 2.2, 3.2])
+    top, below = np.asarray(figure.subfigures(2, 1, height_ratios=[side + 2.2, 3.2]))
     axes = top.subplots(1, count, squeeze=False)[0]
     for axis, block in zip(axes, study.blocks, strict=True):
         _draw_matrix(axis, study, block, first=axis is axes[0])

@@ -1,0 +1,98 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from repshift.analysis import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["repshift", "statistics", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def options(output, *more):
+    return ["-m", "tiny_resnet", "--pretrained", "--num-samples", 12, "--blocks", 0, "--output", output, *more]
+
+
+def read(folder):
+    return json.loads((folder / "statistics.json").read_text())
+
+
+def test_the_command_measures_the_shipped_canvases(run, tmp_path):
+    code, out, err = run(*options("out", "--curve-samples", 0, "--device", "cpu"))
+    assert code == 0, err
+    written = {"statistics.json", "distributions.png", "agreement.png", "foreground.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
+    assert all(name in out for name in written)
+    content = read(tmp_path / "out")
+    assert (content["model"], content["data"], content["images"]) == ("tiny_resnet", "cluttered-mnist", 12)
+    shares = content["foreground"]["shares"]
+    assert shares["stage l2"]["layer1"]["pointing"] > 0.5 > shares["random"]["layer1"]["pointing"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "vgg11"], "no known backbone"),
+        (["-m", "tiny_resnet", "--blocks", "first"], "--blocks got 'first'"),
+        (["-m", "tiny_resnet", "nowhere"], "no data folder nowhere"),
+        (["-m", "tiny_resnet", "--masks", "nowhere"], "no folder of masks nowhere"),
+        (["-m", "tiny_resnet", "--output", "file/out"], "Cannot write to file/out"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_nothing_is_written(run, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("in the way")
+    code, out, err = run("--device", "cpu", *arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file"]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    more = ["--batch-size", 5, "--curve-samples", 3, "--device", "cpu"]
+    command = [sys.executable, "-m", "repshift", "statistics", *map(str, options(tmp_path / "two", *more))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    started = [
+        subprocess.Popen(
+            command, env={**environment, "MASTER_PORT": str(port), "RANK": rank, "LOCAL_RANK": rank}, text=True
+        )
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=180) for process in started] == [0, 0]
+    alone = [sys.executable, "-m", "repshift", "statistics", *map(str, options(tmp_path / "one", *more))]
+    subprocess.run(alone, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=180)
+    one, two = read(tmp_path / "one"), read(tmp_path / "two")
+    assert (two["images"], two["removal"]["images"]) == (12, 3)
+    close = {"rel": 1e-4, "abs": 1e-4}  # batches of other images round otherwise in the model
+    for setting, layers in one["distributions"].items():
+        for layer, expected in layers.items():
+            found = two["distributions"][setting][layer]
+            assert found["count"] == expected["count"]
+            assert found["mean"] == pytest.approx(expected["mean"], **close)
+            assert found["quantiles"]["0.5"] == pytest.approx(expected["quantiles"]["0.5"], rel=0.023)
+    for layer, expected in one["rank_agreement"]["matrices"].items():
+        for row, found in zip(expected, two["rank_agreement"]["matrices"][layer], strict=True):
+            assert found == pytest.approx(row, abs=1e-3)
+    for setting in ("stage l2", "norm"):
+        for layer, expected in one["foreground"]["shares"][setting].items():
+            assert two["foreground"]["shares"][setting][layer] == pytest.approx(expected, abs=0.02)
+        curve = one["removal"]["curves"]["deletion"][setting]["layer1"]["values"]
+        assert two["removal"]["curves"]["deletion"][setting]["layer1"]["values"] == pytest.approx(curve, abs=1e-3)
