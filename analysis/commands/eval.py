@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,7 +176,7 @@ def _run(
     from repshift.analysis.evaluation import Evaluation
 
     # where there is no terminal, a bar would leave nothing but an empty line before an error
-    with progress_bar(shown=processes.first and sys.stderr.isatty()) as progress:
+    with progress_bar(shown=processes.first) as progress:
         task = progress.add_task("loading", total=None)
         current = ""
 
