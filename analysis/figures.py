@@ -174,12 +174,13 @@ def check_figure_path(path: Path) -> None:
     output_file(path)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure in one piece, in the format of the file's ending.
 
     Raises:
         DataError: If the ending names no format or the file cannot be written.
     """
+    path = Path(path)
     check_figure_path(path)
     ending = path.suffix.lstrip(".").lower()
     write_whole(path, lambda unfinished: figure.savefig(unfinished, format=ending, dpi=150))

@@ -22,7 +22,7 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return {**config, "mean": config["mean"][:channels], "std": config["std"][:channels]}
 
 
-def load_images(model: nn.Module, paths: Iterable[Path]) -> Tensor:
+def load_images(model: nn.Module, paths: Iterable[str | Path]) -> Tensor:
     """Read image files as the model's evaluation does: resized, cropped and normalised.
 
     Returns:
@@ -34,7 +34,7 @@ def load_images(model: nn.Module, paths: Iterable[Path]) -> Tensor:
     config = data_config(model)
     transform = cast("Callable[[Any], Tensor]", create_transform(**config, is_training=False))
     mode = "L" if config["input_size"][0] == 1 else "RGB"
-    return torch.stack([transform(read_image(path).convert(mode)) for path in paths])
+    return torch.stack([transform(read_image(Path(path)).convert(mode)) for path in paths])
 
 
 def normalised(model: nn.Module, images: Tensor) -> Tensor:

@@ -89,6 +89,11 @@ def test_the_ending_names_the_format(columns, tmp_path, ending, beginning):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_path_may_be_a_string(columns, tmp_path):
+    save_figure(draw_columns(columns), str(tmp_path / "figure.png"))
+    assert (tmp_path / "figure.png").is_file()
+
+
 def test_a_picture_is_readable_and_in_colour(columns, tmp_path):
     save_figure(draw_columns(columns), tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as image:
