@@ -149,6 +149,15 @@ def heatmap_array(
         UnknownNameError: If a name or a block does not exist.
         DataError: If the input is no batch of images.
         UnsupportedModelError: If the model has no blocks, or no attention that could be read.
+
+    Example:
+        >>> import torch
+        >>> from repshift import load_model
+        >>> heatmaps = heatmap_array(load_model("tiny_vit", pretrained=True), torch.rand(2, 3, 64, 64), blocks=[0, 5])
+        >>> {name: values.shape for name, values in heatmaps.items()}
+        {'blocks.0': (2, 16, 16), 'blocks.5': (2, 16, 16)}
+        >>> heatmaps.unit
+        'shift (mlp, l2)'
     """
     if normalisation not in NORMALISATIONS:
         raise UnknownNameError(f"Unknown normalisation {normalisation!r}. {suggest(normalisation, NORMALISATIONS)}")

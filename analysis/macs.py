@@ -37,7 +37,14 @@ _counted: WeakKeyDictionary[nn.Module, dict[Any, Work]] = WeakKeyDictionary()
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Count the multiply-accumulates of one image's forward; see :func:`count_work`."""
+    """Count the multiply-accumulates of one image's forward; see :func:`count_work`.
+
+    Example:
+        >>> from repshift import ShiftTracker, load_model
+        >>> model = load_model("tiny_vit")
+        >>> count_macs(ShiftTracker(model).prune({0: 0.5}), (3, 64, 64)) < count_macs(model, (3, 64, 64))
+        True
+    """
     return count_work(model, input_size).macs
 
 
@@ -51,6 +58,11 @@ def count_work(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
     Args:
         model: Dense or pruned; its weights are neither copied nor touched.
         input_size: Channels, rows and columns of the image.
+
+    Example:
+        >>> from repshift import ShiftTracker, load_model
+        >>> count_work(ShiftTracker(load_model("tiny_vit")).prune("0.5@0"), (3, 64, 64)).tokens
+        (128, 128, 128, 128, 128, 128)
     """
     remembered = _counted.setdefault(model, {})
     # what can be changed in place, strides and widths and whole modules, shows in one of these

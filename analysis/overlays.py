@@ -85,6 +85,14 @@ def show_map_on_image(
         DataError: If a shape, a range or the weight is another.
         UnknownNameError: If there is no such colour map.
 
+    Example:
+        >>> import numpy as np
+        >>> show_map_on_image(np.zeros((4, 4, 3)), np.eye(2), colormap="gray")[..., 0]
+        array([[128, 128,   0,   0],
+               [128, 128,   0,   0],
+               [  0,   0, 128, 128],
+               [  0,   0, 128, 128]], dtype=uint8)
+
     Source: Gildenblat, pytorch-grad-cam, ``show_cam_on_image``.
     """
     from matplotlib import colormaps

@@ -25,6 +25,13 @@ class Variant:
 
     Raises:
         ScheduleError: If ``drop`` is no schedule.
+
+    Example:
+        >>> from repshift import load_model
+        >>> random = Variant("0.5@0", score="random")
+        >>> pruned = random.apply(load_model("tiny_vit"))
+        >>> random.method, Variant().method
+        ('random', 'dense')
     """
 
     drop: str | None = None

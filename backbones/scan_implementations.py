@@ -38,14 +38,20 @@ def run_scan(operands: Operands, implementation: str) -> Tensor:
 
 
 def run_backward(operands: Operands, gradient: Tensor, implementation: str) -> list[Tensor | None]:
-    """Return the gradients of a scan's tensors, in the order of :class:`Operands`, ``None`` for those not given."""
+    """Return the gradients of a scan's tensors, in the order of :class:`Operands`, ``None`` for those not given.
+
+    Args:
+        operands: Of the scan.
+        gradient: Of its output, ``(batch, channels, length)``.
+        implementation: Its name, see :func:`repshift.backbones.scan.selective_scan`.
+    """
     if choose(implementation, operands.u) == "mamba_ssm":
         return mamba_gradients(operands, gradient)
     return blocked_gradients(operands, gradient)
 
 
 def choose(implementation: str, u: Tensor) -> str:
-    """Resolve ``"auto"`` by device, and refuse what cannot run there."""
+    """Resolve ``"auto"`` by device, and refuse what cannot run there; ``u`` is ``(batch, channels, length)``."""
     if implementation == "auto":
         if not u.is_cuda:
             return "blocked"
@@ -118,7 +124,7 @@ def mamba_scan(operands: Operands) -> Tensor:
 
 
 def mamba_gradients(operands: Operands, gradient: Tensor) -> list[Tensor | None]:
-    """Return the gradients that the package computes, see :func:`run_backward`."""
+    """Return the gradients that the package computes; ``gradient`` as in :func:`run_backward`, of the same shape."""
     names = Operands._fields[:8]
     prepared = zip(names, _prepared(operands), strict=True)
     leaves = {name: value.detach().requires_grad_() for name, value in prepared if value is not None}

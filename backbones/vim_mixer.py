@@ -96,7 +96,7 @@ class Mixer(nn.Module):
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or in float64 if it is of that."""
+    """Return a tensor of any shape in float32, or in float64 if it is of that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

@@ -91,7 +91,14 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return tokens ``(batch, patches, channels)`` in row-major order."""
+        """Return tokens ``(batch, patches, channels)`` in row-major order.
+
+        Args:
+            images: ``(batch, in_chans, rows, columns)`` of the model's size.
+
+        Raises:
+            RepresentationError: If the images are of another size.
+        """
         if tuple(images.shape[-2:]) != self.img_size:
             raise RepresentationError(
                 f"The model takes images of {self.img_size[0]}x{self.img_size[1]} pixels, got {tuple(images.shape)}. "
@@ -247,7 +254,7 @@ class VisionMamba(nn.Module):
 
 
 def add_to_stream(change: Tensor, stream: Tensor | None) -> Tensor:
-    """Add a layer's change to the residual stream, which is float32 at least."""
+    """Add a layer's change to the stream, ``(batch, length, channels)`` both, which is float32 at least."""
     change = at_least_float32(change)
     return change if stream is None else stream + change
 

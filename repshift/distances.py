@@ -28,6 +28,11 @@ def l2(before: Tensor, after: Tensor) -> Tensor:
     Raises:
         RepresentationError: If the shapes differ or a tensor is not floating-point.
 
+    Example:
+        >>> import torch
+        >>> l2(torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+        tensor([[5., 1.]])
+
     Source: arXiv 2508.00367, eq. 4, D = L2.
     """
     _require_comparable(before, after)
@@ -36,6 +41,11 @@ def l2(before: Tensor, after: Tensor) -> Tensor:
 
 def l1(before: Tensor, after: Tensor) -> Tensor:
     """Sum how much each token's channels changed; arguments, shape and errors as :func:`l2`.
+
+    Example:
+        >>> import torch
+        >>> l1(torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+        tensor([[7., 1.]])
 
     Source: arXiv 2508.00367, eq. 4, D = L1.
     """
@@ -47,6 +57,11 @@ def cosine(before: Tensor, after: Tensor) -> Tensor:
     """Measure how far each token turned: ``1 - cos``, between 0 and 2; shapes and errors as :func:`l2`.
 
     A zero vector has no direction; its distance to anything is 1.
+
+    Example:
+        >>> import torch
+        >>> cosine(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]))
+        tensor([[0., 1.]])
 
     Source: arXiv 2508.00367, eq. 4, D = cosine distance.
     """
@@ -60,7 +75,15 @@ def cosine(before: Tensor, after: Tensor) -> Tensor:
 
 
 def length(vectors: Tensor, *, overwrite: bool = False) -> Tensor:
-    """Return the Euclidean norm over the last dimension; ``overwrite`` lets a tensor that nobody needs be reused."""
+    """Return the Euclidean norm over the last dimension.
+
+    Args:
+        vectors: ``(..., channels)`` floating-point.
+        overwrite: Lets a tensor that nobody needs be reused.
+
+    Returns:
+        ``(...)`` of the vectors' dtype and units.
+    """
     if vectors.stride(-1) == 1 or vectors.requires_grad:
         norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
         return norm

@@ -41,7 +41,7 @@ class MapLayout(Layout, Protocol):
     """A layout on rows and columns, which lose whole lines so that a map is left."""
 
     def arrange(self, value: Any, kept: Tensor, grid: tuple[int, int]) -> Any:
-        """Return the value with the ``kept`` positions, row by row of the new ``grid``."""
+        """Return the value with the ``kept`` positions, ``(batch, rows * columns)`` row by row of the new ``grid``."""
         ...
 
     def corner(self, value: Any, grid: tuple[int, int]) -> Any:
@@ -54,6 +54,12 @@ class Sequence:
     """A tensor ``(batch, prefix + tokens, channels)``: the prefix tokens (class, distillation, registers) come first.
 
     Prefix tokens are never scored and never dropped.
+
+    Example:
+        >>> layout = Sequence(prefix=1)
+        >>> value = torch.arange(4.0).view(1, 4, 1)
+        >>> layout.tokens(value).flatten(), layout.keep(value, torch.tensor([[0, 2]])).flatten()
+        (tensor([1., 2., 3.]), tensor([0., 1., 3.]))
     """
 
     prefix: int = 0
@@ -236,6 +242,9 @@ class FeatureMap:
 
         Returns:
             The new map; where the channels lie together in memory, they still do.
+
+        Raises:
+            RepresentationError: If the value has frames, too.
         """
         if value.ndim != 4:
             raise RepresentationError(

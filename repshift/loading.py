@@ -45,6 +45,15 @@ def load_model(
     Raises:
         UnknownNameError: If no model has this name; the message has the closest ones.
         CheckpointError: If the weights cannot be had, cannot be read or do not fit the model.
+
+    Example:
+        >>> from repshift import load_model
+        >>> model = load_model("tiny_resnet", pretrained=True)
+        >>> model.training, model.num_classes
+        (False, 10)
+        >>> load_model("deit_smal_patch16_224")
+        Traceback (most recent call last):
+        repshift.errors.UnknownNameError: Unknown model 'deit_smal_patch16_224'. Did you mean ...
     """
     if not isinstance(name, str):
         raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")

@@ -27,6 +27,11 @@ def find_modules(model: nn.Module, selectors: str | Iterable[str]) -> list[str]:
 
     Raises:
         UnknownNameError: If a selector matches nothing; the message has the closest names.
+
+    Example:
+        >>> from repshift import load_model
+        >>> find_modules(load_model("tiny_vit"), "blocks.[01].attn")
+        ['blocks.0.attn', 'blocks.1.attn']
     """
     named = [selectors] if isinstance(selectors, str) else list(selectors) if isinstance(selectors, Iterable) else []
     if not named or not all(isinstance(selector, str) for selector in named):
@@ -74,6 +79,12 @@ def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
 
     Raises:
         UnsupportedModelError: If there are none.
+
+    Example:
+        >>> import torch
+        >>> from repshift import load_model, repeated_blocks
+        >>> repeated_blocks(load_model("tiny_resnet"), torch.rand(1, 3, 64, 64))[:3]
+        ['layer1.0', 'layer1.1', 'layer2.1']
     """
     steady: list[str] = []
 

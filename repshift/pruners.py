@@ -44,13 +44,21 @@ class Pruner(Protocol):
 class TokenPruner:
     """Drops single tokens, those with the lowest scores of each image; the others stay in order.
 
+    Example:
+        >>> import torch
+        >>> from repshift.layouts import Sequence
+        >>> tokens, scores = torch.arange(4.0).view(1, 4, 1), torch.tensor([[0.5, 0.1, 0.9, 0.2]])
+        >>> shorter, kept = TokenPruner().shorten(tokens, scores, 0.5, Sequence())
+        >>> shorter.flatten(), kept
+        (tensor([0., 2.]), tensor([[0, 2]]))
+
     Source: arXiv 2508.00367, section 3.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("keep",)
 
     def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: TokenLayout) -> tuple[Any, Tensor | None]:
-        """Drop the tokens with the lowest scores; see :class:`Pruner`.
+        """Drop the tokens with the lowest scores ``(batch, tokens)``; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one token would stay.
@@ -81,7 +89,7 @@ class SequencePruner:
     needs: ClassVar[tuple[str, ...]] = ("keep", "positions")
 
     def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: ResidualPair) -> tuple[Any, Tensor | None]:
-        """Drop the elements with the lowest scores; see :class:`Pruner`.
+        """Drop the elements with the lowest scores ``(batch, tokens)``; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one element would stay.
@@ -111,13 +119,22 @@ class LinePruner:
     The score of a line is the mean of its positions; for each image those with the lowest go. An integer drop is that
     many rows and that many columns, a share is one of each.
 
+    Example:
+        >>> import torch
+        >>> from repshift.layouts import FeatureMap
+        >>> scores = torch.tensor([[0.0, 0.0, 0.0, 0.0, 2.0, 3.0, 0.0, 4.0, 5.0]])
+        >>> smaller, kept = LinePruner().shorten(scores.view(1, 1, 3, 3), scores, 1, FeatureMap())
+        >>> smaller
+        tensor([[[[2., 3.],
+                  [4., 5.]]]])
+
     Source: arXiv 2508.00367, section 4 (convolutional networks, line-wise).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("arrange",)
 
     def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
-        """Drop the lines with the lowest mean scores; see :class:`Pruner`.
+        """Drop the lines whose scores ``(batch, tokens)`` have the lowest means; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one line would stay.
@@ -142,13 +159,22 @@ class PositionPruner:
 
     Counts are those of :class:`LinePruner`, but each row loses other columns, and each column other rows.
 
+    Example:
+        >>> import torch
+        >>> from repshift.layouts import FeatureMap
+        >>> scores = torch.tensor([[9.0, 0.0, 8.0, 0.0, 7.0, 6.0, 1.0, 2.0, 0.0]])
+        >>> smaller, kept = PositionPruner().shorten(scores.view(1, 1, 3, 3), scores, 1, FeatureMap())
+        >>> smaller
+        tensor([[[[9., 8.],
+                  [7., 6.]]]])
+
     Source: arXiv 2508.00367, section 4 (convolutional networks, token-wise).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("arrange",)
 
     def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
-        """Drop the positions with the lowest scores of each row and column; see :class:`Pruner`.
+        """Drop the lowest of the scores ``(batch, tokens)`` in each row and column; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one line would stay.

@@ -19,6 +19,12 @@ class Registry:
     Args:
         kind: What the names stand for, used in error messages.
         targets: Names and their targets.
+
+    Example:
+        >>> shapes = Registry("shape", {"half": "fractions:Fraction"})
+        >>> shapes.register("whole", 1)
+        >>> shapes.names(), "half" in shapes, shapes.get("half")(1, 2)
+        (['half', 'whole'], True, Fraction(1, 2))
     """
 
     def __init__(self, kind: str, targets: dict[str, Any]) -> None:

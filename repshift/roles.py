@@ -250,7 +250,10 @@ def observed(cut: Cut, observer: Observer) -> Iterator[None]:
 
 
 def add(stream: Tensor, branch: Tensor) -> Tensor:
-    """Add a branch to the residual stream in float32: rounded to bfloat16, what a small branch adds would be lost."""
+    """Add a branch to the residual stream, ``(batch, tokens, channels)`` both, and return the sum in float32.
+
+    Rounded to bfloat16, what a small branch adds would be lost.
+    """
     return stream.float() + branch.float()
 
 

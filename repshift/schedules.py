@@ -29,6 +29,18 @@ class Schedule:
             block ends, an int is a count of them. Blocks that drop nothing are left out.
         entries: Number of blocks that the schedule speaks of, if it was given as a list with one entry a block.
 
+    Raises:
+        ScheduleError: If a block is no number from zero, a share is outside (0, 1), a count is negative, or nothing is
+            dropped at all.
+
+    Example:
+        >>> from repshift import Schedule
+        >>> paper = Schedule({0: 0.2, 3: 0.2, 6: 0.2})
+        >>> paper.kept(196)
+        {0: 157, 3: 126, 6: 101}
+        >>> str(paper)
+        '0.2@0,3,6'
+
     Source: arXiv 2508.00367, section 4: 20 % of the current tokens after the first, fourth and seventh block.
     """
 
@@ -58,6 +70,13 @@ class Schedule:
         Raises:
             ScheduleError: If it has none of these forms, a share is outside (0, 1), a count is negative, or nothing
                 is dropped at all.
+
+        Example:
+            >>> from repshift import Schedule
+            >>> Schedule.of([0.2, 0, 0, 16]) == Schedule({0: 0.2, 3: 16}, entries=4)
+            True
+            >>> Schedule.of("0.2@0,3;16@6").drops
+            {0: 0.2, 3: 0.2, 6: 16}
         """
         if isinstance(schedule, Schedule):
             return schedule
@@ -100,8 +119,16 @@ class Schedule:
         Args:
             tokens: How many prunable tokens there are at first.
 
+        Returns:
+            Numbers of tokens by block, in order.
+
         Raises:
             ScheduleError: If fewer than one token would stay.
+
+        Example:
+            >>> from repshift import Schedule
+            >>> Schedule.of("0.5@0;16@1").kept(64)
+            {0: 32, 1: 16}
         """
         left = {}
         for block, drop in self.drops.items():

@@ -25,6 +25,18 @@ def norm(before: Tensor, after: Tensor) -> Tensor:
     """Return the Euclidean norm of the token that enters the operation, whatever the operation does to it.
 
     A control: as the paper prints the shift, without the residual, it is close to the norm of the token itself.
+
+    Args:
+        before: ``(batch, tokens, channels)`` floating-point.
+        after: The same shape; not looked at.
+
+    Returns:
+        ``(batch, tokens)`` float32, in the activations' units.
+
+    Example:
+        >>> import torch
+        >>> norm(torch.tensor([[[3.0, 4.0]]]), torch.zeros(1, 1, 2))
+        tensor([[5.]])
     """
     return length(before.float())
 
@@ -33,6 +45,13 @@ def random(before: Tensor, after: Tensor) -> Tensor:
     """Return a uniformly random score for each token of each image; ``torch.manual_seed`` fixes them.
 
     A control: dropping at random costs little on some models, and a score has to do better.
+
+    Args:
+        before: ``(batch, tokens, channels)``; only its shape and device matter.
+        after: The same shape; not looked at.
+
+    Returns:
+        ``(batch, tokens)`` float32 in [0, 1).
     """
     return torch.rand(before.shape[:-1], device=before.device)
 
@@ -42,6 +61,18 @@ def oracle_free(before: Tensor, after: Tensor) -> Tensor:
 
     Not a method but the limit of all: a model pruned by it keeps the first tokens without measuring, ranking or
     gathering anything, so no score can be faster with the same schedule.
+
+    Args:
+        before: ``(batch, tokens, channels)``; only its shape and device matter.
+        after: The same shape; not looked at.
+
+    Returns:
+        ``(batch, tokens)`` float32, descending.
+
+    Example:
+        >>> import torch
+        >>> oracle_free(torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
+        tensor([[3., 2., 1.]])
     """
     places = torch.arange(before.shape[1], 0, -1, dtype=torch.float32, device=before.device)
     return places.expand(before.shape[0], -1)
@@ -49,6 +80,14 @@ def oracle_free(before: Tensor, after: Tensor) -> Tensor:
 
 def apply_score(score: Score, before: Tensor, after: Tensor) -> Tensor:
     """Score tokens and check that there is one number for each.
+
+    Args:
+        score: Any function of the tokens before and after.
+        before: ``(batch, tokens, channels)``.
+        after: The same shape.
+
+    Returns:
+        ``(batch, tokens)``, as the score gives them.
 
     Raises:
         RepresentationError: If the score returns anything else.

@@ -15,6 +15,11 @@ def keep_highest(scores: Tensor, count: int) -> Tensor:
 
     Returns:
         ``(batch, count)`` int64 positions, ascending: order among tokens never changes.
+
+    Example:
+        >>> import torch
+        >>> keep_highest(torch.tensor([[0.1, 0.9, 0.3, 0.7]]), 2)
+        tensor([[1, 3]])
     """
     return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
 
@@ -28,6 +33,11 @@ def compose(earlier: Tensor | None, later: Tensor) -> Tensor:
 
     Returns:
         ``(batch, kept)`` original positions.
+
+    Example:
+        >>> import torch
+        >>> compose(torch.tensor([[1, 3, 5]]), torch.tensor([[0, 2]]))
+        tensor([[1, 5]])
     """
     return later if earlier is None else earlier.gather(1, later)
 
@@ -42,6 +52,11 @@ def restore(values: Tensor, positions: Tensor | None, tokens: int) -> Tensor:
 
     Returns:
         ``(batch, tokens)`` of the values' dtype, NaN where a token was dropped.
+
+    Example:
+        >>> import torch
+        >>> restore(torch.tensor([[5.0, 7.0]]), torch.tensor([[1, 3]]), 4)
+        tensor([[nan, 5., nan, 7.]])
     """
     if positions is None:
         return values

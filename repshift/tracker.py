@@ -68,6 +68,15 @@ class ShiftTracker(Generic[Model]):
         UnknownNameError: If a site, an operation, a distance or a score does not exist; the message has the closest
             names.
 
+    Example:
+        >>> import torch
+        >>> from repshift import ShiftTracker, load_model
+        >>> model = load_model("tiny_vit", pretrained=True)
+        >>> with ShiftTracker(model) as tracker:
+        ...     logits = model(torch.rand(2, 3, 64, 64))
+        >>> tracker.shifts["blocks.3"].shape, tracker.maps["blocks.3"].shape
+        (torch.Size([2, 256]), torch.Size([2, 16, 16]))
+
     Source: arXiv 2508.00367, section 3.
     """
 
@@ -125,7 +134,7 @@ class ShiftTracker(Generic[Model]):
 
     @property
     def kept(self) -> Records:
-        """Of a pruned model: original positions that each cut kept, ``(batch, kept)``, by module name.
+        """Original positions that each cut of a pruned model kept, ``(batch, kept)`` int64, by module name.
 
         Positions count the tokens of the dense model behind that block, for a feature map row by row. They ascend,
         but for maps pruned by single positions, which are in the order of the smaller map.
@@ -185,6 +194,18 @@ class ShiftTracker(Generic[Model]):
             UnsupportedModelError: If the model cannot be pruned; the message says why.
             ScheduleError: If the schedule does not fit the model or drops nothing.
             UnknownNameError: If the pruner or the score is not registered.
+
+        Example:
+            >>> import torch
+            >>> from repshift import ShiftTracker, load_model
+            >>> model = load_model("tiny_vit", pretrained=True)
+            >>> pruned = ShiftTracker(model).prune({0: 0.2, 3: 0.2})
+            >>> type(pruned) is type(model), pruned.head.weight is model.head.weight
+            (True, True)
+            >>> with ShiftTracker(pruned) as tracker:
+            ...     logits = pruned(torch.rand(2, 3, 64, 64))
+            >>> tracker.kept["blocks.3"].shape
+            torch.Size([2, 164])
 
         Source: arXiv 2508.00367, section 3.
         """
