@@ -122,8 +122,8 @@ def _chart(
     for row in rows:
         across, up = x(row), y(row)
         if across is not None and up is not None:
-            series = f"{row.get('model')}, {name(row)}" if several else name(row)
-            found.setdefault(series, []).append(Point(across, up, words(row)))
+            key = f"{row.get('model')}, {name(row)}" if several else name(row)
+            found.setdefault(key, []).append(Point(across, up, words(row)))
     series = [Series(key, sorted(points, key=lambda point: (point.x, point.y))) for key, points in found.items()]
     return Chart(title, x_label, y_label, series, **settings)
 
@@ -149,11 +149,11 @@ def _accuracy_and_speed(evaluated: Sequence[Row], timed: Sequence[Row]) -> Chart
 def _benchmark(rows: Sequence[Row]) -> Iterable[Chart]:
     if len({row.get("batch_size") for row in rows}) > 1:
         words = lambda row: f"{_words(row)}, batch {row.get('batch_size')}"  # noqa: E731
-        title, axes, read = "Speed-up over the dense model", ("batch size", "times as fast"), ("batch_size", "speedup")
+        title, across, up = "Speed-up over the dense model", "batch size", "times as fast"
+        yield _chart(title, across, up, rows, _reads("batch_size"), _reads("speedup"), words=words, note=LIMIT)
     else:
-        words, title = _words, "Throughput and work"
-        axes, read = ("GMACs an image", "images a second"), ("gmacs", "samples_per_sec")
-    yield _chart(title, *axes, rows, *map(_reads, read), words=words, note=LIMIT)
+        title, across, up = "Throughput and work", "GMACs an image", "images a second"
+        yield _chart(title, across, up, rows, _reads("gmacs"), _reads("samples_per_sec"), note=LIMIT)
 
 
 def _ablations(rows: Sequence[Row]) -> Iterable[Chart]:

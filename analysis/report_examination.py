@@ -15,6 +15,10 @@ from repshift.sites import find_structure
 
 BATCH = 16
 SEED = 0  # of the random score
+NOTHING = (
+    "{} has no blocks that a report could show: none that repeat, keep the shape of their input, and have tokens in "
+    "rows and columns that can be told. Choose another model, or look at modules by name: repshift heatmap --sites."
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def _names(model: nn.Module, images: Tensor, variant: Variant) -> list[str]:
     """Name the blocks whose tokens can be laid out; without a known backbone, those that repeat."""
     structure = find_structure(model)
     if structure is None:
-        names = list(repeated_blocks(model, images))
+        names = _repeated(model, images)
     else:
         watched = variant.operation or structure.operation
         having = [site.name for site in structure.sites if watched in site.operations]
@@ -92,11 +96,15 @@ def _names(model: nn.Module, images: Tensor, variant: Variant) -> list[str]:
         model(images)
     mapped = [name for name in names if name in tracker.shifts and _map_of(tracker, name) is not None]
     if not mapped:
-        raise UnsupportedModelError(
-            f"The tokens of {type(model).__name__}'s blocks do not lie in rows and columns that can be told, so there "
-            "is nothing to show. Choose another model."
-        )
+        raise UnsupportedModelError(NOTHING.format(type(model).__name__))
     return mapped
+
+
+def _repeated(model: nn.Module, images: Tensor) -> list[str]:
+    try:
+        return repeated_blocks(model, images)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(NOTHING.format(type(model).__name__)) from error
 
 
 def _tracker(model: nn.Module, names: Sequence[str], variant: Variant) -> ShiftTracker[nn.Module]:

@@ -2,9 +2,9 @@
 const SIDE = 448;
 
 const SCALES = {
-  block: "this image, this block",
-  image: "this image, all blocks",
-  all: "all images, this block",
+  block: (unit) => `this image, this ${unit}`,
+  image: (unit) => `this image, all ${unit}s`,
+  all: (unit) => `all images, this ${unit}`,
 };
 
 class Explorer {
@@ -62,10 +62,10 @@ class Explorer {
 
   steps() {
     const { blocks } = this.data;
-    const most = Math.max(...blocks.map((block) => block.rows * block.columns));
     this.bars = blocks.map((block, index) => {
       const bar = element("span");
-      bar.style.height = `${(100 * (block.left ?? block.rows * block.columns)) / most}%`;
+      const tokens = block.rows * block.columns;
+      bar.style.height = `${(100 * (block.left ?? tokens)) / tokens}%`;
       const step = element("div", { class: block.left !== block.entered ? "cuts" : null }, bar);
       step.addEventListener("click", () => { this.slider.value = index; this.slider.dispatchEvent(new Event("input")); });
       return step;
@@ -75,7 +75,7 @@ class Explorer {
 
   settings() {
     this.scale = element("select", { id: "scale" },
-      ...Object.entries(SCALES).map(([value, words]) => element("option", { value }, words)));
+      ...Object.entries(SCALES).map(([value, words]) => element("option", { value }, words(this.data.blockWord))));
     this.scale.addEventListener("change", () => this.draw());
     this.over = element("input", { type: "checkbox", id: "over" });
     this.over.addEventListener("change", () => this.draw());
@@ -173,8 +173,8 @@ class Explorer {
   }
 
   tell(image, block) {
-    const tokens = block.rows * block.columns;
-    const left = this.data.pruned && block.left !== null ? `: ${block.left} of ${tokens} tokens stay` : `: ${tokens} tokens`;
+    const tokens = block.rows * block.columns, unit = this.data.blockWord === "stage" ? "positions" : "tokens";
+    const left = this.data.pruned && block.left !== null ? `: ${block.left} of ${tokens} ${unit} stay` : `: ${tokens} ${unit}`;
     const words = `${this.block} of 0 to ${this.data.blocks.length - 1} (${block.name})${left}`;
     this.told.textContent = words;
     this.slider.setAttribute("aria-valuetext", words);
