@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -160,31 +161,38 @@ def _named(point: Point) -> str:
 
 def _with_speed(points: Sequence[Point], benchmarks: Sequence[Results], batch_size: int | None) -> list[Point]:
     """Give points the throughput of a benchmark; those that it has not measured get none."""
-    rows = [(row, one.environment.get("device")) for one in benchmarks for row in one.rows]
-    sizes = sorted({row["batch_size"] for row, _ in rows if isinstance(row.get("batch_size"), int)})
+    rows = [{**row, "device": one.environment.get("device")} for one in benchmarks for row in one.rows]
+    sizes = sorted({row["batch_size"] for row in rows if isinstance(row.get("batch_size"), int)})
     wanted = batch_size or (sizes[-1] if sizes else None)
-    speeds: dict[tuple[str, str, str], Point] = {}
-    for row, device in rows:
-        if row.get("batch_size") != wanted:
-            continue
-        for point in points:
-            if _key(point) == (row.get("model"), _method(row), _schedule(row.get("schedule"))):
-                timed = _timed(point, row, device)
-                if speeds.setdefault(_key(point), timed) != timed:
-                    raise DataError(
-                        f"{_named(point)} was timed more than once at batch {wanted}. Give results of one benchmark."
-                    )
-    if not speeds:
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.get("batch_size") == wanted and row.get("samples_per_sec"):
+            key = (str(row.get("model")), _method(row), _schedule(row.get("schedule")))
+            found.setdefault(key, []).append(row)
+    if not any(_key(point) in found for point in points):
         raise DataError(
             f"No benchmark at batch {wanted} has timed a model, method and schedule whose accuracy is known; there are "
-            f"batches of {', '.join(map(str, sizes))}. Give --batch-size, or bench what was evaluated."
+            f"batches of {', '.join(map(str, sizes)) or 'no size'}. Give --batch-size, or bench what was evaluated."
         )
-    return [speeds.get(_key(point)) or _untimed(point) for point in points]
+    return [_timed(point, found[_key(point)]) if _key(point) in found else _untimed(point) for point in points]
 
 
-def _timed(point: Point, row: Row, device: str | None) -> Point:
-    speed, size, precision = row.get("samples_per_sec"), row.get("batch_size"), row.get("precision")
-    return replace(point, samples_per_sec=speed, measured_by=BENCH, batch_size=size, precision=precision, device=device)
+def _timed(point: Point, rows: Sequence[Row]) -> Point:
+    """Take the median of what several benchmarks measured in the same way, as the dense model is with each schedule."""
+    for setting in ("precision", "attention", "channels_last", "torchcompile", "img_size", "device"):
+        values = list(dict.fromkeys(str(row.get(setting)) for row in rows))
+        if len(values) > 1:
+            raise DataError(
+                f"{_named(point)} was timed with {setting} {' and '.join(values)}. Give benchmarks of one setting."
+            )
+    return replace(
+        point,
+        samples_per_sec=median(row["samples_per_sec"] for row in rows),
+        measured_by=BENCH,
+        batch_size=rows[0]["batch_size"],
+        precision=rows[0].get("precision"),
+        device=rows[0].get("device"),
+    )
 
 
 def _untimed(point: Point) -> Point:

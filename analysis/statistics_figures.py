@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from repshift.analysis.foreground import TOP
 from repshift.analysis.palette import BLACK, BLUE, MARKERS, colours_of
@@ -20,6 +20,7 @@ from repshift.analysis.statistics_study import Study
 
 BANDS = ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35))  # from and to which share, and how opaque
 AGREEMENT = "PuOr_r"  # two hues that all can tell apart, and as light as paper where nothing agrees
+STYLES = ("-", "--", ":", "-.")
 DOTTED = ("random", "norm")  # controls, in all figures
 
 
@@ -59,7 +60,8 @@ def _draw_bands(axis: Axes, distributions: Sequence[Distribution]) -> None:
     if min(lows) > 0 and max(highs) / min(lows) > 20:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(bottom=0)
 
@@ -105,7 +107,8 @@ def _draw_agreement_by_layer(axis: Axes, study: Study) -> None:
     colours, _ = _method_colours(study, shown)
     for place, name in enumerate(shown):
         values = [float(study.agreement.matrix(layer)[own, settings.index(name)]) for layer in layers]
-        axis.plot(values, color=colours[name], marker=MARKERS[place % len(MARKERS)], markersize=4, label=name)
+        marker, style = MARKERS[place % len(MARKERS)], STYLES[place % len(STYLES)]  # curves may lie on each other
+        axis.plot(values, style, color=colours[name], marker=marker, markersize=4, label=name)
     axis.axhline(0, color=BLACK, linewidth=0.6)
     axis.set_ylim(-1.05, 1.05)
     axis.set_xticks(range(len(layers)), [_short(layer) for layer in layers], fontsize=8)
@@ -149,7 +152,9 @@ def draw_removal(study: Study) -> Figure:
     for row, block in enumerate(study.blocks):
         for axis, kind in zip(axes[row], removal.kinds, strict=True):
             for name in names:
-                values = removal.curve(kind.name, name, study.blocks[0] if name == "random" else block)
+                values = removal.curve(
+                    kind.name, name, study.chance[0] if name == "random" and block not in study.chance else block
+                )
                 label = f"{labels[name]}, {area(values, removal.shares):.2f}"
                 style = ":" if name in DOTTED else "-"
                 axis.plot(shares, [100 * value for value in values], style, color=colours[name], label=label)

@@ -59,6 +59,11 @@ class Study:
         """The settings in whose order pixels are removed: the paper's and the controls."""
         return [setting for setting in self.on_foreground if not setting.residual]
 
+    @property
+    def chance(self) -> list[str]:
+        """Where pixels are removed at random: stages have tokens of different sizes, blocks and layers have not."""
+        return self.blocks if self.unit == "stage" else self.blocks[:1]
+
     def update(self, inputs: Tensor, masks: Tensor | None = None) -> None:
         """Take in a batch.
 
@@ -78,16 +83,15 @@ class Study:
     def update_removal(self, inputs: Tensor, step: Callable[[], object] = lambda: None) -> None:
         """Take in a batch for the curves, which cost many forwards for each image; see :meth:`update`."""
         maps = observe(self.model, inputs, self.removed, self.blocks).maps
-        # chance is the same in every block
         chosen = {
-            name: {block: layers[block] for block in (self.blocks[:1] if name == "random" else self.blocks)}
+            name: {block: layers[block] for block in (self.chance if name == "random" else self.blocks)}
             for name, layers in maps.items()
         }
         self.removal.update(self.model, inputs, chosen, step)
 
     def curves_for_each_batch(self) -> int:
         """Say how often :meth:`update_removal` reports."""
-        return len(self.removal.kinds) * (len(self.blocks) * (len(self.removed) - 1) + 1)
+        return len(self.removal.kinds) * (len(self.blocks) * (len(self.removed) - 1) + len(self.chance))
 
     def measured(self) -> tuple[dict[str, ShiftStatistics], RankAgreement, Foreground, Removal, int]:
         """Return what was measured, without the model: what another process needs for :meth:`merge`."""

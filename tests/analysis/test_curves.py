@@ -76,6 +76,11 @@ def test_another_batch_size_of_the_benchmark_can_be_asked_for():
     assert [point.samples_per_sec for point in collect([EVAL, BENCH], batch_size=1)] == [None, None, 120.0]
 
 
+def test_what_several_benchmarks_timed_in_the_same_way_has_their_median():
+    again = [Results("bench", [timed("dense", "", speed)], BENCH.environment) for speed in (90.0, 300.0)]
+    assert collect([EVAL, BENCH, *again])[0].samples_per_sec == 100.0
+
+
 def test_schedules_that_mean_the_same_are_the_same():
     rewritten = Results("eval", [evaluated("shift", "0.20@0;0.2@2", 90.0, 0.8)], CPU)
     assert [point.samples_per_sec for point in collect([rewritten, BENCH])] == [150.0]
@@ -116,7 +121,7 @@ def test_a_model_that_could_not_be_evaluated_is_left_out():
         ([Results("eval", [{"model": "vit"}])], "damaged"),
         ([EVAL, Results("eval", [evaluated("dense", None, 94.0, 1.0)])], "two accuracies, 95.0 and 94.0"),
         ([EVAL, Results("bench", [timed("dense", "", 1.0, model="other")])], "No benchmark at batch 64"),
-        ([EVAL, BENCH, Results("bench", [timed("dense", "", 99.0)], CPU)], "timed more than once"),
+        ([EVAL, BENCH, Results("bench", [timed("dense", "", 99.0)], CPU)], "timed with device a GPU and cpu"),
     ],
 )
 def test_results_that_give_no_figure_are_refused(files, message):

@@ -117,6 +117,14 @@ def test_chance_has_one_curve_for_all_blocks_and_the_rest_one_for_each(vit, imag
     assert len(steps) == study.curves_for_each_batch() == 4 * 10
 
 
+def test_stages_have_tokens_of_different_sizes_and_so_a_chance_each(images):
+    study = Study(load_model("tiny_resnet"), [0, 3])
+    study.update_removal(images)
+    curves = study.results()["removal"]["curves"]["deletion"]
+    assert curves.keys() == {"stage l2", "norm", "random"}
+    assert all(list(layers) == ["layer1", "layer4"] for layers in curves.values())
+
+
 # --- images and masks -------------------------------------------------------------------------------------------
 
 
