@@ -5,6 +5,7 @@ set -euo pipefail
 site=$(realpath -m "${1:?give the folder for the site: docs/build.sh site}")
 source=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the notebooks' models are tiny: threads would wait for each other
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r "$source" "$copy/docs"
