@@ -25,9 +25,9 @@ from repshift.analysis.result_files import Results, write_results
 SCHEDULE = "0.2@0,2,4"
 SPEEDS = {"dense": 100.5, "shift": 1000.25, "norm": 99.0}
 EVALUATED = [
-    {"model": "tiny_vit", "method": "dense", "schedule": None, "top1": 96.5, "gmacs": 0.0864, "top5": None},
-    {"model": "tiny_vit", "method": "shift", "schedule": SCHEDULE, "top1": 9.75, "gmacs": 0.0585, "top5": 99.0},
-    {"model": "tiny_vit", "method": "norm", "schedule": SCHEDULE, "top1": 88.0, "gmacs": 0.0585, "top5": 100.0},
+    {"model": "tiny_vit", "method": "dense", "schedule": None, "top1": 96.5, "gmacs": 0.0864, "delta_top1": None},
+    {"model": "tiny_vit", "method": "shift", "schedule": SCHEDULE, "top1": 9.75, "gmacs": 0.0585, "delta_top1": -86.75},
+    {"model": "tiny_vit", "method": "norm", "schedule": SCHEDULE, "top1": 88.0, "gmacs": 0.0585, "delta_top1": -8.5},
 ]
 TIMED = [
     {"model": "tiny_vit", "method": method, "schedule": "" if method == "dense" else SCHEDULE, "batch_size": 8}
@@ -197,12 +197,12 @@ def test_a_table_sorts_numbers_by_size_both_ways(open_page, report):
 def test_empty_cells_stay_last_whichever_way_a_table_is_sorted(open_page, report):
     page = open_page(report)
     evaluation = table("eval.json")
-    button = page.locator(f"{evaluation} thead button", has_text="top-5 %")
-    number = 1 + page.locator(f"{evaluation} thead button").all_inner_texts().index("top-5 %")
+    button = page.locator(f"{evaluation} thead button", has_text="gain")
+    number = 1 + page.locator(f"{evaluation} thead button").all_inner_texts().index("gain, points of top-1")
     button.click()
-    assert column(page, evaluation, number) == ["99", "100", ""]
+    assert column(page, evaluation, number) == ["-86.75", "-8.5", ""]
     button.click()
-    assert column(page, evaluation, number) == ["100", "99", ""]
+    assert column(page, evaluation, number) == ["-8.5", "-86.75", ""]
 
 
 def test_curves_stand_at_their_numbers(open_page, report):
@@ -239,7 +239,7 @@ def test_names_and_results_are_shown_as_text(open_page, monkeypatch, tmp_path):
     assert page.locator("img[src=x]").count() == 0
 
 
-@pytest.mark.parametrize("kind", ["script", "img", "link"])
+@pytest.mark.parametrize("kind", ["script", "img", "link", "iframe"])
 def test_the_policy_lets_nothing_load(browser, report, kind):
     page = browser.new_page()
     page.goto(report.as_uri())
@@ -249,7 +249,8 @@ def test_the_policy_lets_nothing_load(browser, report, kind):
              const node = document.createElement(kind);
              if (kind === "link") Object.assign(node, { rel: "stylesheet", href: "http://localhost:9/x" });
              else node.src = "http://localhost:9/x";
-             document.head.append(node);
+             document.body.append(node);
+             setTimeout(() => resolve("not refused"), 5000);
            })""",
         kind,
     )
