@@ -10,5 +10,5 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r "$source" "$copy/docs"
 python -m pytest --nbmake --overwrite --nbmake-timeout=300 --rootdir "$copy" -p no:cacheprovider "$copy/docs/notebooks"
-python -m sphinx -W --keep-going -b html -d "$copy/doctrees" "$copy/docs" "$site"
+python -m sphinx -W --keep-going -q -b html -d "$copy/doctrees" "$copy/docs" "$site"
 echo "site: $site/index.html"
