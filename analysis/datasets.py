@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from repshift.errors import DataError
 
+CANVASES = "cluttered-mnist"  # the word that stands for these data on the command line
 CANVAS = 64  # pixels a side
 PIECES = 8  # pieces of other digits on one canvas
 PIECE = 8  # pixels a side of one piece
@@ -209,3 +212,25 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     if values.size != np.prod(shape):
         raise DataError(f"{path} holds {values.size} values, its header says {shape}. Download it again.")
     return values.reshape(shape)
+
+
+class CanvasPictures(Dataset[tuple[Any, int]]):
+    """Canvases as timm's loaders take them: pictures with a transform.
+
+    Args:
+        canvases: Items are ``(image, label, ...)``, the image ``(3, 64, 64)`` uint8.
+        mode: ``RGB``, or ``L`` for a model of one channel.
+    """
+
+    def __init__(self, canvases: Dataset[Any], mode: str) -> None:
+        self.canvases = canvases
+        self.mode = mode
+        self.transform: Callable[[Image.Image], Any] | None = None  # create_loader sets it
+
+    def __len__(self) -> int:
+        return len(self.canvases)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label, *_ = self.canvases[index]
+        picture = Image.fromarray(image[0].numpy()).convert(self.mode)
+        return picture if self.transform is None else self.transform(picture), int(label)

@@ -21,6 +21,7 @@ from repshift.analysis.files import output_folder, write_text
 from repshift.analysis.heatmaps import shift_maps
 from repshift.analysis.macs import count_macs
 from repshift.analysis.overlays import dim_dropped, kept_mask
+from repshift.analysis.paired import gain
 from repshift.analysis.preprocessing import data_config, normalised, pixels
 from repshift.analysis.shown_blocks import block_names
 from repshift.pruning import cuts
@@ -141,20 +142,6 @@ def _measure(name: str, model: nn.Module, canvases: Canvases, step: Callable[[],
         )
         for (schedule, score), candidate, evaluation, speed in zip(settings, models, measured, speeds, strict=True)
     ]
-
-
-def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Compare two models on the same canvases.
-
-    Args:
-        ours: Which canvases the one classifies rightly, ``(canvases,)`` bool.
-        theirs: The same of the other.
-
-    Returns:
-        How many points of accuracy the first is better, and the standard error of this paired difference.
-    """
-    difference = 100 * (ours.float() - theirs.float())
-    return float(difference.mean()), float(difference.std(unbiased=False)) / len(difference) ** 0.5
 
 
 def _evaluate(model: nn.Module, canvases: Canvases, step: Callable[[], None]) -> _Evaluation:

@@ -16,9 +16,9 @@ from repshift.errors import UnknownNameError
 if TYPE_CHECKING:
     from torch import nn
 
-    from repshift.analysis.ablation_settings import Setting
-    from repshift.analysis.ablations import Point
-    from repshift.analysis.evaluation_data import Samples
+    from repshift.analysis.ablation.run import Point
+    from repshift.analysis.ablation.settings import Setting
+    from repshift.analysis.evaluation.data import Samples
 
 DEFAULT_MODEL = "tiny_vit"
 STUDIES = "operation, distance, residual, score, half"
@@ -67,10 +67,10 @@ def ablate(
     The paper's toy studies on any model and data, with the random and the norm control in each.
     """
     chosen_blocks = _blocks(blocks)
-    from repshift.analysis.ablation_reports import write_ablation
-    from repshift.analysis.ablation_settings import choose_studies, plan
-    from repshift.analysis.evaluation_data import open_samples
-    from repshift.analysis.evaluation_processes import Processes
+    from repshift.analysis.ablation.reports import write_ablation
+    from repshift.analysis.ablation.settings import choose_studies, plan
+    from repshift.analysis.evaluation.data import open_samples
+    from repshift.analysis.evaluation.processes import Processes
     from repshift.analysis.files import output_folder
     from repshift.analysis.result_files import environment
     from repshift.watching import structure_of
@@ -122,7 +122,7 @@ def _measure(
     Raises:
         MemoryExhaustedError: If a batch does not fit into memory.
     """
-    from repshift.analysis.ablations import count_models, labelled_batches, run_ablation
+    from repshift.analysis.ablation.run import count_models, labelled_batches, run_ablation
     from repshift.analysis.memory import MemoryExhaustedError, is_out_of_memory
 
     models = count_models(settings)
@@ -145,7 +145,7 @@ def _measure(
 
 
 def _show(points: Sequence[Point], subject: str, unit: str) -> None:
-    from repshift.analysis.ablation_reports import LEGEND, WHAT, studies_of, summary, table_of, verdicts
+    from repshift.analysis.ablation.reports import LEGEND, WHAT, studies_of, summary, table_of, verdicts
 
     for study in studies_of(points):
         headings, rows = table_of(points, study, unit)

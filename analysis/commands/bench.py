@@ -13,7 +13,7 @@ from repshift.analysis.terminal import console, progress_bar
 from repshift.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from repshift.analysis.throughput_comparison import Comparison
+    from repshift.analysis.throughput.comparison import Comparison
 
 Row = Mapping[str, Any]
 BUSY = 0.1  # quartiles further apart than this share of the median are said to be
@@ -71,9 +71,9 @@ def bench(
     from repshift.analysis.pruned_variants import Variant, choose_drop
     from repshift.analysis.result_files import Results, environment, write_results
     from repshift.analysis.result_files import results_format as checked_format
-    from repshift.analysis.throughput_comparison import Comparison
-    from repshift.analysis.throughput_methods import choose_methods
-    from repshift.analysis.throughput_setup import Setup
+    from repshift.analysis.throughput.comparison import Comparison
+    from repshift.analysis.throughput.methods import choose_methods
+    from repshift.analysis.throughput.setup import Setup
 
     if results_file is not None:
         checked_format(results_file, results_format)

@@ -105,8 +105,8 @@ def evaluate(
 
     On several devices: accelerate launch -m repshift eval ... (or torchrun).
     """
-    from repshift.analysis.evaluation_processes import Processes
-    from repshift.analysis.evaluation_settings import EvaluationSettings, model_names
+    from repshift.analysis.evaluation.processes import Processes
+    from repshift.analysis.evaluation.settings import EvaluationSettings, model_names
     from repshift.analysis.pruned_variants import Variant, choose_drop
 
     end = cast("Literal['top', 'bottom']", keep)  # checked where the model is pruned
@@ -173,7 +173,7 @@ def _run(
     settings: Any, names: Sequence[str], processes: Any, results: Path | None, wanted: str | None, resume: bool | None
 ) -> bool:
     """Evaluate, report, and say whether any model failed."""
-    from repshift.analysis.evaluation import Evaluation
+    from repshift.analysis.evaluation.run import Evaluation
 
     # where there is no terminal, a bar would leave nothing but an empty line before an error
     with progress_bar(shown=processes.first) as progress:

@@ -78,9 +78,9 @@ def finetune(
     On several devices: accelerate launch -m repshift finetune ... (or torchrun).
     """
     given = {**locals(), "cooldown_epochs": epochs // 10 if cooldown_epochs is None else cooldown_epochs}
-    from repshift.analysis.finetuning import finetune as run
-    from repshift.analysis.finetuning import is_main_process
-    from repshift.analysis.finetuning_recipe import Recipe
+    from repshift.analysis.finetuning.recipe import Recipe
+    from repshift.analysis.finetuning.run import finetune as run
+    from repshift.analysis.finetuning.run import is_main_process
 
     recipe = Recipe(**{setting.name: given[setting.name] for setting in fields(Recipe)})
     with progress_bar(shown=is_main_process()) as progress:

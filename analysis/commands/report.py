@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from repshift.analysis.pruned_variants import Variant
-    from repshift.analysis.report import Subject
-    from repshift.analysis.report_images import Pictures
+    from repshift.analysis.report.images import Pictures
+    from repshift.analysis.report.run import Subject
 
 RESULTS = (".json", ".csv", ".md")  # endings of results files; anything else given is an image
 
@@ -74,8 +74,8 @@ def report(
     """Make a page that shows shift, kept tokens and predictions image by image, with tables and curves of results."""
     from repshift.analysis.files import output_file
     from repshift.analysis.pruned_variants import Variant, choose_drop
-    from repshift.analysis.report import make_report, only_model, only_schedule, read_results_files
-    from repshift.analysis.report_writing import write_page
+    from repshift.analysis.report.run import make_report, only_model, only_schedule, read_results_files
+    from repshift.analysis.report.writing import write_page
 
     output_file(output)
     given = files or []
@@ -119,8 +119,8 @@ def _subject(name: str, variant: Variant, weights: Weights, classes: Path | None
     import torch
 
     from repshift import load_model
-    from repshift.analysis.report import Subject
-    from repshift.analysis.report_classes import class_names
+    from repshift.analysis.report.classes import class_names
+    from repshift.analysis.report.run import Subject
 
     torch.manual_seed(0)  # random weights are the same ones each time
     model = load_model(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema).to(
@@ -145,7 +145,7 @@ def _device(name: str) -> torch.device:
 
 
 def _pictures(subject: Subject, paths: Sequence[Path], most: int, device: str) -> Pictures:
-    from repshift.analysis.report_images import load_pictures, shipped_pictures
+    from repshift.analysis.report.images import load_pictures, shipped_pictures
     from repshift.loading import ZOO
 
     if paths:

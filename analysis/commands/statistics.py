@@ -48,12 +48,12 @@ def statistics(
 
     On several devices: accelerate launch -m repshift statistics ... (or torchrun).
     """
-    from repshift.analysis.evaluation_data import open_samples
-    from repshift.analysis.evaluation_processes import Processes
+    from repshift.analysis.evaluation.data import open_samples
+    from repshift.analysis.evaluation.processes import Processes
     from repshift.analysis.files import output_folder
-    from repshift.analysis.statistics_data import masks_for
-    from repshift.analysis.statistics_run import measure, write_study
-    from repshift.analysis.statistics_study import Study
+    from repshift.analysis.statistics.data import masks_for
+    from repshift.analysis.statistics.run import measure, write_study
+    from repshift.analysis.statistics.study import Study
     from repshift.loading import load_model
 
     chosen = _parse_blocks(blocks)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from repshift.analysis import cli
-from repshift.analysis.ablation_reports import as_page, draw_ablation, table_of, verdicts
-from repshift.analysis.ablations import Point
+from repshift.analysis.ablation.reports import as_page, draw_ablation, table_of, verdicts
+from repshift.analysis.ablation.run import Point
 from repshift.analysis.result_files import read_results
 
 FILES = {"ablation.csv", "ablation.json", "ablation.md", "ablation.png"}

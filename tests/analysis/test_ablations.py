@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from repshift import DataError, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
-from repshift.analysis.ablation_settings import STUDIES, choose_studies, plan
-from repshift.analysis.ablations import count_models, labelled_batches, run_ablation
+from repshift.analysis.ablation.run import count_models, labelled_batches, run_ablation
+from repshift.analysis.ablation.settings import STUDIES, choose_studies, plan
 from repshift.analysis.datasets import ClutteredDigits, draw_canvases
-from repshift.analysis.evaluation_data import open_samples
+from repshift.analysis.evaluation.data import open_samples
 from repshift.analysis.preprocessing import normalised
 
 SIZE = (3, 64, 64)

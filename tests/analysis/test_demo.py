@@ -9,7 +9,8 @@ from PIL import Image
 from repshift import ShiftTracker, load_model
 from repshift.analysis import demo
 from repshift.analysis.datasets import ClutteredDigits, draw_canvases
-from repshift.analysis.demo import HEADINGS, Result, cells, gain, run_demo, tokens_on_digit, verdicts
+from repshift.analysis.demo import HEADINGS, Result, cells, run_demo, tokens_on_digit, verdicts
+from repshift.analysis.paired import gain
 from repshift.errors import DataError
 
 MODELS = ("tiny_vit", "tiny_resnet", "tiny_vim")

@@ -10,12 +10,15 @@ from timm.data import create_transform
 from torch import nn
 
 from repshift import CheckpointError, DataError, ShiftTracker, load_model
-from repshift.analysis import cli, evaluation, evaluation_loop, evaluation_models
-from repshift.analysis.evaluation import Evaluation
-from repshift.analysis.evaluation_processes import Processes
-from repshift.analysis.evaluation_records import PartialResults, Record
-from repshift.analysis.evaluation_settings import EvaluationSettings, model_names
-from repshift.analysis.evaluation_summary import read_real_labels, real_answers, summarise
+from repshift.analysis import cli
+from repshift.analysis.evaluation import loop as evaluation_loop
+from repshift.analysis.evaluation import models as evaluation_models
+from repshift.analysis.evaluation import run as evaluation
+from repshift.analysis.evaluation.processes import Processes
+from repshift.analysis.evaluation.records import PartialResults, Record
+from repshift.analysis.evaluation.run import Evaluation
+from repshift.analysis.evaluation.settings import EvaluationSettings, model_names
+from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
 from repshift.analysis.memory import MemoryExhaustedError
 from repshift.analysis.preprocessing import data_config
 from repshift.analysis.pruned_variants import Variant

@@ -13,9 +13,9 @@ from torch import nn
 
 from repshift import DataError, UnknownNameError, load_model
 from repshift.analysis.datasets import evaluation_canvases
-from repshift.analysis.evaluation_batches import Share
-from repshift.analysis.evaluation_data import loader, open_samples
-from repshift.analysis.evaluation_preprocessing import evaluation_config
+from repshift.analysis.evaluation.batches import Share
+from repshift.analysis.evaluation.data import loader, open_samples
+from repshift.analysis.evaluation.preprocessing import evaluation_config
 from repshift.analysis.preprocessing import normalised
 
 
@@ -332,7 +332,7 @@ def shards(folder):
 
 def open_shards(model, root, **options):
     pytest.importorskip("webdataset")
-    from repshift.analysis.evaluation_streams import open_stream
+    from repshift.analysis.evaluation.streams import open_stream
 
     return open_stream(model, root, "wds/digits", options.pop("split", "validation"), **options)
 
@@ -413,7 +413,7 @@ def test_reading_a_stream_leaves_the_log_as_it_was(model, shards):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stream_of_hugging_face_is_read_once(model, folder, tmp_path, monkeypatch, processes):
     datasets = pytest.importorskip("datasets")
-    from repshift.analysis.evaluation_streams import open_stream
+    from repshift.analysis.evaluation.streams import open_stream
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     (tmp_path / "hub").mkdir()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from repshift import DataError
-from repshift.analysis.evaluation_processes import Processes
+from repshift.analysis.evaluation.processes import Processes
 from repshift.analysis.result_files import read_results
 
 DROP = "12@0"

@@ -31,12 +31,15 @@ from repshift import (
     UnknownNameError,
     load_model,
 )
-from repshift.analysis import cli, finetuning, finetuning_data, finetuning_recipe
+from repshift.analysis import cli
 from repshift.analysis.datasets import ClutteredDigits, draw_canvases
-from repshift.analysis.finetuning import DivergenceError, FineTuning, MissingPackageError, finetune
-from repshift.analysis.finetuning_checkpoints import Checkpoints
-from repshift.analysis.finetuning_data import load_data
-from repshift.analysis.finetuning_recipe import Recipe
+from repshift.analysis.finetuning import data as finetuning_data
+from repshift.analysis.finetuning import recipe as finetuning_recipe
+from repshift.analysis.finetuning import run as finetuning
+from repshift.analysis.finetuning.checkpoints import Checkpoints
+from repshift.analysis.finetuning.data import load_data
+from repshift.analysis.finetuning.recipe import Recipe
+from repshift.analysis.finetuning.run import DivergenceError, FineTuning, MissingPackageError, finetune
 from repshift.analysis.preprocessing import normalised
 
 TRAINING, VALIDATION, BATCH, EPOCHS, RATE = 40, 23, 10, 3, 1e-3
@@ -516,8 +519,8 @@ def test_weights_that_are_not_finite_are_not_saved(recipe, tmp_path, monkeypatch
 def test_a_killed_process_goes_on_to_the_same_result(recipe, uninterrupted, tmp_path):
     script = (
         "import json, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from repshift.analysis.finetuning import finetune\n"
-        "from repshift.analysis.finetuning_recipe import Recipe\n"
+        "from repshift.analysis.finetuning.run import finetune\n"
+        "from repshift.analysis.finetuning.recipe import Recipe\n"
         "finetune(Recipe(**json.loads(sys.argv[1])), Path(sys.argv[2]), workers=0, device='cpu')"
     )
     process = subprocess.Popen([sys.executable, "-c", script, json.dumps(asdict(recipe())), str(tmp_path)])
@@ -860,7 +863,7 @@ CHECKED = """
 import torch
 from torch import distributed
 from repshift.analysis import cli
-from repshift.analysis.finetuning_checkpoints import Checkpoints
+from repshift.analysis.finetuning.checkpoints import Checkpoints
 
 original = Checkpoints.save
 

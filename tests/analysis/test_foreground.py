@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from repshift.analysis.demo import tokens_on_digit
-from repshift.analysis.foreground import Foreground, masks_of_boxes, share_on_foreground, tokens_on_masks
+from repshift.analysis.statistics.foreground import Foreground, masks_of_boxes, share_on_foreground, tokens_on_masks
 from repshift.errors import DataError
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import rankdata, spearmanr
 
-from repshift.analysis.rank_agreement import RankAgreement, average_ranks, spearman
+from repshift.analysis.statistics.rank_agreement import RankAgreement, average_ranks, spearman
 
 
 @pytest.fixture

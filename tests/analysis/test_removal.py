@@ -5,8 +5,8 @@ from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 from torch import nn
 
-from repshift.analysis.imputation import impute
-from repshift.analysis.removal import KINDS, SHARES, Removal, area, changed, places
+from repshift.analysis.statistics.imputation import impute
+from repshift.analysis.statistics.removal import KINDS, SHARES, Removal, area, changed, places
 
 DELETION, INSERTION, ROAD_MOST, ROAD_LEAST = KINDS
 

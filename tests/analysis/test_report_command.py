@@ -9,8 +9,8 @@ import torch
 
 from repshift import load_model
 from repshift.analysis import cli
-from repshift.analysis.report_classes import class_names
-from repshift.analysis.report_images import find_images, spread_evenly
+from repshift.analysis.report.classes import class_names
+from repshift.analysis.report.images import find_images, spread_evenly
 from repshift.analysis.result_files import Results, write_results
 from repshift.errors import DataError
 

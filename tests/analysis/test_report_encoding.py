@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from repshift.analysis.report_encoding import (
+from repshift.analysis.report.encoding import (
     DROPPED,
     encode_colours,
     encode_image,
@@ -16,7 +16,7 @@ from repshift.analysis.report_encoding import (
     encode_mask,
     encode_predictions,
 )
-from repshift.analysis.report_writing import as_embedded_json, make_page
+from repshift.analysis.report.writing import as_embedded_json, make_page
 
 
 def decoded(text):

@@ -7,7 +7,7 @@ from timm.models import MlpMixer, VisionTransformer
 from repshift import RepresentationError, ShiftTracker, UnsupportedModelError, load_model
 from repshift.analysis.datasets import evaluation_canvases
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.report_examination import examine
+from repshift.analysis.report.examination import examine
 
 DROP = "5@0;0.5@2"
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from repshift.analysis.report_charts import make_charts
-from repshift.analysis.report_tables import make_table
+from repshift.analysis.report.charts import make_charts
+from repshift.analysis.report.tables import make_table
 from repshift.analysis.result_files import Results
 
 

@@ -6,7 +6,7 @@ from timm.models import ConvNeXt
 from timm.models.mambaout import MambaOut
 
 from repshift import ShiftTracker, load_model
-from repshift.analysis.shared_blocks import SharedBlocks
+from repshift.analysis.ablation.shared_blocks import SharedBlocks
 from repshift.sites import find_structure
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repshift.analysis.shift_statistics import QUANTILE_ERROR, Distribution, ShiftStatistics
+from repshift.analysis.statistics.distributions import QUANTILE_ERROR, Distribution, ShiftStatistics
 from repshift.errors import DataError, UnknownNameError
 
 SHARES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999, 1.0)

@@ -5,13 +5,19 @@ import torch
 from PIL import Image
 
 from repshift import ShiftTracker, load_model
-from repshift.analysis.evaluation_data import open_samples
-from repshift.analysis.evaluation_processes import Processes
-from repshift.analysis.rank_agreement import spearman
-from repshift.analysis.score_settings import controls, foreground_settings, observe, shift_settings, structure_of
-from repshift.analysis.statistics_data import masks_for
-from repshift.analysis.statistics_run import measure, write_study
-from repshift.analysis.statistics_study import Study
+from repshift.analysis.evaluation.data import open_samples
+from repshift.analysis.evaluation.processes import Processes
+from repshift.analysis.statistics.data import masks_for
+from repshift.analysis.statistics.rank_agreement import spearman
+from repshift.analysis.statistics.run import measure, write_study
+from repshift.analysis.statistics.score_settings import (
+    controls,
+    foreground_settings,
+    observe,
+    shift_settings,
+    structure_of,
+)
+from repshift.analysis.statistics.study import Study
 from repshift.errors import DataError, UnknownNameError, UnsupportedModelError
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from repshift.analysis.throughput import Spread, order_of, paired_ratio, spread, time_in_turn
+from repshift.analysis.throughput.timing import Spread, order_of, paired_ratio, spread, time_in_turn
 
 
 def test_a_spread_is_the_median_between_the_quartiles():

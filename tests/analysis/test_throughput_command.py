@@ -9,8 +9,8 @@ from repshift.analysis.commands.bench import _measure
 from repshift.analysis.memory import fitting
 from repshift.analysis.pruned_variants import Variant
 from repshift.analysis.result_files import read_results
-from repshift.analysis.throughput_comparison import Comparison
-from repshift.analysis.throughput_setup import Setup
+from repshift.analysis.throughput.comparison import Comparison
+from repshift.analysis.throughput.setup import Setup
 
 QUICK = ("--num-bench-iter", 2, "--num-warm-iter", 1, "--threads", 1)
 

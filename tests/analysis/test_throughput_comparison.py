@@ -6,9 +6,9 @@ from repshift import Schedule, UnsupportedModelError, load_model
 from repshift.analysis.macs import count_macs
 from repshift.analysis.memory import MemoryExhaustedError, fitting
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.throughput_comparison import Comparison
-from repshift.analysis.throughput_methods import choose_methods
-from repshift.analysis.throughput_setup import Setup
+from repshift.analysis.throughput.comparison import Comparison
+from repshift.analysis.throughput.methods import choose_methods
+from repshift.analysis.throughput.setup import Setup
 
 PRUNED = Variant("0.2@0,2")
 

@@ -9,8 +9,8 @@ import torch
 
 from repshift.analysis.memory import MemoryExhaustedError
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.throughput_memory import held_bytes, peak_on_cpu
-from repshift.analysis.throughput_setup import Setup
+from repshift.analysis.throughput.memory import held_bytes, peak_on_cpu
+from repshift.analysis.throughput.setup import Setup
 from repshift.errors import DataError
 
 MIB = 2**20
@@ -56,12 +56,12 @@ def test_a_process_that_fails_is_one_clear_error():
 @pytest.mark.slow
 def test_the_process_prints_bytes_and_nothing_else():
     request = {"setup": asdict(Setup("tiny_vim")), "variant": asdict(Variant("0.5@0")), "batch_size": 1, "threads": 1}
-    command = [sys.executable, "-m", "repshift.analysis.throughput_memory"]
+    command = [sys.executable, "-m", "repshift.analysis.throughput.memory"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) > held_bytes(Setup("tiny_vim").load(), torch.zeros(1, 3, 64, 64))
 
 
 def test_a_system_that_does_not_tell_has_no_peak(monkeypatch, tmp_path):
-    monkeypatch.setattr("repshift.analysis.throughput_memory.PROCESS", tmp_path)
+    monkeypatch.setattr("repshift.analysis.throughput.memory.PROCESS", tmp_path)
     assert peak_on_cpu(Setup("tiny_vit"), Variant(), 1, 1) is None

@@ -5,7 +5,7 @@ from timm.models import VisionTransformer
 from repshift import ScheduleError, UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.macs import count_work
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.throughput_methods import choose_methods, variant_of
+from repshift.analysis.throughput.methods import choose_methods, variant_of
 
 PRUNED = Variant("0.2@0,2")
 

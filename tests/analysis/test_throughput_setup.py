@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch.backends.cuda import flash_sdp_enabled, math_sdp_enabled
 
 from repshift import DataError, UnknownNameError, UnsupportedModelError
-from repshift.analysis.throughput_setup import Setup
+from repshift.analysis.throughput.setup import Setup
 
 
 def run(setup, batch=2):

@@ -17,9 +17,9 @@ from repshift.analysis import cli
 from repshift.analysis.datasets import evaluation_canvases
 from repshift.analysis.preprocessing import normalised
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.report import Subject, make_report
-from repshift.analysis.report_images import load_pictures
-from repshift.analysis.report_writing import write_page
+from repshift.analysis.report.images import load_pictures
+from repshift.analysis.report.run import Subject, make_report
+from repshift.analysis.report.writing import write_page
 from repshift.analysis.result_files import Results, write_results
 
 SCHEDULE = "0.2@0,2,4"

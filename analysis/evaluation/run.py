@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from repshift.analysis.evaluation_batches import Failure, Share
-from repshift.analysis.evaluation_data import Samples, open_samples
-from repshift.analysis.evaluation_loop import EvaluationLoop, Part
-from repshift.analysis.evaluation_models import Subject, build_subject
-from repshift.analysis.evaluation_processes import Processes
-from repshift.analysis.evaluation_records import PartialResults, Records, Row, holds_records
-from repshift.analysis.evaluation_settings import EvaluationSettings, read_valid_labels
-from repshift.analysis.evaluation_sources import STREAMS, check_source
-from repshift.analysis.evaluation_streams import Stream, open_stream
-from repshift.analysis.evaluation_summary import read_real_labels, real_answers, summarise
+from repshift.analysis.datasets import CANVASES
+from repshift.analysis.evaluation.batches import Failure, Share
+from repshift.analysis.evaluation.data import Samples, open_samples
+from repshift.analysis.evaluation.loop import EvaluationLoop, Part
+from repshift.analysis.evaluation.models import Subject, build_subject
+from repshift.analysis.evaluation.processes import Processes
+from repshift.analysis.evaluation.records import PartialResults, Records, Row, holds_records
+from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
+from repshift.analysis.evaluation.sources import STREAMS, check_source
+from repshift.analysis.evaluation.streams import Stream, open_stream
+from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
 from repshift.analysis.files import output_file
-from repshift.analysis.finetuning_recipe import CANVASES
 from repshift.analysis.result_files import Results, environment, results_format, write_results
 from repshift.errors import DataError, first_line
 

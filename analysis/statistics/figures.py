@@ -12,11 +12,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from repshift.analysis.foreground import TOP
 from repshift.analysis.palette import BLACK, BLUE, MARKERS, colours_of
-from repshift.analysis.removal import area
-from repshift.analysis.shift_statistics import Distribution
-from repshift.analysis.statistics_study import Study
+from repshift.analysis.statistics.distributions import Distribution
+from repshift.analysis.statistics.foreground import TOP
+from repshift.analysis.statistics.removal import area
+from repshift.analysis.statistics.study import Study
 
 BANDS = ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35))  # from and to which share, and how opaque
 AGREEMENT = "PuOr_r"  # two hues that all can tell apart, and as light as paper where nothing agrees

@@ -11,8 +11,8 @@ from timm.utils import random_seed
 from torch import nn
 
 from repshift import DataError, UnsupportedModelError, load_model
-from repshift.analysis.evaluation_preprocessing import evaluation_config
-from repshift.analysis.evaluation_settings import DTYPES, EvaluationSettings
+from repshift.analysis.evaluation.preprocessing import evaluation_config
+from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.macs import count_work
 from repshift.errors import RepshiftError, first_line
 from repshift.sites import find_structure
@@ -27,7 +27,7 @@ class Subject:
         dense: The dense model that it is compared with, if it is.
         classifier: The dense model as it was loaded, which knows its classes.
         config: timm's data configuration, see
-            :func:`repshift.analysis.evaluation_preprocessing.evaluation_config`.
+            :func:`repshift.analysis.evaluation.preprocessing.evaluation_config`.
         classes: How many classes it tells apart.
         facts: What the results say of it, by timm's names.
     """

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from repshift import DataError, RepshiftError
 from repshift.analysis.files import output_folder, write_text
-from repshift.analysis.finetuning_checkpoints import Checkpoints, Epoch, Progress
-from repshift.analysis.finetuning_data import Data, load_data
-from repshift.analysis.finetuning_recipe import (
+from repshift.analysis.finetuning.checkpoints import Checkpoints, Epoch, Progress
+from repshift.analysis.finetuning.data import Data, load_data
+from repshift.analysis.finetuning.recipe import (
     Recipe,
     build_models,
     create_loss,

@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repshift.analysis.ablation_settings import CONTROLS, STUDIES
-from repshift.analysis.ablations import Point
+from repshift.analysis.ablation.run import Point
+from repshift.analysis.ablation.settings import CONTROLS, STUDIES
 from repshift.analysis.figures import save_figure
 from repshift.analysis.files import write_text
 from repshift.analysis.result_files import Results, write_results
@@ -40,7 +40,7 @@ def table_of(points: Sequence[Point], study: str, unit: str = "block") -> tuple[
     """Arrange a study as a table: a line for each setting, a column for each block, the mean of the blocks last.
 
     Args:
-        points: From :func:`repshift.analysis.ablations.run_ablation`.
+        points: From :func:`repshift.analysis.ablation.run.run_ablation`.
         study: Which study.
         unit: What the blocks of this model are called.
 
@@ -121,7 +121,7 @@ def draw_ablation(points: Sequence[Point], unit: str = "block") -> Figure:
     """Draw a panel for each study: accuracy and its standard error over blocks, a line for each setting.
 
     Args:
-        points: From :func:`repshift.analysis.ablations.run_ablation`, the dense model first.
+        points: From :func:`repshift.analysis.ablation.run.run_ablation`, the dense model first.
         unit: What the blocks of this model are called.
     """
     studies = studies_of(points)

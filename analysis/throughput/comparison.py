@@ -15,10 +15,10 @@ from repshift import Schedule
 from repshift.analysis.macs import Work, count_work
 from repshift.analysis.memory import fitting, is_out_of_memory
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.throughput import paired_ratio, spread, time_in_turn
-from repshift.analysis.throughput_memory import peak_on_cpu, peak_on_gpu
-from repshift.analysis.throughput_methods import DENSE, LIMIT, variant_of
-from repshift.analysis.throughput_setup import Setup
+from repshift.analysis.throughput.memory import peak_on_cpu, peak_on_gpu
+from repshift.analysis.throughput.methods import DENSE, LIMIT, variant_of
+from repshift.analysis.throughput.setup import Setup
+from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
 
 MIB = 2**20
@@ -34,7 +34,7 @@ class Comparison:
     Attributes:
         setup: How all methods are run.
         pruned: Schedule, pruner and what the shift measures; the methods differ by the score alone.
-        models: Models by method, see :func:`repshift.analysis.throughput_methods.choose_methods`.
+        models: Models by method, see :func:`repshift.analysis.throughput.methods.choose_methods`.
         rounds: How often each method is timed.
         warm_up: How often each runs before.
         threads: Of torch, on a CPU.

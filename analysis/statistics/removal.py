@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
-from repshift.analysis.imputation import impute
+from repshift.analysis.statistics.imputation import impute
 
 SHARES = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the pixels; denser where most happens
 BLUR = 1 / 8  # standard deviation of the blur, in sides of the image: less would leave a digit legible

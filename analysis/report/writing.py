@@ -59,7 +59,7 @@ def as_embedded_json(content: Mapping[str, Any]) -> str:
 
 
 def _read(name: str) -> str:
-    text = (resources.files("repshift.analysis") / "report_page" / name).read_text(encoding="utf-8")
+    text = (resources.files("repshift.analysis.report") / "page" / name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")  # browsers hash what they parsed, and line ends are parsed to \n
 
 

@@ -16,14 +16,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from repshift.analysis.evaluation_batches import Batch, Failure, Share, collate, known_label
-from repshift.analysis.evaluation_preprocessing import evaluation_config, image_mode, preprocessing
-from repshift.analysis.evaluation_sources import check_classes, class_count, open_source
+from repshift.analysis.evaluation.batches import Batch, Failure, Share, collate, known_label
+from repshift.analysis.evaluation.preprocessing import evaluation_config, image_mode, preprocessing
+from repshift.analysis.evaluation.sources import check_classes, class_count, open_source
 from repshift.errors import DataError, first_line
 
 
 class Stream:
-    """A stream of samples; see :class:`repshift.analysis.evaluation_data.Samples`.
+    """A stream of samples; see :class:`repshift.analysis.evaluation.data.Samples`.
 
     Args:
         dataset: timm's, with a ``reader`` of pictures and targets.
@@ -100,7 +100,7 @@ def open_stream(
     config: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Stream:
-    """Open ``wds/...`` or ``hfids/...``; see :func:`repshift.analysis.evaluation_data.open_samples`.
+    """Open ``wds/...`` or ``hfids/...``; see :func:`repshift.analysis.evaluation.data.open_samples`.
 
     Raises:
         DataError: If it cannot be opened or does not fit the model.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from repshift import DataError, UnsupportedModelError
-from repshift.analysis.ablation_settings import CONTROLS, Setting, device_of
-from repshift.analysis.demo import gain
-from repshift.analysis.evaluation_data import Samples, loader
+from repshift.analysis.ablation.settings import CONTROLS, Setting, device_of
+from repshift.analysis.ablation.shared_blocks import SharedBlocks
+from repshift.analysis.evaluation.data import Samples, loader
+from repshift.analysis.paired import gain
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.shared_blocks import SharedBlocks
 from repshift.watching import structure_of, unknown
 
 DENSE = Variant()

@@ -14,12 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from repshift.analysis.datasets import evaluation_canvases
-from repshift.analysis.evaluation_batches import Batch, Failure, Share, collate, known_label, unreadable
-from repshift.analysis.evaluation_preprocessing import evaluation_config, image_mode, preprocessing
-from repshift.analysis.evaluation_sources import STREAMS, check_classes, check_source, class_count, open_source
-from repshift.analysis.finetuning_data import CanvasPictures
-from repshift.analysis.finetuning_recipe import CANVASES
+from repshift.analysis.datasets import CANVASES, CanvasPictures, evaluation_canvases
+from repshift.analysis.evaluation.batches import Batch, Failure, Share, collate, known_label, unreadable
+from repshift.analysis.evaluation.preprocessing import evaluation_config, image_mode, preprocessing
+from repshift.analysis.evaluation.sources import STREAMS, check_classes, check_source, class_count, open_source
 from repshift.errors import DataError, UnknownNameError, first_line
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from repshift import DataError, Schedule, UnknownNameError, __version__
 from repshift.analysis.macs import count_work
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.report_charts import make_charts
-from repshift.analysis.report_encoding import (
+from repshift.analysis.report.charts import make_charts
+from repshift.analysis.report.encoding import (
     encode_colours,
     encode_image,
     encode_map,
@@ -21,9 +21,9 @@ from repshift.analysis.report_encoding import (
     encode_predictions,
     rounded,
 )
-from repshift.analysis.report_examination import BlockMaps, Examination, examine
-from repshift.analysis.report_images import Pictures
-from repshift.analysis.report_tables import TITLES, make_table
+from repshift.analysis.report.examination import BlockMaps, Examination, examine
+from repshift.analysis.report.images import Pictures
+from repshift.analysis.report.tables import TITLES, make_table
 from repshift.analysis.result_files import Results, Row, read_results
 from repshift.errors import RepshiftError
 from repshift.sites import find_structure
@@ -112,7 +112,7 @@ def make_report(
         observe: Called with the number of images that are done.
 
     Returns:
-        Plain values for :func:`repshift.analysis.report_writing.make_page`.
+        Plain values for :func:`repshift.analysis.report.writing.make_page`.
 
     Raises:
         DataError: If there is nothing to show.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from repshift.analysis.memory import MemoryExhaustedError, fitting
 from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.throughput_setup import Setup
+from repshift.analysis.throughput.setup import Setup
 from repshift.errors import DataError
 
 PROCESS = Path("/proc/self")
@@ -55,7 +55,7 @@ def peak_on_cpu(setup: Setup, variant: Variant, batch_size: int, threads: int) -
         return None
     request = {"setup": asdict(setup), "variant": asdict(variant), "batch_size": batch_size, "threads": threads}
     done = subprocess.run(
-        [sys.executable, "-m", "repshift.analysis.throughput_memory"],
+        [sys.executable, "-m", "repshift.analysis.throughput.memory"],
         input=json.dumps(request),
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)},
         capture_output=True,

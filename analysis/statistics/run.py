@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from repshift.analysis.evaluation_batches import Share, unreadable
-from repshift.analysis.evaluation_data import Samples, loader
-from repshift.analysis.evaluation_processes import Processes
+from repshift.analysis.evaluation.batches import Share, unreadable
+from repshift.analysis.evaluation.data import Samples, loader
+from repshift.analysis.evaluation.processes import Processes
 from repshift.analysis.figures import save_figure
 from repshift.analysis.files import write_text
 from repshift.analysis.result_files import environment
-from repshift.analysis.statistics_data import Masks
-from repshift.analysis.statistics_figures import (
+from repshift.analysis.statistics.data import Masks
+from repshift.analysis.statistics.figures import (
     draw_agreement,
     draw_distributions,
     draw_foreground,
     draw_removal,
 )
-from repshift.analysis.statistics_study import VERSION, Study
+from repshift.analysis.statistics.study import VERSION, Study
 
 # Called with what is going on, how much of it is done, and of how much
 Observer = Callable[[str, int, int], None]

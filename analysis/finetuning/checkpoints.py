@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from repshift import CheckpointError, DataError
 from repshift.analysis.files import write_text, write_whole
-from repshift.analysis.finetuning_recipe import Recipe
+from repshift.analysis.finetuning.recipe import Recipe
 from repshift.errors import first_line
 
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)  # what a damaged JSON file leads to

@@ -9,9 +9,10 @@ from typing import Any
 from timm.data import create_dataset
 from torch import nn
 
-from repshift.analysis.finetuning_data import SPLITS
 from repshift.errors import DataError, UnknownNameError, first_line
 
+# What timm calls the two splits of a folder
+SPLITS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 INDEXED = ("torch", "hfds")  # timm's kinds of datasets whose samples are read by number
 STREAMS = ("hfids", "wds")  # those that are read from the beginning
 

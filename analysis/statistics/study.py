@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from repshift import UnknownNameError
-from repshift.analysis.foreground import TOP, Foreground
-from repshift.analysis.rank_agreement import RankAgreement
-from repshift.analysis.removal import Removal, area
-from repshift.analysis.score_settings import (
+from repshift.analysis.statistics.distributions import ShiftStatistics
+from repshift.analysis.statistics.foreground import TOP, Foreground
+from repshift.analysis.statistics.rank_agreement import RankAgreement
+from repshift.analysis.statistics.removal import Removal, area
+from repshift.analysis.statistics.score_settings import (
     Setting,
     controls,
     foreground_settings,
@@ -21,7 +22,6 @@ from repshift.analysis.score_settings import (
     shift_settings,
     structure_of,
 )
-from repshift.analysis.shift_statistics import ShiftStatistics
 
 VERSION = 1  # of the layout of the file
 

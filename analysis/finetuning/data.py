@@ -7,19 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from repshift import DataError, UnknownNameError
-from repshift.analysis.datasets import ClutteredDigits, Digits, download_digits, evaluation_canvases, training_digits
-from repshift.analysis.finetuning_recipe import CANVASES, Recipe
+from repshift.analysis.datasets import (
+    CANVASES,
+    CanvasPictures,
+    ClutteredDigits,
+    Digits,
+    download_digits,
+    evaluation_canvases,
+    training_digits,
+)
+from repshift.analysis.evaluation.sources import SPLITS
+from repshift.analysis.finetuning.recipe import Recipe
 from repshift.analysis.preprocessing import data_config
 from repshift.errors import first_line
-
-# What timm calls the two splits of a folder
-SPLITS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 
 
 @dataclass(frozen=True)
@@ -35,28 +40,6 @@ class Data:
     training: DataLoader[Any]
     validation: DataLoader[Any]
     draw: Callable[[int], None]
-
-
-class CanvasPictures(Dataset[tuple[Any, int]]):
-    """Canvases as timm's loaders take them: pictures with a transform.
-
-    Args:
-        canvases: Items are ``(image, label, ...)``, the image ``(3, 64, 64)`` uint8.
-        mode: ``RGB``, or ``L`` for a model of one channel.
-    """
-
-    def __init__(self, canvases: Dataset[Any], mode: str) -> None:
-        self.canvases = canvases
-        self.mode = mode
-        self.transform: Callable[[Image.Image], Any] | None = None  # create_loader sets it
-
-    def __len__(self) -> int:
-        return len(self.canvases)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label, *_ = self.canvases[index]
-        picture = Image.fromarray(image[0].numpy()).convert(self.mode)
-        return picture if self.transform is None else self.transform(picture), int(label)
 
 
 def load_data(recipe: Recipe, model: nn.Module, digits: Path | None, workers: int, pin_memory: bool = False) -> Data:

@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from repshift.analysis.datasets import evaluation_canvases
-from repshift.analysis.evaluation_data import Samples
-from repshift.analysis.evaluation_preprocessing import preprocessing
+from repshift.analysis.datasets import CANVASES, evaluation_canvases
+from repshift.analysis.evaluation.data import Samples
+from repshift.analysis.evaluation.preprocessing import preprocessing
 from repshift.analysis.files import read_image
-from repshift.analysis.finetuning_recipe import CANVASES
-from repshift.analysis.foreground import masks_of_boxes
+from repshift.analysis.statistics.foreground import masks_of_boxes
 from repshift.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif")
@@ -28,7 +27,7 @@ def masks_for(samples: Samples, folder: Path | None = None) -> Masks | None:
     """Say how the objects of samples are found.
 
     Args:
-        samples: From :func:`repshift.analysis.evaluation_data.open_samples`.
+        samples: From :func:`repshift.analysis.evaluation.data.open_samples`.
         folder: A mask for each image, by the name and path of the image under its own folder, with any ending; what
             is not black is the object.
 

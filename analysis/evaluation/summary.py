@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.data import RealLabelsImagenet
 
-from repshift.analysis.evaluation_records import Records
+from repshift.analysis.evaluation.records import Records
 from repshift.errors import DataError, first_line
 
 SHIPPED_LABELS = "timm"  # the word that stands for the reassessed labels that timm ships

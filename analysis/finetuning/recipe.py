@@ -14,10 +14,10 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from repshift import DataError, Schedule, ShiftTracker, UnknownNameError, load_model
+from repshift.analysis.datasets import CANVASES
 from repshift.errors import first_line
 from repshift.registry import suggest
 
-CANVASES = "cluttered-mnist"  # the word that stands for the embedded data
 SEEDS = 1_000_000  # canvases are drawn from 1,000 times the seed plus the epoch, in NumPy's 32 bits
 AMP_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}  # what timm calls them, and Accelerate
 

@@ -13,12 +13,12 @@ import torch
 from timm.utils.decay_batch import decay_batch_step
 from torch import Tensor, nn
 
-from repshift.analysis.evaluation_batches import Batch, Failure, Share, unreadable
-from repshift.analysis.evaluation_data import Samples, loader
-from repshift.analysis.evaluation_models import Subject
-from repshift.analysis.evaluation_records import PartialResults, Record, Records
-from repshift.analysis.evaluation_settings import DTYPES, EvaluationSettings
-from repshift.analysis.evaluation_streams import Stream
+from repshift.analysis.evaluation.batches import Batch, Failure, Share, unreadable
+from repshift.analysis.evaluation.data import Samples, loader
+from repshift.analysis.evaluation.models import Subject
+from repshift.analysis.evaluation.records import PartialResults, Record, Records
+from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
+from repshift.analysis.evaluation.streams import Stream
 from repshift.analysis.memory import fitting, is_out_of_memory
 from repshift.errors import DataError
 

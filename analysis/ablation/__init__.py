@@ -1,0 +1,1 @@
+"""The paper's toy studies (``repshift ablate``)."""

@@ -1,0 +1,1 @@
+"""Evaluation on labelled images (``repshift eval``): every sample exactly once, on one process or several."""

@@ -1,0 +1,1 @@
+"""The explorer page (``repshift report``)."""

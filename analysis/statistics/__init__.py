@@ -1,0 +1,1 @@
+"""What the shift is like over a data set (``repshift statistics``)."""

@@ -1,0 +1,1 @@
+"""Speed and memory of dense and pruned models (``repshift bench``)."""
