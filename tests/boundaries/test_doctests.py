@@ -20,9 +20,9 @@ OPTIONAL = ("accelerate", "flash_attn", "mamba_ssm", "triton")
 
 def modules_with_examples():
     return [
-        f"{package}.{path.stem}"
+        ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts))
         for folder, package in FOLDERS.items()
-        for path in sorted((ROOT / folder).glob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py"))
         if ">>>" in path.read_text(encoding="utf-8")
     ]
 
