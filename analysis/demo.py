@@ -21,7 +21,7 @@ from repshift.analysis.files import output_folder, write_text
 from repshift.analysis.heatmaps import shift_maps
 from repshift.analysis.macs import count_macs
 from repshift.analysis.overlays import dim_dropped, kept_mask
-from repshift.analysis.paired import gain
+from repshift.analysis.paired import gain, verdict
 from repshift.analysis.preprocessing import data_config, normalised, pixels
 from repshift.analysis.shown_blocks import block_names
 from repshift.pruning import cuts
@@ -234,10 +234,8 @@ def verdicts(results: Sequence[Result]) -> list[str]:
     lines = []
     for result in results:
         if result.against_shift is not None and result.score != "shift":
-            points, error = result.against_shift
-            verb = "is as good as" if abs(points) <= 2 * error else "beats" if points > 0 else "LOSES to"
-            measured = f"({points:+.2f} points, +-{error:.2f})"
-            lines.append(f"{result.model} {result.schedule}: the shift {verb} {result.score} {measured}")
+            found = verdict(*result.against_shift, result.score)
+            lines.append(f"{result.model} {result.schedule}: the shift {found}")
     return lines
 
 

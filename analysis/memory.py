@@ -9,6 +9,8 @@ import torch
 
 from repshift.errors import RepshiftError
 
+SIGNS = ("can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
 
 class MemoryExhaustedError(RepshiftError):
     """A batch that does not fit into memory."""
@@ -18,13 +20,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, on a GPU or a CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # torch's allocator for CPUs has no class of error of its own
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # torch's allocator for CPUs has no class of error of its own, and neither have CUDA's libraries
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 @contextmanager
-def fitting(batch_size: int, device: str) -> Iterator[None]:
+def fitting(batch_size: int, device: str, *, retry: bool = True) -> Iterator[None]:
     """Turn running out of memory into one clear error.
+
+    Args:
+        batch_size: Of what runs inside.
+        device: What messages call it.
+        retry: Whether the command has an option ``--retry``.
 
     Raises:
         MemoryExhaustedError: If what runs inside does not fit; the message suggests half of the batch.
@@ -35,7 +42,7 @@ def fitting(batch_size: int, device: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         advice = (
-            f"Give --batch-size {batch_size // 2}, or --retry to try smaller ones in turn."
+            f"Give --batch-size {batch_size // 2}{', or --retry to try smaller ones in turn' * retry}."
             if batch_size > 1
             else "Give smaller images, a smaller model, or another device."
         )

@@ -17,3 +17,16 @@ def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """
     difference = 100 * (ours.float() - theirs.float())
     return float(difference.mean()), float(difference.std(unbiased=False)) / len(difference) ** 0.5
+
+
+def verdict(points: float, error: float, other: str) -> str:
+    """Say in words how one model compares with another, for better or worse.
+
+    Args:
+        points: How many points of accuracy it is better.
+        error: The standard error of this paired difference; within two of them, or without any, nothing is claimed.
+        other: What it is compared with.
+    """
+    unsure = error == 0 or abs(points) <= 2 * error
+    verb = "is not told apart from" if unsure else "beats" if points > 0 else "LOSES to"
+    return f"{verb} {other} ({points:+.2f} points, standard error {error:.2f})"

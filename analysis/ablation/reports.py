@@ -15,6 +15,7 @@ from repshift.analysis.ablation.run import Point
 from repshift.analysis.ablation.settings import CONTROLS, STUDIES
 from repshift.analysis.figures import save_figure
 from repshift.analysis.files import write_text
+from repshift.analysis.paired import verdict
 from repshift.analysis.result_files import Results, write_results
 
 WHAT = {
@@ -78,14 +79,10 @@ def verdicts(points: Sequence[Point]) -> list[str]:
                 (point.over_random, point.over_random_error, "random"),
                 (point.over_norm, point.over_norm_error, "norm"),
             )
-            lines[str(point.drop)] = f"{point.drop}: the shift " + " and ".join(_verdict(*pair) for pair in pairs)
+            lines[str(point.drop)] = f"{point.drop}: the shift " + " and ".join(
+                verdict(points or 0.0, error or 0.0, control) for points, error, control in pairs
+            )
     return list(lines.values())
-
-
-def _verdict(points: float | None, error: float | None, control: str) -> str:
-    difference, unsure = points or 0.0, 2 * (error or 0.0)
-    verb = "is as good as" if abs(difference) <= unsure else "beats" if difference > 0 else "LOSES to"
-    return f"{verb} {control} ({difference:+.2f} points, +-{error or 0.0:.2f})"
 
 
 def write_ablation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,7 +58,7 @@ def ablate(
         str, typer.Option(help="torch/NAME or hfds/NAME under DATA, instead of folders.", show_default=False)
     ] = "",
     device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random control.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random control.")] = 42,
     output: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = Path("repshift-ablation"),
 ) -> None:
     """Drop tokens at one block at a time and compare operation, distance, residual, score, top and bottom half.
@@ -123,12 +122,13 @@ def _measure(
         MemoryExhaustedError: If a batch does not fit into memory.
     """
     from repshift.analysis.ablation.run import count_models, labelled_batches, run_ablation
-    from repshift.analysis.memory import MemoryExhaustedError, is_out_of_memory
+    from repshift.analysis.ablation.settings import device_of
+    from repshift.analysis.memory import fitting
 
     models = count_models(settings)
-    with progress_bar(shown=sys.stderr.isatty()) as progress:  # elsewhere it would leave an empty line
+    with progress_bar() as progress:
         task = progress.add_task(f"{len(samples)} images, {models} models", total=models * len(samples))
-        try:
+        with fitting(batch_size, str(device_of(model)), retry=False):
             return run_ablation(
                 model,
                 settings,
@@ -136,12 +136,6 @@ def _measure(
                 seed=seed,
                 observe=lambda images: progress.update(task, advance=images),
             )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryExhaustedError(
-                f"A batch of {batch_size} does not fit into memory. Give a smaller --batch-size."
-            ) from error
 
 
 def _show(points: Sequence[Point], subject: str, unit: str) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from repshift.analysis.throughput.comparison import Comparison
 
 Row = Mapping[str, Any]
+WIDE = 110  # columns that the whole table needs
+LEFT_OUT = ("quartiles", "GMACs/s", "MiB")  # in a narrower terminal
 BUSY = 0.1  # quartiles further apart than this share of the median are said to be
 
 
@@ -91,20 +93,40 @@ def bench(
     )
     measured = environment(chosen)
     rows: list[dict[str, Any]] = []
-    for size in batch_sizes:
-        done = _measure(comparison, size, retry)
-        _show(done)
-        rows += done
+    try:
+        for size in batch_sizes:
+            done = _measure(comparison, size, retry)
+            _show(done)
+            rows += done
+            if results_file is not None:  # after each, since a later one may not fit into memory
+                write_results(results_file, Results("bench", rows, measured), results_format)
+    except KeyboardInterrupt:
+        kept = f"the batch sizes before are in {results_file}" if rows and results_file else "nothing was written"
+        console.print(f"interrupted; {kept}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
     console.print(", ".join(f"{name} {value}" for name, value in measured.items()), highlight=False, markup=False)
     if results_file is not None:
-        write_results(results_file, Results("bench", rows, measured), results_format)
         console.print(f"results: {results_file}", highlight=False, soft_wrap=True)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    return {
+        "method": row["method"],
+        "samples/s": f"{row['samples_per_sec']:.1f}",
+        "ms": f"{row['step_time']:.2f}",
+        "quartiles": f"{row['step_time_low']:.2f} to {row['step_time_high']:.2f}",
+        "GMACs": f"{row['gmacs']:.2f}",
+        "GMACs/s": f"{row['macs_per_sec']:.1f}",
+        "MiB": "" if row["peak_memory"] is None else f"{row['peak_memory']:.1f}",
+        "speed-up": f"{row['speedup']:.3f}",
+        "efficiency": "" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
+    }
 
 
 def _numbers(given: Sequence[str]) -> list[int]:
     """Read batch sizes that may be repeated, or listed with commas."""
     words = [word for text in given for word in text.split(",")]
-    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise UnknownNameError(f"--batch-size got {', '.join(given)!r}, expected positive numbers, as 1,16,64.")
     return [int(word) for word in words]
 
@@ -137,26 +159,18 @@ def _show(rows: Sequence[Row]) -> None:
     first = rows[0]
     title = f"{first['model']}, batch {first['batch_size']}, {first['img_size']} pixels, {first['precision']}"
     table = Table(title=", ".join([title, *([first["attention"]] if first["attention"] else [])]), title_justify="left")
-    headings = ("method", "samples/s", "ms", "quartiles", "GMACs", "GMACs/s", "MiB", "speed-up", "efficiency")
-    for heading in headings:
+    cells = [_cells(row) for row in rows]
+    # a narrow terminal has the results file for the rest; what is no terminal has no width at all
+    shown = [name for name in cells[0] if console.width >= WIDE or not console.is_terminal or name not in LEFT_OUT]
+    for heading in shown:
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["method"],
-            f"{row['samples_per_sec']:.1f}",
-            f"{row['step_time']:.2f}",
-            f"{row['step_time_low']:.2f} to {row['step_time_high']:.2f}",
-            f"{row['gmacs']:.2f}",
-            f"{row['macs_per_sec']:.1f}",
-            "" if row["peak_memory"] is None else f"{row['peak_memory']:.1f}",
-            f"{row['speedup']:.3f}",
-            "" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
-        )
-    console.print(table)
+    for row in cells:
+        table.add_row(*(row[heading] for heading in shown))
+    console.print(table, width=None if console.is_terminal else WIDE, crop=False)
     shortened = next((row for row in rows if row["method"] != "dense" and row["kept_tokens"]), None)
     if shortened:
         kept = " ".join(map(str, shortened["kept_tokens"]))
-        console.print(f"kept tokens behind each block: {kept}", highlight=False, soft_wrap=True)
+        console.print(f"kept tokens behind each block, stage or layer: {kept}", highlight=False, soft_wrap=True)
     widest = max((row["step_time_high"] - row["step_time_low"]) / row["step_time"] for row in rows)
     if widest > BUSY:
         console.print(

@@ -6,6 +6,7 @@ are asked here for one sample after the other, and one that cannot be read is na
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,19 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from repshift.analysis.datasets import CANVASES, CanvasPictures, evaluation_canvases
 from repshift.analysis.evaluation.batches import Batch, Failure, Share, collate, known_label, unreadable
 from repshift.analysis.evaluation.preprocessing import evaluation_config, image_mode, preprocessing
-from repshift.analysis.evaluation.sources import STREAMS, check_classes, check_source, class_count, open_source
+from repshift.analysis.evaluation.sources import (
+    STREAMS,
+    check_classes,
+    check_source,
+    check_synsets,
+    class_count,
+    class_names,
+    open_source,
+)
 from repshift.errors import DataError, UnknownNameError, first_line
+
+# Errors of the system when it opens or reads a file, none of which says that the file is damaged
+NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EACCES)
 
 
 class Samples(Dataset[tuple[int, Tensor, int]]):
@@ -67,6 +79,11 @@ class Samples(Dataset[tuple[int, Tensor, int]]):
             picture, target = self._picture(self.chosen[index])
             image = self.transform(picture)
         except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_THE_IMAGE:
+                raise DataError(
+                    f"Cannot read {self.file_name(index)} ({type(error).__name__}: {first_line(error)}), and it is not "
+                    "the image's fault. Give the machine what it lacks, and --resume."
+                ) from error
             return Failure(index, self.file_name(index), f"{type(error).__name__}: {first_line(error)}")
         return image, known_label(target, self.valid_labels)
 
@@ -152,6 +169,8 @@ def open_samples(
         opened = open_source(data, dataset, split, image_mode(config), class_map, options)
         opened.transform = None
         classes = class_count(opened)
+        if class_map is None and valid_labels is None:
+            check_synsets(model, class_names(opened), dataset or str(data))
     check_classes(model, classes, dataset or str(data), bool(class_map), valid_labels)
     return Samples(opened, dataset or str(data), config, num_samples, valid_labels)
 

@@ -46,9 +46,9 @@ class Timing:
         self.samples, self.seconds, self.batches = self.samples + samples, self.seconds + seconds, self.batches + 1
 
     @property
-    def rate(self) -> float:
-        """Samples a second; 0 if nothing was timed."""
-        return self.samples / self.seconds if self.seconds else 0.0
+    def rate(self) -> float | None:
+        """Samples a second; ``None`` if nothing was timed."""
+        return self.samples / self.seconds if self.seconds else None
 
 
 @dataclass
@@ -58,15 +58,15 @@ class Part:
     Attributes:
         records: Of the samples that it evaluated, without those done before.
         failures: Samples that could not be read, by number.
-        rate: Samples a second of the model's forward, loading not counted.
+        rate: Samples a second of the model's forward, loading not counted; ``None`` if nothing was left to time.
         dense_rate: The same of the dense model.
         batch_size: The last one, smaller than asked for if memory ran out.
     """
 
     records: Records = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    rate: float = 0.0
-    dense_rate: float = 0.0
+    rate: float | None = None
+    dense_rate: float | None = None
     batch_size: int = 0
 
 

@@ -15,7 +15,7 @@ from repshift.analysis.evaluation.preprocessing import evaluation_config
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.macs import count_work
 from repshift.errors import RepshiftError, first_line
-from repshift.sites import find_structure
+from repshift.watching import structure_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Subject:
     facts: dict[str, Any]
 
 
-def build_subject(name: str, settings: EvaluationSettings, device: torch.device) -> Subject:
-    """Build a model as it is evaluated.
+def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a dense model and say how its images are preprocessed.
 
     Raises:
-        RepshiftError: If it cannot be built, pruned or given this size; the message says why.
+        RepshiftError: If there is no such model, or its weights or preprocessing cannot be had.
     """
     random_seed(settings.seed)  # weights that are not loaded are the same in every process, and after a resumption
     model = load_model(
@@ -54,7 +54,16 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
         use_ema=settings.use_ema,
         **settings.model_options,
     )
-    config = evaluation_config(model, **settings.preprocessing)
+    return model, evaluation_config(model, **settings.preprocessing)
+
+
+def build_subject(name: str, settings: EvaluationSettings, device: torch.device) -> Subject:
+    """Build a model as it is evaluated.
+
+    Raises:
+        RepshiftError: If it cannot be built, pruned or given this size; the message says why.
+    """
+    model, config = load_classifier(name, settings)
     model = _sized(name, model, settings, config["input_size"])
     model = model.to(device, DTYPES[settings.model_dtype])
     if settings.channels_last:
@@ -100,7 +109,7 @@ def _sized(name: str, model: nn.Module, settings: EvaluationSettings, size: tupl
 def _facts(
     name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any], settings: EvaluationSettings
 ) -> dict[str, Any]:
-    variant, structure = settings.variant, find_structure(model)
+    variant, structure = settings.variant, structure_of(model, required=False)
     is_pruned, by_shift = variant.drop is not None, variant.drop is not None and variant.score == "shift"
     try:
         work, dense = (count_work(counted, config["input_size"]) for counted in (pruned, model))

@@ -49,7 +49,10 @@ class Processes:
         Raises:
             DataError: If the launcher's variables are incomplete.
         """
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        told = os.environ.get("WORLD_SIZE", "1")
+        if not told.isdecimal() or int(told) < 1:
+            raise DataError(f"WORLD_SIZE is {told!r}, expected the number of processes. Unset it for one process.")
+        count = int(told)
         if count == 1:
             return cls()
         if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:

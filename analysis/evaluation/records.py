@@ -52,11 +52,8 @@ class PartialResults:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as it will be read
         self._file: TextIO | None = None
 
-    def resume(self, *, exactly: bool = True) -> Records:
+    def resume(self) -> Records:
         """Read what was recorded, if anything was.
-
-        Args:
-            exactly: The recorded settings may not have more names than ours.
 
         Raises:
             CheckpointError: If it belongs to another evaluation.
@@ -68,7 +65,7 @@ class PartialResults:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}). Begin anew: --no-resume.") from error
-        names = {*self.settings, *(before if exactly else ())}
+        names = {*self.settings, *before}
         if changed := sorted(name for name in names if before.get(name) != self.settings.get(name)):
             told = "; ".join(f"{name} was {before.get(name)!r}, is {self.settings.get(name)!r}" for name in changed[:4])
             raise CheckpointError(

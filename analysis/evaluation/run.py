@@ -8,15 +8,17 @@ the result of an uninterrupted one, with any number of processes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from repshift.analysis.datasets import CANVASES
 from repshift.analysis.evaluation.batches import Failure, Share
 from repshift.analysis.evaluation.data import Samples, open_samples
 from repshift.analysis.evaluation.loop import EvaluationLoop, Part
-from repshift.analysis.evaluation.models import Subject, build_subject
+from repshift.analysis.evaluation.models import Subject, build_subject, load_classifier
 from repshift.analysis.evaluation.processes import Processes
 from repshift.analysis.evaluation.records import PartialResults, Records, Row, holds_records
 from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
@@ -128,12 +130,13 @@ class Evaluation:
 
     def _finished(self, name: str, number: int) -> Row | None:
         """Return the row of a model that was finished before the run was interrupted."""
-        partial = self._partial(number, self.settings.fingerprint(name, self.device, self.processes.count))
         row = None
         with self.processes.together():
-            if partial is not None and self.processes.first and partial.row is not None:
-                partial.resume(exactly=False)
-                row = partial.row
+            partial = self._partial(number, {})
+            if partial is not None and self.processes.first and (row := partial.row) is not None:
+                model, config = load_classifier(name, self.settings)
+                identity = self._identity(name, config, self._open(model, config))
+                PartialResults(partial.folder, identity).resume()
         found: Row | None = self.processes.exchange(row)[0]
         return found
 
@@ -141,8 +144,8 @@ class Evaluation:
         records: Records = {}
         with self.processes.together():
             subject = build_subject(name, self.settings, self.device)
-            samples = self._open(subject)
-            partial = self._partial(number, self._identity(name, subject, samples))
+            samples = self._open(subject.classifier, subject.config)
+            partial = self._partial(number, self._identity(name, subject.config, samples))
             if partial is not None and self.processes.first:
                 records = partial.resume()
                 partial.begin()
@@ -165,27 +168,26 @@ class Evaluation:
                 partial.finish(row)
         return row
 
-    def _open(self, subject: Subject) -> Samples | Stream:
+    def _open(self, model: nn.Module, config: Mapping[str, Any]) -> Samples | Stream:
         settings = self.settings
         options = {
             "split": settings.split,
             "class_map": settings.class_map,
             "valid_labels": self.valid_labels,
             "num_samples": settings.num_samples,
-            "config": subject.config,
+            "config": config,
             **settings.dataset_options,
         }
         if self.stream:
-            return open_stream(subject.classifier, settings.data, settings.dataset, **options)
-        return open_samples(subject.classifier, settings.data, dataset=settings.dataset, **options)
+            return open_stream(model, settings.data, settings.dataset, **options)
+        return open_samples(model, settings.data, dataset=settings.dataset, **options)
 
-    def _identity(self, name: str, subject: Subject, samples: Samples | Stream) -> dict[str, Any]:
+    def _identity(self, name: str, config: Mapping[str, Any], samples: Samples | Stream) -> dict[str, Any]:
         """Return what must not have changed when an evaluation is resumed: the settings, and the data found."""
-        config = {key: value if isinstance(value, str) else str(value) for key, value in subject.config.items()}
         files = samples.files if isinstance(samples, Samples) else None
         return {
             **self.settings.fingerprint(name, self.device, self.processes.count),
-            "preprocessed": config,
+            "preprocessed": {key: value if isinstance(value, str) else str(value) for key, value in config.items()},
             "samples": samples.count,
             "files": files and hashlib.sha256("\n".join(files).encode()).hexdigest(),
         }
@@ -206,14 +208,15 @@ class Evaluation:
             **{key: value for key, value in summary.items() if key not in own},
             "samples": len(records),
             "skipped": len(failures),
-            "samples_per_sec": round(sum(part.rate for part in parts), 2),
+            "real_labels": self.settings.real_labels,
+            "samples_per_sec": _rate([part.rate for part in parts]),
             "batch_size": min(part.batch_size for part in parts),
             "precision": self.settings.precision,
             "seed": self.settings.seed if self.settings.variant.score == "random" else None,
             "checkpoint": self.settings.checkpoint,
         }
         if subject.dense is not None:
-            row["dense_samples_per_sec"] = round(sum(part.dense_rate for part in parts), 2)
+            row["dense_samples_per_sec"] = _rate([part.dense_rate for part in parts])
         if failures:
             row["skipped_files"] = "; ".join(
                 f"{failure.name} ({failure.reason})" for _, failure in sorted(failures.items())
@@ -238,3 +241,9 @@ class Evaluation:
                 "(--no-resume)."
             )
         return records, failures
+
+
+def _rate(rates: Sequence[float | None]) -> float | None:
+    """Add up the speed of all processes; unknown if one of them had nothing left to time."""
+    known = [rate for rate in rates if rate is not None]
+    return round(sum(known), 2) if len(known) == len(rates) else None

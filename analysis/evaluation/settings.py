@@ -98,7 +98,12 @@ class EvaluationSettings:
                 not self.compare_dense or self.variant.drop is not None,
                 "--compare-dense compares a pruned model, and nothing is dropped. Give --drop, or leave it out.",
             ),
-            (self.seed >= 0, f"The seed {self.seed} is negative. Give 0 or more (--seed)."),
+            (
+                self.variant.drop is not None or self.variant == Variant(),
+                "Nothing is dropped, so there is nothing to choose by --score, --operation, --distance, --residual, "
+                "--pruner or --keep. Give --drop, or leave these out.",
+            ),
+            (0 <= self.seed < 2**63, f"The seed {self.seed} is out of range. Give 0 to 2^63 - 1 (--seed)."),
         ):
             if not holds:
                 raise DataError(problem)
@@ -106,6 +111,7 @@ class EvaluationSettings:
     def fingerprint(self, model: str, device: torch.device, processes: int) -> dict[str, Any]:
         """Return what must be the same for a resumed evaluation to end with the same result; files by content."""
         files = {"class_map": self.class_map, "checkpoint": self.checkpoint, "valid_labels": self.valid_labels}
+        files["real_labels"] = self.real_labels
         drawn = self.variant.score == "random" and self.variant.drop is not None
         return {
             "model": model,

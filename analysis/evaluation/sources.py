@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
+from timm.data import ImageNetInfo, create_dataset, infer_imagenet_subset
 from torch import nn
 
 from repshift.errors import DataError, UnknownNameError, first_line
 
 # What timm calls the two splits of a folder
-SPLITS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+SPLITS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test", "testing"))
 INDEXED = ("torch", "hfds")  # timm's kinds of datasets whose samples are read by number
 STREAMS = ("hfids", "wds")  # those that are read from the beginning
 
@@ -45,11 +46,25 @@ def check_source(data: str | Path | None, dataset: str, split: str) -> str:
             f"There is no data folder {root}. Give a folder with one folder of images a class, a .tar file of these, "
             "or cluttered-mnist."
         )
-    # timm takes the folder itself where it has no folder of this name, and would evaluate all splits at once
-    synonyms: Sequence[str] = next((names for names in SPLITS if split in names), (split,))
-    if split not in SPLITS[1] and root.is_dir() and not any((root / name).is_dir() for name in synonyms):
-        raise DataError(f"{root} has no folder {' or '.join(synonyms)}. Leave out --split if it is one split itself.")
+    if root.is_dir():
+        _check_split(root, split)
     return ""
+
+
+def _check_split(root: Path, split: str) -> None:
+    """Refuse a folder without the split: timm would take the folder itself, and evaluate all splits at once."""
+    synonyms: Sequence[str] = next((names for names in SPLITS if split in names), (split,))
+    if any((root / name).is_dir() for name in synonyms):
+        return
+    if split not in SPLITS[1]:
+        raise DataError(f"{root} has no folder {' or '.join(synonyms)}. Leave out --split if it is one split itself.")
+    # a class may be called train, too, but its folder has no folders inside
+    others = [name for names in SPLITS for name in names if any(path.is_dir() for path in (root / name).glob("*"))]
+    if others:
+        raise DataError(
+            f"{root} has no folder {' or '.join(synonyms[:2])}, but {', '.join(others)}. Say which one to evaluate: "
+            f"--split {others[0]}."
+        )
 
 
 def open_source(
@@ -78,7 +93,25 @@ def open_source(
         ) from error
     if empty:
         raise DataError(f"{dataset or root} has no samples in its split {split}. Give another --split.")
+    if class_map is not None and not dataset:
+        _check_map(opened, create_dataset("", root=root, split=split, **options), class_map)
     return opened
+
+
+def _check_map(mapped: Any, whole: Any, class_map: str | Path) -> None:
+    """Refuse a map of classes that lacks some of the folders, whose images timm leaves out without a word."""
+    if len(mapped) < len(whole):
+        missing = sorted(set(whole.reader.class_to_idx) - set(mapped.reader.class_to_idx))
+        raise DataError(
+            f"{class_map} lacks the folders {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}, which hold "
+            f"{len(whole) - len(mapped)} of {len(whole)} images. Add them, or take them out of the data."
+        )
+
+
+def class_names(opened: Any) -> list[str]:
+    """List the names of the classes by number, as far as a folder or tar file tells them."""
+    numbered: Mapping[str, int] = getattr(getattr(opened, "reader", None), "class_to_idx", None) or {}
+    return sorted(numbered, key=lambda name: numbered[name])
 
 
 def class_count(opened: Any) -> int | None:
@@ -90,6 +123,24 @@ def class_count(opened: Any) -> int | None:
         for name in ("class_to_idx", "class_name_to_idx", "classes")
     )
     return next((len(classes) for classes in known if classes), None)
+
+
+def check_synsets(model: nn.Module, names: Sequence[str], source: str) -> None:
+    """Check that folders named by WordNet's synsets are those of the ImageNet that a model of timm was trained for.
+
+    Raises:
+        DataError: If they are of another one.
+    """
+    if not names or not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return
+    if (subset := infer_imagenet_subset(model)) is None:
+        return
+    expected = ImageNetInfo(subset).label_names()
+    if others := sorted(set(names) - set(expected)):
+        raise DataError(
+            f"{source} has classes that {subset} lacks, such as {others[0]}, {len(others)} of {len(names)}. Give the "
+            "data that the model was trained for, or --class-map FILE."
+        )
 
 
 def check_classes(

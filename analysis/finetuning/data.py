@@ -105,7 +105,7 @@ def _open(recipe: Recipe, mode: str) -> tuple[Sequence[Any], int | None]:
         raise DataError(
             f"There is no data folder {root}. Give a folder with train/ and validation/ inside, or {CANVASES} (--data)."
         )
-    splits = zip((recipe.train_split, recipe.val_split), SPLITS, strict=True)
+    splits = zip((recipe.train_split, recipe.val_split), SPLITS[:2], strict=True)
     training, validation = (_split_folder(root, split, synonyms) for split, synonyms in splits)
     shown = _create(recipe, training, recipe.train_split, mode)
     classes = shown.reader.class_to_idx

@@ -70,9 +70,12 @@ def test_the_page_has_a_table_for_each_study_and_what_it_was_measured_with():
 @pytest.mark.parametrize(
     ("gains", "words"),
     [
-        ({"over_random": 5.0, "over_random_error": 0.5}, "beats random (+5.00 points, +-0.50)"),
-        ({"over_random": 0.9, "over_random_error": 0.5}, "is as good as random (+0.90 points, +-0.50)"),
-        ({"over_norm": -3.0, "over_norm_error": 0.4}, "LOSES to norm (-3.00 points, +-0.40)"),
+        ({"over_random": 5.0, "over_random_error": 0.5}, "beats random (+5.00 points, standard error 0.50)"),
+        (
+            {"over_random": 0.9, "over_random_error": 0.5},
+            "is not told apart from random (+0.90 points, standard error 0.50)",
+        ),
+        ({"over_norm": -3.0, "over_norm_error": 0.4}, "LOSES to norm (-3.00 points, standard error 0.40)"),
     ],
 )
 def test_a_verdict_says_win_loss_or_no_difference(gains, words):
