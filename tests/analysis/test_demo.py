@@ -65,6 +65,7 @@ def test_a_gain_over_oneself_is_nothing():
     [
         ((5.0, 0.5), "beats random (+5.00 points, standard error 0.50)"),
         ((-3.0, 0.4), "LOSES to random (-3.00 points, standard error 0.40)"),
+        ((100.0, 0.0), "is not told apart from random (+100.00 points, standard error 0.00)"),
         ((0.0, 0.0), "is not told apart from random (+0.00 points, standard error 0.00)"),
         ((0.05, 0.3), "is not told apart from random (+0.05 points, standard error 0.30)"),
         ((-0.5, 0.3), "is not told apart from random (-0.50 points, standard error 0.30)"),

@@ -541,6 +541,9 @@ def test_a_failing_model_among_others_is_exit_code_1(run, folder):
         (["{folder}", "--results-format", "xml"], "xml"),
         (["{folder}", "--model-kwargs", "size"], "key=value"),
         (["{folder}", "--num-samples", "0"], "--num-samples"),
+        (["{folder}", "--score", "norm"], "Give --drop"),
+        (["{folder}", "--keep", "bottom"], "Give --drop"),
+        (["{folder}", "--seed", "99999999999999999999"], "--seed"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_writes_nothing(run, folder, monkeypatch, arguments, message):
@@ -554,6 +557,13 @@ def test_bad_input_is_one_clear_error_and_writes_nothing(run, folder, monkeypatc
     assert len(err.splitlines()) == 1
     assert not out
     assert files(Path()) == set()
+
+
+def test_a_number_of_processes_that_is_none_is_an_error(run, folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    code, _, err = run(folder, "-m", "tiny_resnet")
+    assert code == 1
+    assert "WORLD_SIZE is 'many'" in err
 
 
 def test_an_unknown_flag_is_exit_code_2(run, folder):
@@ -570,3 +580,44 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(run, folder, monkeypatch)
     code, out, _ = run(folder, "-m", "tiny_resnet", "--results-file", "r.csv")
     assert code == 130
     assert "--resume" in out
+
+
+# --- several models, interrupted between them ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_done(settings, folder, tmp_path):
+    """A run over two models of which the second does not exist: the first one's row is kept to resume from."""
+    evaluate(settings(), tmp_path / "r.json", models=("tiny_resnet", "nosuch"))
+    return tmp_path / "r.json"
+
+
+def test_a_finished_model_is_taken_over_when_nothing_changed(settings, half_done):
+    rows = evaluate(settings(), half_done, models=("tiny_resnet", "tiny_vit"), resume=True)
+    assert rows[0] == evaluate(settings())[0] | {name: rows[0][name] for name in MEASURED}
+
+
+def test_a_finished_model_of_other_data_is_an_error(settings, half_done, folder):
+    next(folder.rglob("*.png")).unlink()
+    (row, _) = evaluate(settings(), half_done, models=("tiny_resnet", "nosuch"), resume=True)
+    assert "belong to another evaluation: files was" in row["error"]
+
+
+def test_a_finished_model_with_other_labels_is_an_error(settings, half_done, tmp_path):
+    (tmp_path / "real.json").write_text(json.dumps([[1]]))
+    changed = settings(real_labels=str(tmp_path / "real.json"))
+    (row, _) = evaluate(changed, half_done, models=("tiny_resnet", "nosuch"), resume=True)
+    assert "belong to another evaluation: real_labels was" in row["error"]
+
+
+def test_a_resumed_run_with_nothing_left_to_time_has_no_speed(settings, tmp_path, monkeypatch):
+    def stop(self, row):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PartialResults, "finish", stop)
+        with pytest.raises(Stop):
+            evaluate(settings(), tmp_path / "r.json")
+    (row,) = evaluate(settings(), tmp_path / "r.json", resume=True)
+    assert row["samples_per_sec"] is row["dense_samples_per_sec"] is None
+    assert same(row) == same(evaluate(settings())[0])

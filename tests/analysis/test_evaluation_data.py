@@ -1,5 +1,7 @@
+import errno
 import json
 import logging
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from matplotlib.cbook import get_sample_data
 from PIL import Image
-from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.data import ImageNetInfo, create_dataset, create_loader, resolve_data_config
 from torch import nn
 
 from repshift import DataError, UnknownNameError, load_model
@@ -243,6 +245,49 @@ def test_an_empty_folder_is_an_error(model, tmp_path):
 def test_a_missing_split_is_an_error_and_not_the_whole_folder(model, folder):
     with pytest.raises(DataError, match="no folder test"):
         open_samples(model, folder, split="test")
+
+
+def test_a_folder_of_other_splits_is_not_evaluated_as_a_whole(model, folder):
+    (folder / "val").rename(folder / "train")
+    shutil.copytree(folder / "train", folder / "test")
+    with pytest.raises(DataError, match=r"has no folder validation or val, but train, test\. .*--split train"):
+        open_samples(model, folder)
+    assert len(open_samples(model, folder, split="test")) == 23
+
+
+def test_a_class_may_be_called_train(folder):
+    (folder / "val" / "0").rename(folder / "val" / "train")
+    assert len(open_samples(load_model("tiny_resnet"), folder / "val")) == 23
+
+
+def test_folders_that_a_class_map_lacks_are_an_error_and_not_left_out(folder, tmp_path):
+    missing = len(list((folder / "val" / "3").iterdir()))
+    (tmp_path / "classes.txt").write_text("\n".join("012T456789"))
+    with pytest.raises(DataError, match=rf"lacks the folders 3, which hold {missing} of 23 images"):
+        open_samples(load_model("resnet18"), folder, class_map=tmp_path / "classes.txt")
+
+
+def test_folders_of_another_imagenet_are_an_error(tmp_path, make_image):
+    names = ImageNetInfo("imagenet-1k").label_names()
+    for name in ["n00007846", *names[1:]]:  # "person", of ImageNet-21k
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "0.png").touch()
+    with pytest.raises(DataError, match=r"has classes that imagenet-1k lacks, such as n00007846, 1 of 1000"):
+        open_samples(load_model("resnet18"), tmp_path / "data")
+    (tmp_path / "data" / "n00007846").rename(tmp_path / "data" / names[0])
+    assert len(open_samples(load_model("resnet18"), tmp_path / "data")) == 1000
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), OSError(errno.EMFILE, "too many open files")])
+def test_what_the_machine_lacks_is_no_damaged_image(model, folder, error):
+    samples = open_samples(model, folder)
+
+    def transform(picture):
+        raise error
+
+    samples.transform = transform
+    with pytest.raises(DataError, match=r"Cannot read .*png .*it is not the image's fault"):
+        samples.read(0)
 
 
 def test_a_model_of_another_number_of_classes_is_an_error_that_names_both(folder):

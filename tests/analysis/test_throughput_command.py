@@ -45,8 +45,37 @@ def test_a_table_shows_all_methods_and_what_is_kept(bench):
     assert (code, err.strip()) == (0, "")
     assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
     assert "tiny_vit, batch 2, 64 pixels, float32, sdpa" in out
-    assert "kept tokens behind each block: 205 205 164 164 164 164" in out
+    assert "kept tokens behind each block, stage or layer: 205 205 164 164 164 164" in out
     assert f"torch {torch.__version__}" in out
+
+
+def test_batch_sizes_before_one_that_does_not_fit_are_kept(bench, tmp_path, monkeypatch):
+    measure = Comparison.run
+
+    def run_out(self, batch_size, observe=lambda what: None):
+        with fitting(batch_size, "cpu"):
+            if batch_size > 1:
+                raise MemoryError
+            return measure(self, batch_size, observe)
+
+    monkeypatch.setattr(Comparison, "run", run_out)
+    code, _, err = bench("--drop", "0.2@0", "--methods", "shift", "-b", "1,8", "--results-file", "b.json")
+    assert code == 1
+    assert "A batch of 8 does not fit" in err
+    assert [row["batch_size"] for row in read_results(tmp_path / "b.json").rows] == [1, 1, 1]
+
+
+def test_no_cell_is_cut_where_there_is_no_terminal(bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    _, out, _ = bench("--drop", "0.2@0", "-b", 1)
+    assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
+    assert "\u2026" not in out
+
+
+def test_a_power_is_no_batch_size(bench):
+    code, _, err = bench("--drop", "0.2@0", "-b", "\u00b2")
+    assert code == 1
+    assert "expected positive numbers" in err
 
 
 @pytest.mark.parametrize("sizes", [("-b", "1,3"), ("-b", "1", "--batch-size", "3")], ids=["commas", "repeated"])
