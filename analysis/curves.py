@@ -18,6 +18,7 @@ from repshift.errors import DataError, ScheduleError
 
 DENSE = "dense"
 EVAL, BENCH = "eval", "bench"
+OPERATIONS = ("mlp", "stage", "mixer")  # those by default
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def _points_of(row: Row, device: str | None) -> list[Point]:
 def _method(row: Row) -> str:
     """Name a method so that settings other than the paper's are methods of their own."""
     method = str(row.get("method") or DENSE)
-    others = [row.get("distance") if row.get("distance") not in (None, "l2") else None]
+    others = [row.get("operation") if row.get("operation") not in (None, *OPERATIONS) else None]
+    others += [row.get("distance") if row.get("distance") not in (None, "l2") else None]
     others += ["residual" if row.get("residual") else None, row.get("pruner")]
     return " ".join([method, *(str(other) for other in others if other)])
 

@@ -16,7 +16,7 @@ from repshift.analysis.macs import Work, count_work
 from repshift.analysis.memory import fitting, is_out_of_memory
 from repshift.analysis.pruned_variants import Variant
 from repshift.analysis.throughput.memory import peak_on_cpu, peak_on_gpu
-from repshift.analysis.throughput.methods import DENSE, LIMIT, variant_of
+from repshift.analysis.throughput.methods import DENSE, LIMIT, SHIFT, variant_of
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
@@ -145,11 +145,22 @@ class Comparison:
             "speedup_quartiles": [round(speedup.low, 3), round(speedup.high, 3)],
             "efficiency_quartiles": efficiency and [round(efficiency.low, 3), round(efficiency.high, 3)],
             "schedule": "" if name == DENSE else str(Schedule.of(self.pruned.drop or "")),
+            **self._measured_by(name),
             "kept_tokens": None if work.tokens is None else list(work.tokens),
             "precision": self.setup.precision,
             "attention": self.setup.attention_of(model),
             "channels_last": self.setup.channels_last,
             "torchcompile": self.setup.torchcompile,
+        }
+
+    def _measured_by(self, name: str) -> dict[str, Any]:
+        """Say what the shift measures, by the names of the results of an evaluation."""
+        shift = name == SHIFT
+        return {
+            "operation": self.pruned.operation if shift else None,
+            "distance": self.pruned.distance if shift else None,
+            "residual": self.pruned.residual if shift else None,
+            "pruner": None if name == DENSE else self.pruned.pruner,
         }
 
     def _work(self, name: str) -> Work:

@@ -96,7 +96,12 @@ def test_a_dense_model_that_was_compared_with_is_a_point_of_its_own():
 
 @pytest.mark.parametrize(
     ("setting", "name"),
-    [({"residual": True}, "shift residual"), ({"distance": "cosine"}, "shift cosine"), ({}, "shift")],
+    [
+        ({"operation": "attn"}, "shift attn"),
+        ({"residual": True}, "shift residual"),
+        ({"distance": "cosine"}, "shift cosine"),
+        ({}, "shift"),
+    ],
 )
 def test_another_setting_than_the_papers_is_a_method_of_its_own(setting, name):
     (point,) = collect([Results("eval", [evaluated("shift", "0.5@0", 90.0, 0.8, **setting)], CPU)])
