@@ -29,6 +29,7 @@ from repshift.analysis.datasets import (
     evaluation_canvases,
     training_digits,
 )
+from repshift.analysis.devices import choose_device
 from repshift.analysis.files import output_folder, write_text, write_whole
 from repshift.analysis.preprocessing import normalised
 from repshift.loading import ZOO
@@ -102,7 +103,7 @@ def train_model(
     """
     if name not in ZOO:
         raise UnknownNameError(f"The zoo has no model {name!r}. {suggest(name, ZOO)}")
-    device = _checked_device(device)
+    device = str(choose_device(device, ("cpu", "cuda", "mps", "xpu")))
     recipe = Recipe(seed=seed) if epochs is None else Recipe(seed=seed, epochs=epochs)
     trainer = Trainer(name, training_digits(digits or download_digits()), output, recipe, device)
     model = trainer.train(observe)
@@ -213,20 +214,6 @@ class Trainer:
         if differing:
             raise CheckpointError(f"{self.state} was left by a run with other {', '.join(differing)}. {advice}")
         return epochs
-
-
-def _checked_device(device: str | None) -> str:
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise DataError(f"There is no device {device!r}. Give cpu or cuda (--device cpu).") from error
-    if kind not in ("cpu", "cuda", "mps", "xpu"):
-        raise DataError(f"Nothing can be trained on the device {device!r}. Give cpu or cuda (--device cpu).")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DataError(f"There is no CUDA device for device={device!r}. Give device='cpu' (--device cpu).")
-    return device
 
 
 def canvas_accuracy(model: nn.Module, canvases: Canvases, batch: int = 100) -> float:

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 import typer
 
 from repshift.analysis.terminal import console, progress_bar
-from repshift.errors import DataError, first_line
+from repshift.errors import DataError
 
 if TYPE_CHECKING:
-    import torch
-
     from repshift.analysis.pruned_variants import Variant
     from repshift.analysis.report.images import Pictures
     from repshift.analysis.report.run import Subject
@@ -119,29 +117,17 @@ def _subject(name: str, variant: Variant, weights: Weights, classes: Path | None
     import torch
 
     from repshift import load_model
+    from repshift.analysis.devices import choose_device
     from repshift.analysis.report.classes import class_names
     from repshift.analysis.report.run import Subject
 
+    place = choose_device(device)
     torch.manual_seed(0)  # random weights are the same ones each time
-    model = load_model(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema).to(
-        _device(device)
-    )
+    model = load_model(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema)
+    model = model.to(place)
     if not weights.pretrained and weights.checkpoint is None:
         _say("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
     return Subject(name, model, str(weights), variant, class_names(model, name, classes))
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(
-            f"--device got {name!r}, which is not there ({first_line(error)}). Give cpu or cuda."
-        ) from error
-    return device
 
 
 def _pictures(subject: Subject, paths: Sequence[Path], most: int, device: str) -> Pictures:

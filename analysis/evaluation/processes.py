@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from repshift.analysis.devices import choose_device
 from repshift.errors import DataError, RepshiftError, first_line
 
 PATIENCE = timedelta(days=7)  # a process may have to wait for a slower one; launchers end those whose peers died
@@ -78,16 +79,9 @@ class Processes:
         Raises:
             DataError: If there is no such device.
         """
-        try:
-            device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError as error:
-            raise DataError(f"There is no device {wanted!r}. Give cpu or cuda (--device cpu).") from error
-        if device.type not in ("cpu", "cuda"):
-            raise DataError(f"Nothing is evaluated on the device {wanted!r}. Give cpu or cuda (--device cpu).")
+        device = choose_device(wanted)
         if device.type == "cpu":
             return device
-        if not torch.cuda.is_available():
-            raise DataError(f"There is no CUDA device for --device {wanted}. Give --device cpu.")
         number = device.index if device.index is not None else self.local_rank
         if number >= torch.cuda.device_count():
             raise DataError(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from repshift.analysis.devices import choose_device
 from repshift.analysis.preprocessing import data_config
-from repshift.errors import DataError, UnknownNameError, UnsupportedModelError
+from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.loading import load_model
 from repshift.registry import suggest
 
@@ -67,7 +68,7 @@ class Setup:
         ):
             if given is not None and given not in known:
                 raise UnknownNameError(f"Unknown --{what} {given!r}. {suggest(given, known)}")
-        _check_device(self.device)
+        choose_device(self.device)
 
     def load(self) -> nn.Module:
         """Build the dense model as it is run, but not compiled.
@@ -125,14 +126,3 @@ class Setup:
             if self.attention in KERNELS:
                 stack.enter_context(sdpa_kernel(KERNELS[self.attention]))
             yield
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise DataError(f"There is no device {device!r}. Give cpu or cuda (--device cpu).") from error
-    if kind not in ("cpu", "cuda"):
-        raise DataError(f"Nothing is timed on the device {device!r}. Give cpu or cuda (--device cpu).")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DataError(f"There is no CUDA device for --device {device}. Give --device cpu.")

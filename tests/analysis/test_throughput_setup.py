@@ -116,7 +116,7 @@ def test_a_kernel_for_a_model_without_attention_is_refused():
         ({"precision": "float"}, UnknownNameError, "Unknown --precision 'float'. Did you mean 'float32'"),
         ({"attention": "flesh"}, UnknownNameError, "Unknown --attention 'flesh'. Did you mean 'flash'"),
         ({"device": "toaster"}, DataError, "There is no device 'toaster'"),
-        ({"device": "meta"}, DataError, "Nothing is timed on the device 'meta'"),
+        ({"device": "meta"}, DataError, "Nothing runs on the device 'meta' here"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(options, error, message):
