@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,13 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return {**config, "mean": config["mean"][:channels], "std": config["std"][:channels]}
 
 
-def load_images(model: nn.Module, paths: Iterable[str | Path]) -> Tensor:
+def load_images(model: nn.Module, paths: Iterable[str | Path], config: Mapping[str, Any] | None = None) -> Tensor:
     """Read image files as the model's evaluation does: resized, cropped and normalised.
+
+    Args:
+        model: Its data configuration says how.
+        paths: The files.
+        config: Another data configuration, for images of another size.
 
     Returns:
         ``(images, channels, rows, columns)`` float32.
@@ -31,7 +36,7 @@ def load_images(model: nn.Module, paths: Iterable[str | Path]) -> Tensor:
     Raises:
         DataError: If a file is no image; the message names it.
     """
-    config = data_config(model)
+    config = data_config(model) if config is None else config
     transform = cast("Callable[[Any], Tensor]", create_transform(**config, is_training=False))
     mode = "L" if config["input_size"][0] == 1 else "RGB"
     return torch.stack([transform(read_image(Path(path)).convert(mode)) for path in paths])

@@ -14,7 +14,6 @@ from repshift.backbones.checkpoints import load_weights, shipped_weights
 # deviation are those of the training canvases.
 CLUTTERED_MNIST = {
     "input_size": (3, 64, 64),
-    "fixed_input_size": True,
     "num_classes": 10,
     "interpolation": "bicubic",
     "crop_pct": 1.0,
@@ -117,6 +116,7 @@ def _finished(name: str, model: nn.Module, settings: dict[str, Any], pretrained:
     model.pretrained_cfg = {  # type: ignore[assignment]
         **CLUTTERED_MNIST,
         "architecture": name,
+        "fixed_input_size": name != "tiny_resnet",  # a CNN takes any size as it is
         "input_size": (settings["in_chans"], *to_2tuple(settings.get("img_size", 64))),
         "num_classes": settings["num_classes"],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,13 +62,20 @@ def heatmap(
     pruner: Annotated[
         str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
     ] = None,
+    img_size: Annotated[int | None, typer.Option(help="Pixels a side. [default: the model's]")] = None,
+    input_size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Channels, rows and columns, for images that are not square.", show_default=False),
+    ] = None,
     output: Annotated[Path, typer.Option(help="The figure; its ending names the format.")] = Path("heatmap.png"),
 ) -> None:
     """Draw the representation shift of image files: one row an image, one column a block."""
+    from repshift.analysis.evaluation.preprocessing import evaluation_config
     from repshift.analysis.figures import check_figure_path, check_scale, save_figure
     from repshift.analysis.heatmap_figures import heatmap_figure
     from repshift.analysis.preprocessing import load_images
     from repshift.analysis.pruned_variants import Variant, choose_drop
+    from repshift.analysis.sizes import resized
     from repshift.loading import load_model
     from repshift.sites import find_structure
 
@@ -78,13 +85,16 @@ def heatmap(
     variant = Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner)
     if variant.drop is None and (kept or score != "shift" or pruner):
         raise ScheduleError("--kept, --score and --pruner are about what is dropped. Give --drop, such as 0.2@0,3,6.")
-    loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
+    loading: dict[str, Any] = {"pretrained": pretrained, "checkpoint": checkpoint, "use_ema": use_ema}
+    loaded = load_model(model, **loading)
+    config = evaluation_config(loaded, img_size=img_size, input_size=input_size, use_train_size=True)
+    loaded = resized(model, loaded, config["input_size"], **loading)
     if not pretrained and checkpoint is None:
         console.print(
             "note: the weights are random; give --pretrained or --checkpoint for a trained model.", soft_wrap=True
         )
     paths = [*image, *(more_images or [])]
-    inputs = load_images(loaded, paths)
+    inputs = load_images(loaded, paths, config)
     if not sites and (operation or residual) and find_structure(loaded) is None:
         raise UnknownNameError(
             f"{model} has no known backbone, so its blocks are compared as they are, output with input. "

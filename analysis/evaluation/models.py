@@ -10,11 +10,12 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from repshift import DataError, UnsupportedModelError, load_model
+from repshift import DataError, load_model
 from repshift.analysis.evaluation.preprocessing import evaluation_config
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.macs import count_work
-from repshift.errors import RepshiftError, first_line
+from repshift.analysis.sizes import resized
+from repshift.errors import first_line
 from repshift.watching import structure_of
 
 
@@ -47,14 +48,13 @@ def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module,
         RepshiftError: If there is no such model, or its weights or preprocessing cannot be had.
     """
     random_seed(settings.seed)  # weights that are not loaded are the same in every process, and after a resumption
-    model = load_model(
-        name,
-        pretrained=settings.pretrained,
-        checkpoint=settings.checkpoint,
-        use_ema=settings.use_ema,
-        **settings.model_options,
-    )
+    model = load_model(name, **_loading(settings))
     return model, evaluation_config(model, **settings.preprocessing)
+
+
+def _loading(settings: EvaluationSettings) -> dict[str, Any]:
+    weights = {"pretrained": settings.pretrained, "checkpoint": settings.checkpoint, "use_ema": settings.use_ema}
+    return {**weights, **settings.model_options}
 
 
 def build_subject(name: str, settings: EvaluationSettings, device: torch.device) -> Subject:
@@ -64,7 +64,7 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
         RepshiftError: If it cannot be built, pruned or given this size; the message says why.
     """
     model, config = load_classifier(name, settings)
-    model = _sized(name, model, settings, config["input_size"])
+    model = resized(name, model, config["input_size"], **_loading(settings))
     model = model.to(device, DTYPES[settings.model_dtype])
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -75,35 +75,6 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
         pruned, model if settings.compare_dense else None, model, config, getattr(model, "num_classes", 0), facts
     )
     return _compiled(subject) if settings.torchcompile else subject
-
-
-def _sized(name: str, model: nn.Module, settings: EvaluationSettings, size: tuple[int, int, int]) -> nn.Module:
-    """Fit a model that takes one size only to another one, as timm fits its weights."""
-    own = getattr(model, "pretrained_cfg", None) or {}
-    if not own.get("fixed_input_size") or "img_size" in settings.model_options:
-        return model
-    if tuple(own["input_size"]) == tuple(size):
-        return model
-    try:
-        if hasattr(model, "set_input_size"):
-            resizable: Any = model
-            resizable.set_input_size(img_size=size[1:])
-            return model
-        larger = replace(settings, model_options={**settings.model_options, "img_size": size[1:]})
-        return load_model(
-            name,
-            pretrained=larger.pretrained,
-            checkpoint=larger.checkpoint,
-            use_ema=larger.use_ema,
-            **larger.model_options,
-        )
-    except RepshiftError:
-        raise
-    except Exception as error:  # each family of timm has its own reasons
-        raise UnsupportedModelError(
-            f"{name} cannot be evaluated at {size[1]}x{size[2]} pixels ({type(error).__name__}: {first_line(error)}). "
-            "Leave out --img-size, or give a size that its patches and windows divide."
-        ) from error
 
 
 def _facts(

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repshift.analysis.devices import choose_device
 from repshift.analysis.preprocessing import data_config
+from repshift.analysis.sizes import resized
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.loading import load_model
 from repshift.registry import suggest
@@ -77,7 +78,8 @@ class Setup:
             UnknownNameError: If no model has this name.
             UnsupportedModelError: If it has no attention to choose a kernel for.
         """
-        model = self._sized()
+        model = load_model(self.model)
+        model = resized(self.model, model, self.input_size(model))
         chosen = [module for module in model.modules() if hasattr(module, "fused_attn")]
         if self.attention is not None:
             if not chosen:
@@ -88,14 +90,6 @@ class Setup:
                 module.fused_attn = self.attention != "eager"  # type: ignore[assignment]  # a plain attribute
         model = model.to(self.device, PRECISIONS[self.precision][0])
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
-
-    def _sized(self) -> nn.Module:
-        if self.img_size is None:
-            return load_model(self.model)
-        try:
-            return load_model(self.model, img_size=self.img_size)
-        except UnknownNameError:  # convolutional networks take any size without being told
-            return load_model(self.model)
 
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
         """Return channels, rows and columns of the images."""

@@ -9,7 +9,7 @@ from PIL import Image
 
 import repshift
 from repshift import load_model
-from repshift.analysis import cli, demo, training
+from repshift.analysis import cli, demo, figures, heatmap_figures, training
 from repshift.analysis.datasets import ClutteredDigits, draw_canvases
 from repshift.analysis.demo import Result
 
@@ -79,6 +79,16 @@ def test_an_error_is_one_line_and_exit_code_1_of_the_process(tmp_path):
 
 
 # --- heatmap ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["tiny_vit", "tiny_resnet", DEIT])
+def test_heatmap_takes_images_that_are_not_square(run, make_image, tmp_path, monkeypatch, model):
+    seen = []
+    monkeypatch.setattr(heatmap_figures, "heatmap_figure", lambda pruned, inputs, *_, **__: seen.append(inputs.shape))
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: None)
+    code, *_ = run("heatmap", "-m", model, "--image", make_image("a.png"), "--input-size", 3, 64, 96)
+    assert code == 0
+    assert seen == [(1, 3, 64, 96)]
 
 
 def test_heatmap_draws_one_row_an_image_and_one_column_a_block(run, make_image, tmp_path):

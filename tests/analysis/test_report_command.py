@@ -181,7 +181,7 @@ def test_images_without_one_model(run, make_image, results, tmp_path):
 def test_settings_that_do_not_exist(run, make_image, tmp_path):
     image = make_image("a.png")
     refused(run, tmp_path, *SMALL, "--images", image, "--keep", "middle", match="'top' or 'bottom'")
-    refused(run, tmp_path, *SMALL, "--images", image, "--device", "abacus", match="--device got 'abacus'")
+    refused(run, tmp_path, *SMALL, "--images", image, "--device", "abacus", match="no device 'abacus'")
     refused(run, tmp_path, *SMALL, "--images", image, "--drop-r", "[0.2]", match="Give one of them")
 
 
