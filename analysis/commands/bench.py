@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from repshift.analysis.terminal import console, progress_bar
@@ -166,7 +167,8 @@ def _show(rows: Sequence[Row]) -> None:
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for row in cells:
         table.add_row(*(row[heading] for heading in shown))
-    console.print(table, width=None if console.is_terminal else WIDE, crop=False)
+    wide = console if console.is_terminal else Console(width=max(WIDE, console.width))
+    wide.print(table)
     shortened = next((row for row in rows if row["method"] != "dense" and row["kept_tokens"]), None)
     if shortened:
         kept = " ".join(map(str, shortened["kept_tokens"]))
