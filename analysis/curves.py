@@ -107,7 +107,7 @@ def _points_of(row: Row, device: str | None) -> list[Point]:
     top1, samples = float(row["top1"]), row.get("samples")
     point = Point(
         model=row["model"],
-        method=_method(row),
+        method=method_of(row),
         schedule=_schedule(row.get("schedule")),
         top1=top1,
         top1_error=_error(top1, samples),
@@ -136,7 +136,7 @@ def _points_of(row: Row, device: str | None) -> list[Point]:
     ]
 
 
-def _method(row: Row) -> str:
+def method_of(row: Row) -> str:
     """Name a method so that settings other than the paper's are methods of their own."""
     method = str(row.get("method") or DENSE)
     others = [row.get("operation") if row.get("operation") not in (None, *OPERATIONS) else None]
@@ -169,7 +169,7 @@ def _with_speed(points: Sequence[Point], benchmarks: Sequence[Results], batch_si
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row.get("batch_size") == wanted and row.get("samples_per_sec"):
-            key = (str(row.get("model")), _method(row), _schedule(row.get("schedule")))
+            key = (str(row.get("model")), method_of(row), _schedule(row.get("schedule")))
             found.setdefault(key, []).append(row)
     if not any(_key(point) in found for point in points):
         raise DataError(
