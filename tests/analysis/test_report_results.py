@@ -4,9 +4,12 @@ import math
 
 import pytest
 
+from repshift.analysis.curves import collect
 from repshift.analysis.report.charts import make_charts
 from repshift.analysis.report.tables import make_table
 from repshift.analysis.result_files import Results
+
+METHODS = ("shift", "norm")
 
 
 def row(method, top1=None, gmacs=None, rate=None, schedule="", model="vit", **more):
@@ -26,7 +29,7 @@ def charts(*results):
 
 
 def test_accuracy_is_drawn_against_work_a_curve_a_method():
-    rows = [row("shift", 80.0, 3.0), row("dense", 82.0, 4.0), row("shift", 78.0, 2.0)]
+    rows = [row("shift", 80.0, 3.0, None, "0.1@0"), row("dense", 82.0, 4.0), row("shift", 78.0, 2.0, None, "0.2@0")]
     chart = charts(Results("eval", rows))["Accuracy and work"]
     assert points(chart) == {"shift": [(2.0, 78.0), (3.0, 80.0)], "dense": [(4.0, 82.0)]}
 
@@ -42,8 +45,77 @@ def test_a_dense_model_that_was_compared_is_drawn_once():
     drawn = charts(Results("eval", rows))
     assert points(drawn["Accuracy and work"])["dense"] == [(4.0, 82.0)]
     assert points(drawn["Accuracy and throughput"])["dense"] == [(10.0, 82.0)]
-    drawn = charts(Results("eval", [*rows, row("dense", 82.5, 4.0)]))
-    assert points(drawn["Accuracy and work"])["dense"] == [(4.0, 82.5)]
+    drawn = charts(Results("eval", [*rows, row("dense", 82.0, 4.0)]))
+    assert points(drawn["Accuracy and work"])["dense"] == [(4.0, 82.0)]
+
+
+def test_two_accuracies_of_one_dense_model_are_not_joined():
+    compared = [{"dense_top1": top1, "dense_gmacs": 4.0} for top1 in (82.0, 81.0)]
+    rows = [row(method, 80.0, 3.0, 20.0, "0.1@0", **dense) for method, dense in zip(METHODS, compared, strict=True)]
+    drawn = charts(*(Results("eval", [one]) for one in rows))
+    assert list(drawn) == ["Accuracy and work"]
+    assert drawn["Accuracy and work"]["series"] == []
+    assert "has two accuracies, 82.0 and 81.0" in drawn["Accuracy and work"]["problem"]
+
+
+def test_settings_other_than_the_papers_are_curves_of_their_own():
+    rows = [row("shift", 80.0, 3.0, 5.0, "0.1@0", distance=distance, batch_size=1) for distance in ("l2", "cosine")]
+    drawn = charts(Results("eval", rows), Results("bench", rows))
+    for title in ("Accuracy and work", "Accuracy and throughput", "Throughput and work"):
+        assert set(points(drawn[title])) == {"shift", "shift cosine"}, title
+
+
+def timed(device, rate, **more):
+    rows = [row("shift", None, 3.0, rate, "0.1@0", batch_size=8, **more)]
+    return Results("bench", rows, {"device": device})
+
+
+def test_benchmarks_of_two_devices_are_not_joined():
+    evaluated = Results("eval", [row("shift", 80.0, 3.0, 1.0, "0.1@0")])
+    drawn = charts(evaluated, timed("cpu", 10.0), timed("GPU", 500.0))
+    assert points(drawn["Accuracy and work"]) == {"shift": [(3.0, 80.0)]}
+    assert drawn["Accuracy and throughput"]["series"] == []
+    assert "was timed with device cpu and GPU" in drawn["Accuracy and throughput"]["problem"]
+    assert points(drawn["Throughput and work (cpu)"]) == {"shift": [(3.0, 10.0)]}
+    assert points(drawn["Throughput and work (GPU)"]) == {"shift": [(3.0, 500.0)]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "told"),
+    [
+        ("precision", ("float32", "bfloat16"), ("float32", "bfloat16")),
+        ("attention", ("eager", "flash"), ("eager attention", "flash attention")),
+        ("img_size", (224, None), ("224 px", "img_size not told")),
+    ],
+)
+def test_benchmarks_of_two_settings_have_charts_of_their_own(setting, values, told):
+    drawn = charts(*(timed("cpu", 10.0, **{setting: value}) for value in values))
+    assert list(drawn) == [f"Throughput and work ({words})" for words in told]
+
+
+def test_evaluations_timed_on_two_devices_are_told_apart():
+    rows = [row("shift", 80.0, 3.0, 1.0, "0.1@0"), row("shift", 70.0, 2.0, 9.0, "0.2@0")]
+    found = [Results("eval", [one], {"device": device}) for one, device in zip(rows, ("cpu", "GPU"), strict=True)]
+    drawn = charts(*found)
+    assert points(drawn["Accuracy and throughput"]) == {"shift, cpu": [(1.0, 80.0)], "shift, GPU": [(9.0, 70.0)]}
+    assert len(points(drawn["Accuracy and work"])["shift"]) == 2
+
+
+def test_the_report_and_the_curves_command_agree():
+    results = [
+        Results("eval", [row("shift", 80.0, 3.0, 1.0, "0.1@0"), row("norm", 79.0, 3.0, 1.0, "0.1@0")]),
+        Results("bench", [row("shift", rate=rate, schedule="0.1@0", batch_size=8) for rate in (90.0, 100.0, 500.0)]),
+    ]
+    chart = charts(*results)["Accuracy and throughput"]
+    expected = {point.method: [(point.samples_per_sec, point.top1)] for point in collect(results)}
+    expected.pop("norm")  # no benchmark has timed it
+    assert points(chart) == expected == {"shift": [(100.0, 80.0)]}
+
+
+def test_ablations_of_two_models_have_charts_of_their_own():
+    rows = [{"study": "distance", "block": 0, "setting": "l2", "delta": -1.0}]
+    drawn = charts(*(Results("ablate", rows, {"model": model}) for model in ("a", "b")))
+    assert list(drawn) == ["Study: distance (a)", "Study: distance (b)"]
 
 
 def test_the_throughput_is_that_of_the_benchmark_at_its_largest_batch():
@@ -70,6 +142,16 @@ def test_speed_up_is_drawn_against_the_batch_size_if_there_are_several():
     assert points(charts(Results("bench", rows[:1]))["Throughput and work"]) == {"shift": [(2.0, 1.0)]}
 
 
+def test_the_speed_ups_of_two_schedules_are_curves_of_their_own():
+    rows = [
+        row("shift", rate=1.0, schedule=schedule, batch_size=size, speedup=size * factor)
+        for schedule, factor in (("0.1@0", 1.0), ("[0.2]", 2.0))
+        for size in (1, 2)
+    ]
+    chart = charts(Results("bench", rows))["Speed-up over the dense model"]
+    assert points(chart) == {"shift, 0.1@0": [(1, 1.0), (2, 2.0)], "shift, 0.2@0": [(1, 2.0), (2, 4.0)]}
+
+
 def test_each_study_has_a_curve_a_setting():
     rows = [{"study": "dense", "block": None, "setting": "dense", "delta": 0.0}]
     rows += [
@@ -82,9 +164,22 @@ def test_each_study_has_a_curve_a_setting():
     assert points(drawn["Study: distance"]) == {"l2": [(0, 0.0), (3, -3.0)], "l1": [(0, 0.0), (3, -3.0)]}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "", "fast", True, [1.0]])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_is_not_drawn(value):
-    rows = [row("shift", value, 3.0), row("dense", 82.0, 4.0)]
+    rows = [row("shift", 80.0, value, None, "0.1@0"), row("dense", 82.0, 4.0, value)]
+    drawn = charts(Results("eval", rows))
+    assert {title: points(chart) for title, chart in drawn.items()} == {"Accuracy and work": {"dense": [(4.0, 82.0)]}}
+    assert charts(Results("eval", rows[:1])) == {}
+
+
+@pytest.mark.parametrize("value", [None, "", "fast", [1.0]])
+def test_a_damaged_accuracy_is_told_in_place_of_the_chart(value):
+    chart = charts(Results("eval", [row("shift", value, 3.0), row("dense", 82.0, 4.0)]))["Accuracy and work"]
+    assert "A line of the eval results is damaged" in chart["problem"]
+
+
+def test_a_model_that_could_not_be_evaluated_is_left_out():
+    rows = [{"model": "big", "error": "out of memory"}, row("dense", 82.0, 4.0)]
     assert points(charts(Results("eval", rows))["Accuracy and work"]) == {"dense": [(4.0, 82.0)]}
     assert charts(Results("eval", rows[:1])) == {}
 

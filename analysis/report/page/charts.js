@@ -4,6 +4,7 @@ const COLOURS = 8;
 
 function chartFigure(chart, number) {
   const title = `chart-${number}`;
+  if (chart.problem) return element("figure", {}, element("h3", { id: title }, chart.title), element("p", {}, chart.problem));
   const legend = chart.series.map((series, index) => element("li", { class: null },
     drawing("svg", { viewBox: "-8 -8 16 16", class: `series-${index % COLOURS}`, "aria-hidden": "true" }, markAt(index, 0, 0, 6)),
     series.name));
