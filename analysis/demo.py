@@ -21,7 +21,7 @@ from repshift.analysis.files import output_folder, write_text
 from repshift.analysis.heatmaps import shift_maps
 from repshift.analysis.macs import count_macs
 from repshift.analysis.overlays import dim_dropped, kept_mask
-from repshift.analysis.paired import gain, verdict
+from repshift.analysis.paired import MEANING, gain, verdict
 from repshift.analysis.preprocessing import data_config, normalised, pixels
 from repshift.analysis.shown_blocks import block_names
 from repshift.pruning import cuts
@@ -256,7 +256,7 @@ HEADINGS = ("drop", "score", "accuracy %", "images/s", "GMACs", "on digit %", "c
 LEGEND = (
     "drop: share of the tokens, or rows and columns of the map, @ the blocks, layers or stages after which they go "
     "(none: the dense model); on digit: share of what the last of them keeps that lies on the digit; chance: that "
-    "share among all tokens there."
+    f"share among all tokens there. {MEANING}"
 )
 
 

@@ -19,7 +19,7 @@ from repshift.analysis.overlays import COLOURS, show_map_on_image, to_pixels
 from repshift.errors import DataError, UnknownNameError
 from repshift.registry import suggest
 
-FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
+FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 # Which maps share a colour scale; the figure says so
 SCALES = {
     "map": "each map has a colour scale of its own",

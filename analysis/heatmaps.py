@@ -23,6 +23,7 @@ from repshift import DataError, ShiftTracker, UnknownNameError, UnsupportedModel
 from repshift.analysis.overlays import kept_mask, show_map_on_image
 from repshift.analysis.shown_blocks import chosen_names
 from repshift.attention import AttentionScore
+from repshift.errors import RepshiftError, first_line
 from repshift.pruning import cuts
 from repshift.registry import suggest
 from repshift.scores import Score
@@ -110,10 +111,25 @@ def shift_maps(
     Returns:
         For each site ``(images, rows, columns)`` float32 in the units of the score, not normalised; NaN where a
         pruned model had dropped the token.
+
+    Raises:
+        DataError: If the model does not take such images, or what it makes of them is not finite.
     """
     tracker = ShiftTracker(model, sites, operation=operation, distance=distance, residual=residual, score=score)
-    with tracker, torch.inference_mode():
-        model(images)
+    try:
+        with tracker, torch.inference_mode():
+            model(images)
+    except RepshiftError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise DataError(
+            f"{type(model).__name__} does not take images of shape {tuple(images.shape)} and {images.dtype} "
+            f"({first_line(error)}). Preprocess them for it, as repshift.analysis.preprocessing.load_images does."
+        ) from error
+    for name in sites:
+        # a blank place means that a token was dropped, so nothing else may be blank
+        if not bool(tracker.shifts[name].isfinite().all()):
+            raise DataError(f"What was measured at {name} is not finite. Check the images and the weights.")
     return {name: tracker.maps[name] for name in sites}
 
 

@@ -19,6 +19,9 @@ def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     return float(difference.mean()), float(difference.std(unbiased=False)) / len(difference) ** 0.5
 
 
+MEANING = "s.e.: standard error of the difference, image by image; less than two of them apart is a tie."
+
+
 def verdict(points: float, error: float, other: str) -> str:
     """Say in words how one model compares with another, for better or worse.
 
@@ -28,5 +31,5 @@ def verdict(points: float, error: float, other: str) -> str:
         other: What it is compared with.
     """
     unsure = error == 0 or abs(points) <= 2 * error
-    verb = "is not told apart from" if unsure else "beats" if points > 0 else "LOSES to"
-    return f"{verb} {other} ({points:+.2f} points, standard error {error:.2f})"
+    verb = "ties with" if unsure else "beats" if points > 0 else "LOSES to"
+    return f"{verb} {other} ({points:+.2f} points, s.e. {error:.2f})"

@@ -23,12 +23,13 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 
 
 def load_images(model: nn.Module, paths: Iterable[str | Path], config: Mapping[str, Any] | None = None) -> Tensor:
-    """Read image files as the model's evaluation does: resized, cropped and normalised.
+    """Read image files as timm preprocesses them for the model, at the size that it was trained for.
 
     Args:
         model: Its data configuration says how.
         paths: The files.
-        config: Another data configuration, for images of another size.
+        config: Another data configuration, for images of another size, such as
+            :func:`repshift.analysis.evaluation.preprocessing.evaluation_config` gives.
 
     Returns:
         ``(images, channels, rows, columns)`` float32.

@@ -15,7 +15,7 @@ from repshift.analysis.ablation.run import Point
 from repshift.analysis.ablation.settings import CONTROLS, STUDIES
 from repshift.analysis.figures import save_figure
 from repshift.analysis.files import write_text
-from repshift.analysis.paired import verdict
+from repshift.analysis.paired import MEANING, verdict
 from repshift.analysis.result_files import Results, write_results
 
 WHAT = {
@@ -27,7 +27,7 @@ WHAT = {
 }
 LEGEND = (
     "Top-1 in percent; in brackets how many tokens go (positions, of a map) after that one block, counted from zero, "
-    "and after no other. Controls: random, norm."
+    f"and after no other. Controls: random, norm. {MEANING}"
 )
 GREYS = {"random": "0.45", "norm": "0.7"}  # of the controls
 

@@ -87,7 +87,7 @@ def heatmap(
         raise ScheduleError("--kept, --score and --pruner are about what is dropped. Give --drop, such as 0.2@0,3,6.")
     loading: dict[str, Any] = {"pretrained": pretrained, "checkpoint": checkpoint, "use_ema": use_ema}
     loaded = load_model(model, **loading)
-    config = evaluation_config(loaded, img_size=img_size, input_size=input_size, use_train_size=True)
+    config = evaluation_config(loaded, img_size=img_size, input_size=input_size)
     loaded = resized(model, loaded, config["input_size"], **loading)
     if not pretrained and checkpoint is None:
         console.print(

@@ -20,6 +20,7 @@ from repshift.analysis.throughput.methods import DENSE, LIMIT, SHIFT, variant_of
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
+from repshift.watching import structure_of
 
 MIB = 2**20
 Seconds = Mapping[str, tuple[float, ...]]
@@ -155,9 +156,10 @@ class Comparison:
 
     def _measured_by(self, name: str) -> dict[str, Any]:
         """Say what the shift measures, by the names of the results of an evaluation."""
-        shift = name == SHIFT
+        shift, structure = name == SHIFT, structure_of(self.models[DENSE], required=False)
+        operation = self.pruned.operation or (structure.operation if structure else None)
         return {
-            "operation": self.pruned.operation if shift else None,
+            "operation": operation if shift else None,
             "distance": self.pruned.distance if shift else None,
             "residual": self.pruned.residual if shift else None,
             "pruner": None if name == DENSE else self.pruned.pruner,

@@ -1,5 +1,4 @@
 import csv
-import os
 import re
 import signal
 import subprocess
@@ -70,12 +69,12 @@ def test_the_page_has_a_table_for_each_study_and_what_it_was_measured_with():
 @pytest.mark.parametrize(
     ("gains", "words"),
     [
-        ({"over_random": 5.0, "over_random_error": 0.5}, "beats random (+5.00 points, standard error 0.50)"),
+        ({"over_random": 5.0, "over_random_error": 0.5}, "beats random (+5.00 points, s.e. 0.50)"),
         (
             {"over_random": 0.9, "over_random_error": 0.5},
-            "is not told apart from random (+0.90 points, standard error 0.50)",
+            "ties with random (+0.90 points, s.e. 0.50)",
         ),
-        ({"over_norm": -3.0, "over_norm_error": 0.4}, "LOSES to norm (-3.00 points, standard error 0.40)"),
+        ({"over_norm": -3.0, "over_norm_error": 0.4}, "LOSES to norm (-3.00 points, s.e. 0.40)"),
     ],
 )
 def test_a_verdict_says_win_loss_or_no_difference(gains, words):
@@ -211,7 +210,13 @@ def test_lines_that_a_network_cannot_spare_are_refused_before_anything_is_writte
 def test_an_interruption_leaves_nothing_half_written(tmp_path):
     command = [sys.executable, "-m", "repshift", "ablate", "--output", "out"]
     running = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # in the background of a shell, interruptions are ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         begun = time.monotonic()

@@ -63,12 +63,12 @@ def test_a_gain_over_oneself_is_nothing():
 @pytest.mark.parametrize(
     ("against_shift", "words"),
     [
-        ((5.0, 0.5), "beats random (+5.00 points, standard error 0.50)"),
-        ((-3.0, 0.4), "LOSES to random (-3.00 points, standard error 0.40)"),
-        ((100.0, 0.0), "is not told apart from random (+100.00 points, standard error 0.00)"),
-        ((0.0, 0.0), "is not told apart from random (+0.00 points, standard error 0.00)"),
-        ((0.05, 0.3), "is not told apart from random (+0.05 points, standard error 0.30)"),
-        ((-0.5, 0.3), "is not told apart from random (-0.50 points, standard error 0.30)"),
+        ((5.0, 0.5), "beats random (+5.00 points, s.e. 0.50)"),
+        ((-3.0, 0.4), "LOSES to random (-3.00 points, s.e. 0.40)"),
+        ((100.0, 0.0), "ties with random (+100.00 points, s.e. 0.00)"),
+        ((0.0, 0.0), "ties with random (+0.00 points, s.e. 0.00)"),
+        ((0.05, 0.3), "ties with random (+0.05 points, s.e. 0.30)"),
+        ((-0.5, 0.3), "ties with random (-0.50 points, s.e. 0.30)"),
     ],
 )
 def test_a_verdict_says_win_loss_or_no_difference(against_shift, words):

@@ -228,3 +228,16 @@ def test_a_block_that_was_not_measured_is_refused_with_those_that_were(small_vit
     assert "blocks.1" not in heatmaps
     with pytest.raises(UnknownNameError, match=r"'blocks\.1'.*'blocks\.0'"):
         heatmaps["blocks.1"]
+
+
+def test_what_is_not_finite_is_an_error_and_not_a_blank_place(small_vit):
+    images = torch.randn(2, 3, 24, 40)
+    images[1, 0, 3, 3] = torch.nan
+    with pytest.raises(DataError, match=r"What was measured at blocks\.0 is not finite"):
+        heatmap_array(small_vit, images, "blocks.0")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 24, 40), (1, 3, 25, 40)], ids=["channels", "size"])
+def test_images_that_the_model_does_not_take_are_an_error(small_vit, shape):
+    with pytest.raises(DataError, match=rf"VisionTransformer does not take images of shape \({shape[0]}, {shape[1]}"):
+        heatmap_array(small_vit, torch.randn(shape), "blocks.0")
