@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from repshift.analysis.datasets import CANVASES, evaluation_canvases
 from repshift.analysis.evaluation.data import Samples
 from repshift.analysis.evaluation.preprocessing import preprocessing
-from repshift.analysis.files import read_image
 from repshift.analysis.statistics.foreground import masks_of_boxes
 from repshift.errors import DataError
 
@@ -29,7 +30,7 @@ def masks_for(samples: Samples, folder: Path | None = None) -> Masks | None:
     Args:
         samples: From :func:`repshift.analysis.evaluation.data.open_samples`.
         folder: A mask for each image, by the name and path of the image under its own folder, with any ending; what
-            is not black is the object.
+            is not black is the object, see :func:`read_mask`.
 
     Returns:
         ``None`` if nothing is known of the objects.
@@ -78,12 +79,25 @@ class FolderMasks:
         """Return the masks of some samples.
 
         Raises:
-            DataError: If one is missing or cannot be read.
+            DataError: If one is missing, cannot be read, or has another size than its image.
         """
-        return torch.stack([self.transform(read_image(self._file(index)).convert("L")) for index in indices])
+        return torch.stack([self.transform(self._mask(index)) for index in indices])
 
-    def _file(self, index: int) -> Path:
-        image = Path(self.samples.file_name(index))
+    def _mask(self, index: int) -> Image.Image:
+        image = self._image(index)
+        file = self._file(image)
+        mask, size = read_mask(file), _opened(image, lambda picture: picture.size)
+        if mask.shape != size[::-1]:
+            raise DataError(
+                f"The mask {file} has {mask.shape[1]} x {mask.shape[0]} pixels, its image {image} has {size[0]} x "
+                f"{size[1]}. Give a mask of the image's size, or leave out --masks."
+            )
+        return Image.fromarray(mask.astype(np.uint8) * 255)
+
+    def _image(self, index: int) -> Path:
+        return Path(self.samples.file_name(index)).absolute()
+
+    def _file(self, image: Path) -> Path:
         try:
             place = self.folder / image.relative_to(Path(self.samples.name).absolute())
         except ValueError as error:
@@ -94,6 +108,50 @@ class FolderMasks:
         if found is None:
             raise DataError(f"{image} has no mask {place.with_suffix('.png')}. Draw it, or leave out --masks.")
         return found
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Read where an object is from the values of a file as they are stored, so that small label numbers count, too.
+
+    Returns:
+        ``(rows, columns)``, ``True`` where any colour, grey level of any depth or number of a palette's colour is not
+        zero, and which is not fully transparent.
+
+    Raises:
+        DataError: If the file is no image, or has a palette whose first colour is neither black nor transparent.
+    """
+    return _opened(path, lambda image: _object(image, path))
+
+
+def _object(image: Image.Image, path: Path) -> NDArray[np.bool_]:
+    visible = np.ones(image.size[::-1], dtype=bool)
+    if "A" in image.getbands() or ("transparency" in image.info and image.mode in ("1", "L", "P", "RGB")):
+        visible = np.asarray(image.convert("RGBA"))[..., 3] > 0
+    if image.mode in ("P", "PA"):
+        numbers = np.asarray(image.getchannel(0))
+        black = ~np.asarray(image.convert("RGB")).any(-1)
+        if any((image.getpalette() or [])[:3]) and (visible & (black | (numbers == 0))).any():
+            raise DataError(
+                f"The first colour of the palette of {path} is not black, so it does not say what the object is. Save "
+                "the mask in grey levels, black where the object is not."
+            )
+        return visible & (numbers != 0)
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa"):
+        image = image.convert("RGB")
+    values = np.asarray(image) != 0
+    if values.ndim == 3:
+        values = values[..., : -1 if "A" in image.getbands() else None].any(-1)
+    return visible & values
+
+
+def _opened(path: Path, read: Callable[[Image.Image], Any]) -> Any:
+    try:
+        with Image.open(path) as image:
+            return read(image)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not an image that Pillow can read ({error}). Give a PNG file.") from error
 
 
 def _geometry(samples: Samples) -> Callable[[Image.Image], Tensor]:

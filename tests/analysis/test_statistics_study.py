@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,7 +8,7 @@ from PIL import Image
 from repshift import ShiftTracker, load_model
 from repshift.analysis.evaluation.data import open_samples
 from repshift.analysis.evaluation.processes import Processes
-from repshift.analysis.statistics.data import masks_for
+from repshift.analysis.statistics.data import masks_for, read_mask
 from repshift.analysis.statistics.rank_agreement import spearman
 from repshift.analysis.statistics.run import measure, write_study
 from repshift.analysis.statistics.score_settings import (
@@ -186,6 +187,67 @@ def test_a_mask_that_is_missing_is_named(pictures, vit):
     masks = masks_for(open_samples(vit, pictures / "images"), pictures / "masks")
     with pytest.raises(DataError, match=r"3\.png has no mask"):
         masks([0, 3])
+
+
+OBJECT = np.array([[False, True, False], [False, False, True]])
+
+
+def palette_image(colours):
+    image = Image.fromarray(OBJECT.astype(np.uint8)).copy()
+    image.putpalette([number for colour in colours for number in colour])
+    return image
+
+
+def channels(*values):
+    return Image.fromarray(np.stack([OBJECT * value for value in values], axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(OBJECT),
+        Image.fromarray(OBJECT.astype(np.uint8)),
+        Image.fromarray(OBJECT.astype(np.uint16)),
+        Image.fromarray(OBJECT.astype(np.int32)),
+        channels(0, 0, 3),
+        channels(9, 255),
+        channels(0, 3, 0, 1),
+        Image.fromarray(np.stack([np.full((2, 3), 90), OBJECT * 255], axis=-1).astype(np.uint8)),
+        palette_image([(0, 0, 0), (0, 0, 0)]),
+        palette_image([(0, 0, 0), (0, 0, 1)]),
+    ],
+    ids=["one bit", "8 bits", "16 bits", "32 bits", "blue", "opaque", "green", "cut out", "black number", "palette"],
+)
+def test_what_is_not_zero_and_not_transparent_is_the_object(tmp_path, image):
+    file = tmp_path / ("mask.tif" if image.mode == "I" else "mask.png")
+    image.save(file)
+    assert read_mask(file).tolist() == OBJECT.tolist()
+
+
+def test_a_palette_whose_first_colour_is_transparent_says_what_the_object_is(tmp_path):
+    palette_image([(255, 255, 255), (9, 0, 0)]).save(tmp_path / "mask.png", transparency=0)
+    assert read_mask(tmp_path / "mask.png").tolist() == OBJECT.tolist()
+
+
+def test_a_palette_whose_first_colour_is_white_does_not_say_what_the_object_is(tmp_path):
+    palette_image([(255, 255, 255), (0, 0, 0)]).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="first colour of the palette"):
+        read_mask(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize("size", [(40, 40), (40, 80), (160, 80)])
+def test_a_mask_of_another_size_than_its_image_is_refused(pictures, vit, size):
+    Image.new("L", size, 255).save(pictures / "masks" / "two" / "3.png")
+    masks = masks_for(open_samples(vit, pictures / "images"), pictures / "masks")
+    with pytest.raises(DataError, match=rf"3\.png has {size[0]} x {size[1]} pixels, its image .* has 80 x 40"):
+        masks([0, 3])
+
+
+def test_a_mask_that_is_no_image_is_named(pictures, vit):
+    (pictures / "masks" / "two" / "3.png").write_bytes(b"no image")
+    masks = masks_for(open_samples(vit, pictures / "images"), pictures / "masks")
+    with pytest.raises(DataError, match=r"masks.*3\.png is not an image"):
+        masks([3])
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------
