@@ -65,7 +65,7 @@ def statistics(
             loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
             study = Study(loaded.to(processes.device(device)), chosen)
             options: dict[str, Any] = {"dataset": dataset, "split": split, "class_map": class_map}
-            samples = open_samples(loaded, data, num_samples=num_samples, **options)
+            samples = open_samples(loaded, data, num_samples=num_samples, labelled=False, **options)
             found = masks_for(samples, masks)
         with progress_bar(shown=processes.first) as progress:
             task = progress.add_task("", total=None)

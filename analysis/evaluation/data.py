@@ -130,12 +130,13 @@ def open_samples(
     valid_labels: Sequence[int] | None = None,
     num_samples: int | None = None,
     config: Mapping[str, Any] | None = None,
+    labelled: bool = True,
     **options: Any,
 ) -> Samples:
     """Open data that are read by number, preprocessed as timm evaluates this model.
 
     Args:
-        model: Its classes must be those of the data.
+        model: Its classes must be those of the data, if these are labelled.
         data: A folder with one folder of images a class (or with a folder ``split`` of these), a tar file of such
             folders, the root or cache of ``dataset``, or the word ``cluttered-mnist`` for the shipped canvases.
         dataset: A dataset by timm's name, ``torch/NAME`` or ``hfds/NAME``.
@@ -144,6 +145,7 @@ def open_samples(
         valid_labels: The model's classes that the data have, in the order of the data's own.
         num_samples: Take so many, evenly spread; by default all.
         config: From :func:`evaluation_config`; by default the model's own.
+        labelled: Whether the labels will be used; else classes need not be the model's.
         **options: Passed on to :func:`timm.data.create_dataset`, such as ``input_key`` and ``target_key``.
 
     Raises:
@@ -169,9 +171,10 @@ def open_samples(
         opened = open_source(data, dataset, split, image_mode(config), class_map, options)
         opened.transform = None
         classes = class_count(opened)
-        if class_map is None and valid_labels is None:
+        if labelled and class_map is None and valid_labels is None:
             check_synsets(model, class_names(opened), dataset or str(data))
-    check_classes(model, classes, dataset or str(data), bool(class_map), valid_labels)
+    if labelled:
+        check_classes(model, classes, dataset or str(data), bool(class_map), valid_labels)
     return Samples(opened, dataset or str(data), config, num_samples, valid_labels)
 
 

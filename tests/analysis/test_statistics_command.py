@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from PIL import Image
 
 from repshift.analysis import cli
 
@@ -60,6 +62,32 @@ def test_bad_input_is_one_clear_error_and_nothing_is_written(run, tmp_path, argu
     assert message in err
     assert err.count("\n") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file"]
+
+
+def save_pictures(folder, classes):
+    """Two pictures a class, and their masks, whose object is the left half."""
+    for number, name in enumerate(classes):
+        for part in range(2):
+            noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(2 * number + part))
+            for kind, pixels in (("images", noise), ("masks", (torch.arange(64) < 32).repeat(64, 1) * 255)):
+                file = folder / kind / name / f"{part}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.byte().numpy()).save(file)
+
+
+def test_masks_are_found_by_relative_names_of_folders(run, tmp_path):
+    save_pictures(tmp_path, map(str, range(10)))
+    code, _, err = run("images", "--masks", "masks", *options("out", "--curve-samples", 0, "--device", "cpu"))
+    assert code == 0, err
+    assert read(tmp_path / "out")["foreground"]["shares"]["norm"]["layer1"]["chance"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("classes", [["holiday", "garden"], [""]])
+def test_pictures_of_other_classes_than_the_models_are_measured(run, tmp_path, classes):
+    save_pictures(tmp_path, classes)
+    code, _, err = run("images", *options("out", "--curve-samples", 0, "--device", "cpu"))
+    assert code == 0, err
+    assert read(tmp_path / "out")["images"] == 2 * len(classes)
 
 
 @pytest.mark.slow
