@@ -73,7 +73,12 @@ class Share:
 
 
 def collate(read: Sequence[tuple[int, tuple[Tensor, int] | Failure]], config: Mapping[str, Any]) -> Batch:
-    """Put samples together, those that could not be read aside."""
+    """Put samples together, those that could not be read aside.
+
+    Args:
+        read: Numbers with what was read: an image ``(channels, rows, columns)`` float32 and its label, or a failure.
+        config: timm's data configuration, for the shape of a batch without images.
+    """
     whole = [(index, *sample) for index, sample in read if not isinstance(sample, Failure)]
     images = torch.stack([image for _, image, _ in whole]) if whole else torch.empty(0, *config["input_size"])
     failures = [sample for _, sample in read if isinstance(sample, Failure)]

@@ -92,7 +92,11 @@ class Processes:
         return torch.device("cuda", number)
 
     def exchange(self, value: Any) -> list[Any]:
-        """Tell all processes a value; returns everybody's, by rank."""
+        """Tell all processes a value; returns everybody's, by rank.
+
+        Raises:
+            OtherProcessError: If another process ended before its time.
+        """
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count

@@ -74,7 +74,7 @@ def peak_on_cpu(setup: Setup, variant: Variant, batch_size: int, threads: int) -
 
 
 def held_bytes(model: nn.Module, images: Tensor) -> int:
-    """Count the bytes of a model's parameters and buffers and of the images."""
+    """Count the bytes of a model's parameters and buffers and of the images, ``(batch, channels, rows, columns)``."""
     tensors = chain(model.parameters(), model.buffers(), (images,))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
