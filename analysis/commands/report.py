@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from repshift.analysis.report.run import Subject
 
 RESULTS = (".json", ".csv", ".md")  # endings of results files; anything else given is an image
+PAGES = (".html", ".htm")
 
 
 def report(
@@ -75,8 +76,9 @@ def report(
     from repshift.analysis.report.run import make_report, only_model, only_schedule, read_results_files
     from repshift.analysis.report.writing import write_page
 
-    output_file(output)
     given = files or []
+    _check_output(output, [*given, *(images or []), *filter(None, (classes, checkpoint))])
+    output_file(output)
     results = read_results_files(path for path in given if path.suffix.lower() in RESULTS)
     paths = [*(images or []), *(path for path in given if path.suffix.lower() not in RESULTS)]
     wanted = choose_drop(drop, drop_r)
@@ -88,6 +90,7 @@ def report(
                 _say(f"note: {option} {value}, as in the results")
         end = cast("Literal['top', 'bottom']", keep)  # checked where the model is pruned
         variant = Variant(schedule, score, operation, distance, residual, pruner, end)
+        _check_choices(variant)
         subject = _subject(name, variant, Weights(pretrained, checkpoint, use_ema), classes, device)
         pictures = _pictures(subject, paths, num_images, device)
     elif wanted is not None:
@@ -111,6 +114,23 @@ class Weights(NamedTuple):
         if self.checkpoint is not None:
             return self.checkpoint.name
         return "published" if self.pretrained else "random: nothing was learned"
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to write the page over what it is made of, or over another kind of file."""
+    if output.suffix.lower() not in PAGES:
+        raise DataError(f"The report is a page, and {output} is named as something else. Give --output NAME.html.")
+    if any(path.exists() and output.exists() and path.samefile(output) for path in inputs):
+        raise DataError(f"The report would replace {output}, which it is made of. Give another --output.")
+
+
+def _check_choices(variant: Variant) -> None:
+    """Refuse choices of what is dropped where nothing is; what the maps show may always be chosen."""
+    if variant.drop is None and (variant.score, variant.pruner, variant.keep) != ("shift", None, "top"):
+        raise DataError(
+            "Nothing is dropped, so there is nothing to choose by --score, --pruner or --keep. Give --drop, or leave "
+            "these out."
+        )
 
 
 def _subject(name: str, variant: Variant, weights: Weights, classes: Path | None, device: str) -> Subject:

@@ -11,10 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from repshift.analysis.datasets import evaluation_canvases
+from repshift.analysis.evaluation.preprocessing import evaluation_config
 from repshift.analysis.preprocessing import load_images, normalised, pixels
 from repshift.errors import DataError
 
 Item = TypeVar("Item")
+# Pillow knows them by their beginning and reads them with another program's help, by chance of the system, or never
+NO_PICTURES = frozenset({"MPEG", "PDF", "EPS", "WMF", "BUFR", "GRIB", "HDF5", "FITS"})
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class Pictures:
 
 
 def load_pictures(model: nn.Module, paths: Sequence[Path], most: int) -> Pictures:
-    """Read image files as the model's evaluation does.
+    """Read image files as ``repshift eval`` does, at the size that the model is tested at.
 
     Args:
-        model: Its data configuration says how.
+        model: Its data configuration says how, see
+            :func:`repshift.analysis.evaluation.preprocessing.evaluation_config`.
         paths: Files, which are all shown, and folders.
         most: How many images of a folder are shown; of more, evenly spread ones.
 
@@ -44,7 +48,7 @@ def load_pictures(model: nn.Module, paths: Sequence[Path], most: int) -> Picture
         DataError: If a file is no image or a folder holds none; the message names it.
     """
     files = [file for path in paths for file in (find_images(path, most) if path.is_dir() else [path])]
-    inputs = load_images(model, files)
+    inputs = load_images(model, files, evaluation_config(model))
     return Pictures([file.name for file in files], inputs, pixels(model, inputs))
 
 
@@ -62,11 +66,17 @@ def find_images(folder: Path, most: int) -> list[Path]:
     Raises:
         DataError: If there is none.
     """
-    endings = Image.registered_extensions()
+    endings = picture_endings()
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
     if not files:
         raise DataError(f"There is no image file in {folder}. Give a folder that holds JPEG or PNG files.")
     return spread_evenly(files, most)
+
+
+def picture_endings() -> set[str]:
+    """List the endings of files, in lower case with the dot, that Pillow reads as pictures."""
+    known = Image.registered_extensions()
+    return {ending for ending, kind in known.items() if kind in {*Image.OPEN, "MPO"} and kind not in NO_PICTURES}
 
 
 def spread_evenly(items: Sequence[Item], most: int) -> list[Item]:
