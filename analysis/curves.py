@@ -1,18 +1,14 @@
-"""Accuracy against work and against speed, all methods on one figure, from the results files of eval and bench."""
+"""Accuracy, work and speed of all methods, put together from the results files of eval and bench."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
 from repshift import Schedule
-from repshift.analysis.palette import BLACK, MARKERS, colours_of
 from repshift.analysis.result_files import Results, Row
 from repshift.errors import DataError, ScheduleError
 
@@ -37,6 +33,7 @@ class Point:
         batch_size: At which it was timed.
         precision: In which it was timed.
         device: On which it was timed.
+        img_size: Pixels a side of the images, both of the accuracy and of the timing; ``None`` if it is not known.
     """
 
     model: str
@@ -50,6 +47,7 @@ class Point:
     batch_size: int | None
     precision: str | None
     device: str | None
+    img_size: int | None = None
 
 
 def collect(files: Iterable[Results], batch_size: int | None = None) -> list[Point]:
@@ -66,8 +64,8 @@ def collect(files: Iterable[Results], batch_size: int | None = None) -> list[Poi
         One point for each model, method and schedule, dense first.
 
     Raises:
-        DataError: If there is no accuracy among them, a benchmark fits none of the accuracies, or two results
-            contradict each other.
+        DataError: If there is no accuracy among them, a benchmark fits none of the accuracies or timed images of
+            another size, two results contradict each other, or one is damaged.
     """
     results = list(files)
     points: dict[tuple[str, str, str], Point] = {}
@@ -77,6 +75,11 @@ def collect(files: Iterable[Results], batch_size: int | None = None) -> list[Poi
             if known.top1 != point.top1:
                 raise DataError(
                     f"{_named(point)} has two accuracies, {known.top1} and {point.top1}. Give results of one data set."
+                )
+            if _differ(known.img_size, point.img_size):
+                raise DataError(
+                    f"{_named(point)} was evaluated at {known.img_size} and at {point.img_size} pixels. Give results "
+                    "of one size."
                 )
     if not points:
         kinds = ", ".join(sorted({one.kind for one in results})) or "none"
@@ -104,23 +107,25 @@ def _accuracies(results: Results) -> list[Point]:
 
 
 def _points_of(row: Row, device: str | None) -> list[Point]:
-    top1, samples = float(row["top1"]), row.get("samples")
+    top1, samples = _number(row, "top1", most=100), _count(row, "samples")
+    speed = _speed(row, "samples_per_sec")
     point = Point(
         model=row["model"],
         method=method_of(row),
         schedule=_schedule(row.get("schedule")),
         top1=top1,
         top1_error=_error(top1, samples),
-        gmacs=float(row["gmacs"]),
-        samples_per_sec=row.get("samples_per_sec") or None,
-        measured_by=EVAL if row.get("samples_per_sec") else None,
-        batch_size=row.get("batch_size"),
+        gmacs=_number(row, "gmacs"),
+        samples_per_sec=speed,
+        measured_by=EVAL if speed else None,
+        batch_size=_count(row, "batch_size"),
         precision=row.get("precision"),
         device=device,
+        img_size=_count(row, "img_size"),
     )
     if row.get("dense_top1") is None or not point.schedule:
         return [point]
-    speed, dense = row.get("dense_samples_per_sec") or None, float(row["dense_top1"])
+    speed, dense = _speed(row, "dense_samples_per_sec"), _number(row, "dense_top1", most=100)
     return [
         replace(
             point,
@@ -128,12 +133,36 @@ def _points_of(row: Row, device: str | None) -> list[Point]:
             schedule="",
             top1=dense,
             top1_error=_error(dense, samples),
-            gmacs=float(row["dense_gmacs"]),
+            gmacs=_number(row, "dense_gmacs"),
             samples_per_sec=speed,
             measured_by=EVAL if speed else None,
         ),
         point,
     ]
+
+
+def _number(row: Row, name: str, most: float = math.inf) -> float:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most or value == math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a number from 0 {'on' if most == math.inf else f'to {most}'}")
+    return float(value)
+
+
+def _count(row: Row, name: str) -> int | None:
+    value = row.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} is {value!r}, expected a whole number from 1 on")
+    return value
+
+
+def _speed(row: Row, name: str) -> float | None:
+    """Return images a second; 0, which is what eval writes where it timed nothing, is none."""
+    return None if row.get(name) is None else _number(row, name) or None
+
+
+def _differ(one: int | None, other: int | None) -> bool:
+    """Say whether two numbers that are known are different."""
+    return None not in (one, other) and one != other
 
 
 def method_of(row: Row) -> str:
@@ -163,20 +192,35 @@ def _named(point: Point) -> str:
 
 def _with_speed(points: Sequence[Point], benchmarks: Sequence[Results], batch_size: int | None) -> list[Point]:
     """Give points the throughput of a benchmark; those that it has not measured get none."""
-    rows = [{**row, "device": one.environment.get("device")} for one in benchmarks for row in one.rows]
-    sizes = sorted({row["batch_size"] for row in rows if isinstance(row.get("batch_size"), int)})
+    rows = [timing for one in benchmarks for timing in _timings(one)]
+    sizes = sorted({row["batch_size"] for row in rows})
     wanted = batch_size or (sizes[-1] if sizes else None)
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        if row.get("batch_size") == wanted and row.get("samples_per_sec"):
-            key = (str(row.get("model")), method_of(row), _schedule(row.get("schedule")))
-            found.setdefault(key, []).append(row)
+        if row["batch_size"] == wanted:
+            found.setdefault((str(row.get("model")), method_of(row), _schedule(row.get("schedule"))), []).append(row)
     if not any(_key(point) in found for point in points):
         raise DataError(
             f"No benchmark at batch {wanted} has timed a model, method and schedule whose accuracy is known; there are "
             f"batches of {', '.join(map(str, sizes)) or 'no size'}. Give --batch-size, or bench what was evaluated."
         )
     return [_timed(point, found[_key(point)]) if _key(point) in found else _untimed(point) for point in points]
+
+
+def _timings(results: Results) -> list[Row]:
+    """Leave out what a benchmark could not time, and check the rest."""
+    timings = []
+    for row in results.rows:
+        try:
+            if _speed(row, "samples_per_sec") and _count(row, "batch_size"):
+                _count(row, "img_size")
+                _schedule(row.get("schedule"))
+                timings.append({**row, "device": results.environment.get("device")})
+        except (TypeError, ValueError, ScheduleError) as error:
+            raise DataError(
+                f"A line of the benchmark's results is damaged ({type(error).__name__}: {error}). Measure again."
+            ) from error
+    return timings
 
 
 def _timed(point: Point, rows: Sequence[Row]) -> Point:
@@ -187,8 +231,15 @@ def _timed(point: Point, rows: Sequence[Row]) -> Point:
             raise DataError(
                 f"{_named(point)} was timed with {setting} {' and '.join(values)}. Give benchmarks of one setting."
             )
+    img_size = rows[0].get("img_size")
+    if _differ(point.img_size, img_size):
+        raise DataError(
+            f"{_named(point)} was evaluated at {point.img_size} pixels and timed at {img_size}. Give a benchmark of "
+            f"the same size (repshift bench --img-size {point.img_size}), or evaluate at that one."
+        )
     return replace(
         point,
+        img_size=point.img_size or img_size,
         samples_per_sec=median(row["samples_per_sec"] for row in rows),
         measured_by=BENCH,
         batch_size=rows[0]["batch_size"],
@@ -199,79 +250,3 @@ def _timed(point: Point, rows: Sequence[Row]) -> Point:
 
 def _untimed(point: Point) -> Point:
     return replace(point, samples_per_sec=None, measured_by=None, batch_size=None, precision=None, device=None)
-
-
-# --- the figure -------------------------------------------------------------------------------------------------
-
-
-def draw_curves(points: Sequence[Point]) -> Figure:
-    """Draw accuracy against GMACs and against throughput: one colour a method, one marker a model.
-
-    Lines join the schedules of one method, from the dense model on. Bars are one standard error of the accuracy.
-    """
-    timed = [point for point in points if point.samples_per_sec is not None]
-    figure = Figure(figsize=(5.2 * (1 + bool(timed)) + 1.6, 4), layout="constrained")
-    axes = figure.subplots(1, 1 + bool(timed), squeeze=False, sharey=True)[0]
-    _draw_points(axes[0], points, "gmacs")
-    axes[0].set_xlabel("GMACs an image")
-    axes[0].set_ylabel("top-1 accuracy, %")
-    if timed:
-        _draw_points(axes[1], timed, "samples_per_sec")
-        axes[1].set_xlabel(_speed_label(timed))
-    methods, models = _names(points)
-    colours = colours_of(methods)
-    handles = [Line2D([], [], color=colours[method], marker="o", linestyle="", label=method) for method in methods]
-    handles += [
-        Line2D([], [], color="none", marker=MARKERS[place % len(MARKERS)], markeredgecolor=BLACK, label=model)
-        for place, model in enumerate(models)
-    ]
-    axes[-1].legend(handles=handles, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def _names(points: Sequence[Point]) -> tuple[list[str], list[str]]:
-    methods = list(dict.fromkeys(point.method for point in points))
-    return methods, list(dict.fromkeys(point.model for point in points))
-
-
-def _draw_points(axis: Axes, points: Sequence[Point], along: str) -> None:
-    methods, models = _names(points)
-    colours = colours_of(methods)
-    for place, model in enumerate(models):
-        marker = MARKERS[place % len(MARKERS)]
-        dense = [point for point in points if point.model == model and point.method == DENSE]
-        for method in methods:
-            own = [point for point in points if point.model == model and point.method == method]
-            if not own:
-                continue
-            joined = own if method == DENSE else sorted([*dense, *own], key=lambda point: point.gmacs)
-            axis.plot(
-                [getattr(point, along) for point in joined],
-                [point.top1 for point in joined],
-                color=colours[method],
-                linewidth=1,
-                alpha=0.6,
-            )
-            axis.errorbar(
-                [getattr(point, along) for point in own],
-                [point.top1 for point in own],
-                [point.top1_error or 0 for point in own],
-                color=colours[method],
-                linestyle="",
-                elinewidth=0.8,
-                marker=marker,
-                markersize=9 if method == DENSE else 6,
-                label=f"{model}, {method}",
-            )
-    axis.grid(alpha=0.25)
-
-
-def _speed_label(points: Sequence[Point]) -> str:
-    by = " and ".join(dict.fromkeys(str(point.measured_by) for point in points))
-    how = [
-        ", ".join(dict.fromkeys(str(value) for value in values if value))
-        for values in zip(
-            *((f"batch {point.batch_size}", point.precision, point.device) for point in points), strict=True
-        )
-    ]
-    return "images a second (" + "; ".join([f"measured by {by}", *filter(None, how)]) + ")"

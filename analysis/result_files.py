@@ -20,6 +20,7 @@ from repshift.analysis.files import write_text
 
 VERSION = 1  # of the layout of the JSON files
 FORMATS = ("csv", "json", "md")
+TEXTS = ("model", "method", "schedule", "error")  # of a row: what it is found by and called
 Row = Mapping[str, Any]
 
 
@@ -139,7 +140,7 @@ def read_results(path: Path) -> Results:
     """Read a JSON results file.
 
     Raises:
-        DataError: If the file is missing, is no results file, or one of another version.
+        DataError: If the file is missing, is no results file, one of another version, or damaged.
     """
     if not path.is_file():
         raise DataError(f"There is no results file {path}. Give a file that --results-file wrote.")
@@ -160,4 +161,13 @@ def read_results(path: Path) -> Results:
     rows, kind = content.get("results"), content.get("kind")
     if not isinstance(kind, str) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} is damaged: it has no list of results. Measure again.")
-    return Results(kind, rows, content.get("environment") or {})
+    measured_with = content.get("environment") or {}
+    if not isinstance(measured_with, dict):
+        raise DataError(f"{path} is damaged: its environment is {measured_with!r} and no mapping. Measure again.")
+    for number, row in enumerate(rows, start=1):
+        wrong = [name for name in TEXTS if not isinstance(row.get(name), (str, type(None)))]
+        if wrong:
+            raise DataError(
+                f"{path} is damaged: the {wrong[0]} of result {number} is {row[wrong[0]]!r} and no text. Measure again."
+            )
+    return Results(kind, rows, measured_with)

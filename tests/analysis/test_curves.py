@@ -1,11 +1,13 @@
 import csv
+import json
 import sys
 
 import pytest
 from PIL import Image
 
 from repshift.analysis import cli
-from repshift.analysis.curves import collect, draw_curves
+from repshift.analysis.curve_figures import draw_curves
+from repshift.analysis.curves import collect
 from repshift.analysis.palette import colours_of
 from repshift.analysis.result_files import Results, write_results
 from repshift.errors import DataError
@@ -127,11 +129,65 @@ def test_a_model_that_could_not_be_evaluated_is_left_out():
         ([EVAL, Results("eval", [evaluated("dense", None, 94.0, 1.0)])], "two accuracies, 95.0 and 94.0"),
         ([EVAL, Results("bench", [timed("dense", "", 1.0, model="other")])], "No benchmark at batch 64"),
         ([EVAL, BENCH, Results("bench", [timed("dense", "", 99.0)], CPU)], "timed with device a GPU and cpu"),
+        (
+            [Results("eval", [evaluated("dense", None, 94.0, 1.0, img_size=size)]) for size in (224, 288)],
+            "evaluated at 224 and at 288 pixels",
+        ),
     ],
 )
 def test_results_that_give_no_figure_are_refused(files, message):
     with pytest.raises(DataError, match=message):
         collect(files)
+
+
+def at_size(accuracy, speed):
+    return [
+        Results("eval", [evaluated("dense", None, 95.0, 1.0, **({"img_size": accuracy} if accuracy else {}))]),
+        Results("bench", [timed("dense", "", 100.0, **({"img_size": speed} if speed else {}))]),
+    ]
+
+
+def test_a_speed_at_another_size_than_the_accuracy_is_refused():
+    with pytest.raises(DataError, match="evaluated at 288 pixels and timed at 224"):
+        collect(at_size(288, 224))
+
+
+@pytest.mark.parametrize("sizes", [(224, 224), (224, None), (None, 224)])
+def test_a_speed_at_the_same_size_or_at_one_that_is_not_known_is_taken(sizes):
+    (point,) = collect(at_size(*sizes))
+    assert (point.samples_per_sec, point.img_size) == (100.0, 224)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"top1": float("nan")},
+        {"top1": 101.0},
+        {"top1": "95"},
+        {"samples": -1},
+        {"samples": 2.5},
+        {"gmacs": float("inf")},
+        {"gmacs": None},
+        {"samples_per_sec": -3.0},
+        {"samples_per_sec": "fast"},
+        {"schedule": "half"},
+        {"img_size": [224]},
+        {"dense_top1": float("nan"), "dense_gmacs": 1.0, "schedule": "0.5@0"},
+    ],
+)
+def test_a_value_that_no_evaluation_gives_is_refused(damage):
+    row = {**evaluated("dense", None, 95.0, 1.0), **damage}
+    with pytest.raises(DataError, match="eval results is damaged"):
+        collect([Results("eval", [row], CPU)])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"samples_per_sec": "fast"}, {"samples_per_sec": float("nan")}, {"batch_size": True}, {"schedule": "half"}],
+)
+def test_a_value_that_no_benchmark_gives_is_refused(damage):
+    with pytest.raises(DataError, match="benchmark's results is damaged"):
+        collect([EVAL, Results("bench", [{**timed("dense", "", 100.0), **damage}])])
 
 
 # --- the figure -------------------------------------------------------------------------------------------------
@@ -206,10 +262,10 @@ def test_the_command_writes_the_figure_and_its_points(run, tmp_path):
     code, out, err = run("eval.json", "bench.json", "--output", "new/all.png")
     assert (code, err) == (0, "")
     assert "has not timed vit random 0.2@0,2" in out
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"all.png", "all.csv"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"all.png", "all.points.csv"}
     with Image.open(tmp_path / "new" / "all.png") as figure:
         assert figure.width > figure.height > 300
-    rows = list(csv.DictReader((tmp_path / "new" / "all.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "new" / "all.points.csv").open()))
     assert [(row["method"], row["top1"], row["samples_per_sec"]) for row in rows] == [
         ("dense", "95", "100"),
         ("random", "80", ""),
@@ -232,6 +288,47 @@ def test_a_wrong_file_is_one_clear_error_and_nothing_is_written(run, tmp_path, c
     assert message in err
     assert err.count("\n") == 1
     assert not list((tmp_path / "figures").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"environment": ["cpu"]}, "environment is ['cpu'] and no mapping"),
+        ({"environment": "cpu"}, "environment is 'cpu' and no mapping"),
+        ({"results": [{**EVAL.rows[0], "model": ["vit"]}]}, "model of result 1 is ['vit'] and no text"),
+        ({"results": [EVAL.rows[0], {**EVAL.rows[1], "schedule": 3}]}, "schedule of result 2 is 3 and no text"),
+        ({"results": [{**EVAL.rows[0], "samples": -1}]}, "samples is -1"),
+        ({"results": [{**EVAL.rows[0], "top1": float("nan")}]}, "top1 is nan"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error_and_nothing_is_written(run, tmp_path, damage, message):
+    content = {"repshift_results": 1, "kind": "eval", "environment": CPU, "results": EVAL.rows, **damage}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    code, out, err = run("results.json", "--output", "figures/curves.png")
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "figures").iterdir())
+
+
+def test_results_as_a_table_beside_the_figure_stay(run, tmp_path):
+    write_results(tmp_path / "e3.json", EVAL)
+    write_results(tmp_path / "e3.csv", EVAL)
+    before = (tmp_path / "e3.csv").read_bytes()
+    assert run("e3.json", "--output", "e3.png")[0] == 0
+    assert (tmp_path / "e3.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(("given", "output"), [("e3.png", "e3.png"), ("e3.points.csv", "sub/../e3.png")])
+def test_an_output_that_is_an_input_is_refused(run, tmp_path, given, output):
+    (tmp_path / "sub").mkdir()
+    write_results(tmp_path / given, EVAL, "json")
+    before = (tmp_path / given).read_bytes()
+    code, _, err = run(given, "--output", output)
+    assert code == 1
+    assert "would replace the results" in err
+    assert (tmp_path / given).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"sub", given}
 
 
 @pytest.mark.parametrize("output", ["results.json/curves.png", "curves.xyz"])

@@ -165,11 +165,12 @@ def test_each_study_has_a_curve_a_setting():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_no_number_is_not_drawn(value):
-    rows = [row("shift", 80.0, value, None, "0.1@0"), row("dense", 82.0, 4.0, value)]
-    drawn = charts(Results("eval", rows))
-    assert {title: points(chart) for title, chart in drawn.items()} == {"Accuracy and work": {"dense": [(4.0, 82.0)]}}
-    assert charts(Results("eval", rows[:1])) == {}
+@pytest.mark.parametrize("name", ["gmacs", "samples_per_sec"])
+def test_what_is_no_number_is_told_in_place_of_the_chart(name, value):
+    rows = [{**row("shift", 80.0, 3.0, None, "0.1@0"), name: value}, row("dense", 82.0, 4.0)]
+    chart = charts(Results("eval", rows))["Accuracy and work"]
+    assert points(chart) == {}
+    assert f"{name} is {value}" in chart["problem"]
 
 
 @pytest.mark.parametrize("value", [None, "", "fast", [1.0]])
