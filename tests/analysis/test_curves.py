@@ -239,6 +239,24 @@ def test_known_methods_have_one_colour_everywhere_and_no_two_methods_the_same():
     assert len(set(more.values())) == 6
 
 
+KNOWN = ["dense", "shift", "shift residual", "norm", "random", "cls_attention", "mean_attention", "oracle_free"]
+
+
+@pytest.mark.parametrize("known", range(len(KNOWN) + 1))
+def test_fifteen_methods_have_fifteen_colours_however_many_of_them_are_known(known):
+    methods = [*KNOWN[:known], *(f"other {place}" for place in range(15 - known))]
+    assert len(set(colours_of(methods).values())) == len(methods) == 15
+
+
+def test_all_known_methods_and_other_settings_of_the_shift_are_told_apart_in_the_figure():
+    more = {"operation": "attn"}, {"residual": True}, {"distance": "l1"}, {"distance": "cosine"}, {"pruner": "merge"}
+    rows = [evaluated("shift", "0.5@0", 90.0, 0.8, **setting) for setting in more]
+    rows += [evaluated(method, "0.5@0", 90.0, 0.8) for method in KNOWN if method != "shift residual"]
+    (work, *_) = draw_curves(collect([Results("eval", rows, CPU)])).axes
+    looks = {bars.get_label(): (bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in work.containers}
+    assert len(set(looks.values())) == len(looks) == 12
+
+
 # --- the command ------------------------------------------------------------------------------------------------
 
 
