@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from repshift.errors import DataError
+
 # By setting and layer, each (images, tokens)
 Scores = Mapping[str, Mapping[str, Tensor]]
 
@@ -59,10 +61,22 @@ class RankAgreement:
         self.counts: dict[str, Tensor] = {}
 
     def update(self, scores: Scores) -> None:
-        """Take in a batch; a setting may lack some layers, and only scores of as many tokens are compared."""
+        """Take in a batch; a setting may lack some layers.
+
+        Raises:
+            DataError: If the scores of a layer are not of the same images and tokens; nothing of that layer has been
+                taken in then.
+        """
         for layer in dict.fromkeys(layer for of_setting in scores.values() for layer in of_setting):
             having = [place for place, name in enumerate(self.settings) if layer in scores.get(name, {})]
-            values = torch.stack([scores[self.settings[place]][layer].float() for place in having])
+            compared = [scores[self.settings[place]][layer].float() for place in having]
+            shapes = {tuple(values.shape) for values in compared}
+            if len(shapes) > 1:
+                raise DataError(
+                    f"Scores of {layer} have the shapes {', '.join(map(str, sorted(shapes)))} (images, tokens). Give "
+                    "scores of the same tokens."
+                )
+            values = torch.stack(compared)
             correlations = spearman(values.cpu())
             known = ~correlations.isnan()
             rows, columns = torch.tensor(having).unsqueeze(1), torch.tensor(having)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -22,6 +22,9 @@ from repshift.analysis.statistics.figures import (
     draw_removal,
 )
 from repshift.analysis.statistics.study import VERSION, Study
+from repshift.errors import DataError
+
+FIGURES = ("distributions", "agreement", "foreground", "removal")
 
 # Called with what is going on, how much of it is done, and of how much
 Observer = Callable[[str, int, int], None]
@@ -84,8 +87,11 @@ def measure(
 def write_study(study: Study, output: Path, model: str, data: str, device: torch.device) -> list[Path]:
     """Write the numbers and the figures, each in one piece; returns the files.
 
+    Figures that an earlier run has left there, and this one does not make, are removed: they would not belong to the
+    numbers.
+
     Raises:
-        DataError: If a file cannot be written.
+        DataError: If a file cannot be written or removed.
     """
     content = {
         "repshift_statistics": VERSION,
@@ -94,15 +100,26 @@ def write_study(study: Study, output: Path, model: str, data: str, device: torch
         "environment": environment(device),
         **study.results(),
     }
-    figures = {"distributions": draw_distributions, "agreement": draw_agreement}
+    figures = {"distributions": draw_distributions(study), "agreement": draw_agreement(study)}
     if study.foreground.tallies:
-        figures["foreground"] = draw_foreground
+        figures["foreground"] = draw_foreground(study)
     if study.removal.images:
-        figures["removal"] = draw_removal
+        figures["removal"] = draw_removal(study)
+    _remove(output / f"{name}.png" for name in FIGURES if name not in figures)
     numbers = output / "statistics.json"
     write_text(numbers, json.dumps(content, indent=1, allow_nan=False) + "\n")
     written = [numbers]
-    for name, draw in figures.items():
+    for name, figure in figures.items():
         written.append(output / f"{name}.png")
-        save_figure(draw(study), written[-1])
+        save_figure(figure, written[-1])
     return written
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"Cannot remove {path}, a figure of an earlier run ({error.strerror}). Give another folder (--output)."
+            ) from error

@@ -9,7 +9,8 @@ from repshift import ShiftTracker, load_model
 from repshift.analysis.evaluation.data import open_samples
 from repshift.analysis.evaluation.processes import Processes
 from repshift.analysis.statistics.data import masks_for, read_mask
-from repshift.analysis.statistics.rank_agreement import spearman
+from repshift.analysis.statistics.figures import draw_agreement, draw_distributions, draw_foreground, draw_removal
+from repshift.analysis.statistics.rank_agreement import RankAgreement, spearman
 from repshift.analysis.statistics.run import measure, write_study
 from repshift.analysis.statistics.score_settings import (
     controls,
@@ -132,6 +133,12 @@ def test_stages_have_tokens_of_different_sizes_and_so_a_chance_each(images):
     assert all(list(layers) == ["layer1", "layer4"] for layers in curves.values())
 
 
+def test_scores_of_other_tokens_are_refused():
+    scores = {"a": {"blocks.0": torch.rand(2, 16)}, "b": {"blocks.0": torch.rand(2, 17)}}
+    with pytest.raises(DataError, match=r"blocks.0 have the shapes \(2, 16\), \(2, 17\)"):
+        RankAgreement(["a", "b"]).update(scores)
+
+
 # --- images and masks -------------------------------------------------------------------------------------------
 
 
@@ -250,6 +257,71 @@ def test_a_mask_that_is_no_image_is_named(pictures, vit):
         masks([3])
 
 
+# --- figures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(pictures, vit):
+    """A study of four pictures, with masks and curves."""
+    samples, study = open_samples(vit, pictures / "images"), Study(vit, [0, 3])
+    measure(study, samples, masks_for(samples, pictures / "masks"), 4, 4, 0, 0, Processes())
+    return study
+
+
+def lines(axis):
+    """What is drawn on an axis, by label: the heights of its points."""
+    return {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axis.get_lines()}
+
+
+def test_the_distributions_drawn_are_those_of_the_study(study):
+    axes = {axis.get_title(): axis for axis in draw_distributions(study).axes if axis.get_title()}
+    assert {"mlp l2", "attn l2", "block l2", "mlp l2 residual", "norm", "cls attention"} <= set(axes)
+    for name, axis in axes.items():
+        layers = study.statistics[name].layers
+        assert lines(axis) == {
+            "median": [one.quantile(0.5) for one in layers.values()],
+            "mean": [one.mean for one in layers.values()],
+        }
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "1", "2", "3"]
+        outer = axis.collections[0].get_paths()[0].vertices[:, 1]
+        assert outer.min() == min(one.quantile(0.05) for one in layers.values())
+        assert outer.max() == max(one.quantile(0.95) for one in layers.values())
+
+
+def test_the_agreement_drawn_is_that_of_the_study(study):
+    axes = {axis.get_title(): axis for axis in draw_agreement(study).axes}
+    for block in ("blocks.0", "blocks.3"):
+        (image,) = axes[block].get_images()
+        assert np.array_equal(image.get_array(), study.agreement.matrix(block).numpy())
+        names = [label.get_text() for label in axes[block].get_xticklabels()]
+        assert names == study.agreement.settings
+    by_layer = lines(next(axis for axis in axes.values() if "rank correlation\nwith" in axis.get_ylabel()))
+    own, norm = (study.agreement.settings.index(name) for name in ("mlp l2", "norm"))
+    expected = [study.agreement.matrix(f"blocks.{block}")[own, norm].item() for block in range(4)]
+    assert by_layer["norm"] == expected
+    assert "mlp l2" not in by_layer
+
+
+def test_the_shares_drawn_are_those_on_the_object(study):
+    shares = study.results()["foreground"]["shares"]
+    for axis, what in zip(draw_foreground(study).axes, ("pointing", "top"), strict=True):
+        drawn = lines(axis)
+        for label, name in {"shift (mlp l2)": "mlp l2", "norm": "norm", "random": "random"}.items():
+            assert drawn[label] == [100 * layer[what] for layer in shares[name].values()]
+        assert drawn["share of all tokens"] == [100 * layer["chance"] for layer in shares["norm"].values()]
+
+
+def test_the_curves_drawn_are_those_of_the_removal(study):
+    curves = study.results()["removal"]["curves"]
+    figure = draw_removal(study)
+    for place, block in enumerate(("blocks.0", "blocks.3")):
+        for axis, kind in zip(figure.axes[place * len(curves) :], study.removal.kinds, strict=False):
+            drawn = lines(axis)
+            for label, name in {"shift (mlp l2)": "mlp l2", "norm": "norm", "random": "random"}.items():
+                curve = curves[kind.name][name]["blocks.0" if name == "random" else block]
+                assert drawn[f"{label}, {curve['area']:.2f}"] == [100 * value for value in curve["values"]]
+
+
 # --- a whole run ------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +348,17 @@ def test_a_run_writes_numbers_and_figures(pictures, vit, tmp_path):
     assert (content["images"], content["removal"]["images"]) == (4, 3)
     assert content["foreground"]["shares"]["mlp l2"]["blocks.0"]["images"] == 3
     assert told[-1][1] == told[-1][2] == 2 * study.curves_for_each_batch()
+
+
+def test_figures_that_a_later_run_does_not_make_do_not_stay(pictures, vit, tmp_path):
+    samples = open_samples(vit, pictures / "images")
+    for masks, curve_samples in ((masks_for(samples, pictures / "masks"), 1), (None, 0)):
+        study = Study(vit, [0])
+        measure(study, samples, masks, curve_samples, 2, 0, 0, Processes())
+        written = write_study(study, tmp_path / "out", "vit", "images", torch.device("cpu"))
+        (tmp_path / "out" / "notes.png").touch()
+    assert [path.name for path in written] == ["statistics.json", "distributions.png", "agreement.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*(path.name for path in written), "notes.png"}
 
 
 def test_an_image_that_cannot_be_read_is_named(pictures, vit):
