@@ -218,9 +218,10 @@ def _explorer(subject: Subject, pictures: Pictures, found: Examination) -> dict[
 
 
 def _block(block: BlockMaps) -> dict[str, Any]:
+    """Describe a block; how many tokens enter and leave it differs among images where some fall into one place."""
     rows, columns = block.dense.shape[1:]
-    entered = None if block.pruned is None else int((~block.pruned[0].isnan()).sum())
-    left = None if block.kept is None else int(block.kept[0].sum())
+    entered = None if block.pruned is None else (~block.pruned.isnan()).sum((1, 2)).tolist()
+    left = None if block.kept is None else block.kept.sum((1, 2)).tolist()
     low, high = rounded(float(block.dense.min())), rounded(float(block.dense.max()))
     return {"name": block.name, "rows": rows, "columns": columns, "entered": entered, "left": left,
             "low": low, "high": high}  # fmt: skip

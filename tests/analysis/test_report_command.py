@@ -1,14 +1,19 @@
 """``repshift report`` on files, without a browser."""
 
+import base64
 import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from repshift import load_model
 from repshift.analysis import cli
+from repshift.analysis.evaluation.preprocessing import evaluation_config
+from repshift.analysis.macs import count_work
+from repshift.analysis.preprocessing import data_config
 from repshift.analysis.report.classes import class_names
 from repshift.analysis.report.images import find_images, spread_evenly
 from repshift.analysis.result_files import Results, write_results
@@ -61,12 +66,33 @@ def test_images_are_files_after_one_option_folders_or_both(run, make_image, tmp_
     (tmp_path / "photos" / "cats").mkdir(parents=True)
     for name in ("photos/z.png", "photos/cats/c.webp"):
         make_image(name)
-    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "notes.pdf", "clip.mpg", "figure.eps"):
+        (tmp_path / "photos" / name).write_bytes(b"\x00\x00\x01\xb3 no image")
     code, out, err = run(*SMALL, "--images", "a.png", "b.jpg", "--images", "photos")
     assert (code, err) == (0, "")
     assert "report.html (" in out
     assert "weights are random" in out
     assert sorted(names(tmp_path / "report.html")) == ["a.png", "b.jpg", "c.webp", "z.png"]
+
+
+def test_images_have_the_size_of_an_evaluation(run, make_image, tmp_path):
+    assert run("--model", "test_mambaout", "--images", make_image("a.png", 300, 300))[0] == 0
+    told = facts(tmp_path / "report.html")
+    model = load_model("test_mambaout")
+    config = evaluation_config(model)
+    assert config["input_size"] == (3, 192, 192) != data_config(model)["input_size"]
+    assert told["Image"] == "192 x 192 pixels"
+    assert told["Work"] == f"{count_work(model, (3, 192, 192)).macs / 1e9:.3g} GMACs an image"
+
+
+def test_tokens_are_counted_for_each_image(run, tmp_path):
+    schedule = ("--drop", "0.3@0", "--pruner", "positions", "--num-images", 8)
+    assert run("--model", "tiny_resnet", "--pretrained", *schedule)[0] == 0
+    explorer = content(tmp_path / "report.html")["explorer"]
+    masks = [np.frombuffer(base64.b64decode(image["kept"][1]), np.uint8) for image in explorer["images"]]
+    counted = [np.unpackbits(mask).sum() for mask in masks]
+    assert len(set(counted)) > 1  # some tokens fall into one place
+    assert explorer["blocks"][1]["left"] == explorer["blocks"][1]["entered"] == counted
 
 
 def test_of_a_folder_evenly_spread_images_are_shown(make_image, tmp_path):
@@ -98,7 +124,7 @@ def test_the_settings_reach_the_page_and_the_pruned_model(run, make_image, tmp_p
     assert told["Weights"] == "random: nothing was learned"
     explorer = content(tmp_path / "report.html")["explorer"]
     assert explorer["unit"] == "shift (attn, l1, residual)"
-    assert [block["left"] / block["entered"] for block in explorer["blocks"][:2]] == [1.0, 0.5]
+    assert [block["left"][0] / block["entered"][0] for block in explorer["blocks"][:2]] == [1.0, 0.5]
 
 
 def test_the_same_inputs_give_the_same_bytes(run, make_image, results, tmp_path):
@@ -141,6 +167,8 @@ def refused(run, tmp_path, *arguments, match):
 def test_an_image_that_is_no_image(run, tmp_path):
     (tmp_path / "fake.png").write_text("hello")
     refused(run, tmp_path, *SMALL, "--images", "fake.png", match=r"fake\.png is not an image")
+    (tmp_path / "clip.mpg").write_bytes(b"\x00\x00\x01\xb3 no image")
+    refused(run, tmp_path, *SMALL, "--images", "clip.mpg", match=r"clip\.mpg is not an image")
     refused(run, tmp_path, *SMALL, "--images", "none.png", match=r"none\.png does not exist")
 
 
@@ -160,8 +188,28 @@ def test_what_is_no_results_file(run, tmp_path, name, text):
     refused(run, tmp_path, name, match="results file")
 
 
-@pytest.mark.parametrize("output", [".", "eval.json/report.html"])
+@pytest.mark.parametrize("output", ["eval.json", "a.png", "report", "."])
+def test_an_output_that_is_no_page(run, make_image, results, tmp_path, output):
+    before = make_image("a.png").read_bytes(), results.read_bytes()
+    refused(run, tmp_path, results, "--output", output, match=r"Give --output NAME\.html")
+    assert (before[0], before[1]) == ((tmp_path / "a.png").read_bytes(), results.read_bytes())
+
+
+def test_an_output_that_is_one_of_the_inputs(run, make_image, results, tmp_path):
+    image = make_image("a.png").rename(tmp_path / "a.html")
+    before = image.read_bytes()
+    refused(run, tmp_path, results, "--images", image, "--output", "a.html", match="made of. Give another --output")
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("choice", [("--score", "norm"), ("--pruner", "lines"), ("--keep", "middle")])
+def test_choices_of_what_to_drop_where_nothing_is_dropped(run, tmp_path, choice):
+    refused(run, tmp_path, "--model", "tiny_vit", *choice, match=f"nothing to choose by .*{choice[0]}.* Give --drop")
+
+
+@pytest.mark.parametrize("output", ["page.html", "eval.json/report.html"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(run, results, tmp_path, output):
+    (tmp_path / "page.html").mkdir()
     refused(run, tmp_path, results, "--model", "no_such_model", "--output", output, match="Cannot write to")
 
 

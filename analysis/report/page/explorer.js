@@ -61,12 +61,8 @@ class Explorer {
   }
 
   steps() {
-    const { blocks } = this.data;
-    this.bars = blocks.map((block, index) => {
-      const bar = element("span");
-      const tokens = block.rows * block.columns;
-      bar.style.height = `${(100 * (block.left ?? tokens)) / tokens}%`;
-      const step = element("div", { class: block.left !== block.entered ? "cuts" : null }, bar);
+    this.bars = this.data.blocks.map((_, index) => {
+      const step = element("div", {}, element("span"));
       step.addEventListener("click", () => { this.slider.value = index; this.slider.dispatchEvent(new Event("input")); });
       return step;
     });
@@ -92,10 +88,11 @@ class Explorer {
     const figures = Object.entries(titles).map(([key, title]) => {
       const canvas = element("canvas", { id: `map-${key}`, role: "img", tabindex: 0 });
       this.canvases[key] = canvas;
-      canvas.addEventListener("pointermove", (event) => this.pointAt(event, canvas));
-      canvas.addEventListener("pointerleave", () => this.choose(null));
+      for (const kind of ["pointerdown", "pointermove"]) canvas.addEventListener(kind, (event) => this.pointAt(event, canvas));
+      // a finger that is lifted leaves, too, and its reading should stay
+      canvas.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") this.choose(null); });
       canvas.addEventListener("keydown", (event) => this.move(event));
-      canvas.addEventListener("blur", () => this.choose(null));
+      canvas.addEventListener("blur", (event) => { if (!this.isMap(event.relatedTarget)) this.choose(null); });
       return element("figure", {}, element("figcaption", {}, title), canvas);
     });
     return element("div", { class: `panels ${pruned ? "three" : "two"}` }, ...figures);
@@ -174,12 +171,12 @@ class Explorer {
 
   tell(image, block) {
     const tokens = block.rows * block.columns, unit = this.data.blockWord === "stage" ? "positions" : "tokens";
-    const left = this.data.pruned && block.left !== null ? `: ${block.left} of ${tokens} ${unit} stay` : `: ${tokens} ${unit}`;
+    const left = this.data.pruned && block.left !== null ? `: ${block.left[this.image]} of ${tokens} ${unit} stay` : `: ${tokens} ${unit}`;
     const words = `${this.block} of 0 to ${this.data.blocks.length - 1} (${block.name})${left}`;
     this.told.textContent = words;
     this.slider.setAttribute("aria-valuetext", words);
     this.name.textContent = image.name;
-    this.bars.forEach((bar, index) => bar.classList.toggle("current", index === this.block));
+    this.tellSteps();
     this.canvases.kept.setAttribute("aria-label", `${image.name}${left}`);
     for (const key of ["dense", "pruned"]) {
       const values = this.values[key], canvas = this.canvases[key];
@@ -202,7 +199,20 @@ class Explorer {
     this.reading.textContent = parts.join(" · ");
   }
 
+  tellSteps() {
+    this.data.blocks.forEach(({ rows, columns, entered, left }, index) => {
+      const bar = this.bars[index], stay = left?.[this.image];
+      bar.firstChild.style.height = `${(100 * (stay ?? rows * columns)) / (rows * columns)}%`;
+      bar.classList.toggle("cuts", stay !== entered?.[this.image]);
+      bar.classList.toggle("current", index === this.block);
+    });
+  }
+
   // --- one token, by pointer or by keys ---
+
+  isMap(node) {
+    return Object.values(this.canvases).includes(node);
+  }
 
   pointAt(event, canvas) {
     const block = this.data.blocks[this.block], box = canvas.getBoundingClientRect();
