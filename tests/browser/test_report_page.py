@@ -148,6 +148,16 @@ def test_a_token_is_read_by_pointer_and_by_keys(open_page, report):
     assert page.locator("#reading").inner_text().startswith("row 3, column 5 · dense ")
 
 
+def test_a_token_is_read_by_touch(open_page, report):
+    page = open_page(report, has_touch=True)
+    for name in ("dense", "pruned"):  # the second tap takes the focus from the first map
+        box = page.locator(f"#map-{name}").bounding_box()
+        page.touchscreen.tap(box["x"] + box["width"] * 5.5 / 16, box["y"] + box["height"] * 2.5 / 16)
+        assert page.locator("#reading").inner_text().startswith("row 2, column 5 · dense ")
+    page.locator("#block").focus()
+    assert not page.locator("#reading").inner_text().startswith("row")
+
+
 def test_predictions_are_those_of_the_two_models(open_page, report):
     page = open_page(report)
     model = load_model("tiny_vit", pretrained=True)
@@ -215,6 +225,66 @@ def test_curves_stand_at_their_numbers(open_page, report):
     assert [height for _, height in by_accuracy] == sorted(heights, reverse=True)
     (low, middle, high) = (height for _, height in by_accuracy)
     assert (middle - high) / (low - high) == pytest.approx((96.5 - 88) / (96.5 - 9.75), abs=0.01)
+
+
+SIZES = """() => [...document.querySelectorAll('.charts .drawing text')].map((node) => {
+  const scale = node.ownerSVGElement.getScreenCTM().a, box = node.getBoundingClientRect();
+  const picture = node.ownerSVGElement.getBoundingClientRect();
+  const inside = box.left >= picture.left - 1 && box.right <= picture.right + 1
+    && box.top >= picture.top - 1 && box.bottom <= picture.bottom + 1;
+  return [parseFloat(getComputedStyle(node).fontSize) * scale, inside, [box.left, box.right, box.top, box.bottom]];
+})"""
+
+
+@pytest.mark.parametrize("width", [320, 360, 620, 1200])
+def test_the_labels_of_charts_can_be_read_at_any_width(open_page, report, width):
+    page = open_page(report, width=width)
+    found = page.evaluate(SIZES)
+    assert len(found) > 10
+    assert min(size for size, _, _ in found) >= 10
+    assert all(inside for _, inside, _ in found)
+    boxes = [box for _, _, box in found]
+    for place, (left, right, top, bottom) in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            assert right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
+
+
+def test_charts_follow_the_width_of_the_window(open_page, report):
+    page = open_page(report)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_function("document.documentElement.scrollWidth === 360")
+    page.wait_for_function("document.querySelector('.charts .drawing svg').viewBox.baseVal.width < 330")
+    assert min(size for size, _, _ in page.evaluate(SIZES)) >= 10
+
+
+def test_many_curves_all_look_different(open_page, monkeypatch, tmp_path):
+    rows = [{"study": "many", "block": place, "setting": f"s{setting}", "delta": -1.0 - setting}
+            for setting in range(20) for place in (0, 1)]  # fmt: skip
+    write_results(tmp_path / "ablation.json", Results("ablate", rows, {"model": "a"}))
+    page = open_page(write_report(monkeypatch, tmp_path, "ablation.json"))
+    looks = page.locator(".charts .drawing g").evaluate_all(
+        """groups => groups.map((group) => {
+             const mark = group.querySelector(".mark"), line = group.querySelector(".curve");
+             const { fill, stroke } = getComputedStyle(mark);
+             const box = mark.getBBox(), middle = [box.x + box.width / 2, box.y + box.height / 2];
+             const corners = [...(mark.points || [])].map((point) =>
+               Math.round(point.x - middle[0]) + " " + Math.round(point.y - middle[1]));
+             return [getComputedStyle(line).stroke, mark.tagName, corners.sort(), fill, stroke];
+           })"""
+    )
+    assert len(looks) == 20
+    coloured = {json.dumps([line, fill, stroke]) for line, _, _, fill, stroke in looks}
+    shaped = {json.dumps([line, tag, corners]) for line, tag, corners, _, _ in looks}
+    assert len(coloured) == 16  # eight colours, filled and hollow
+    assert len(shaped) == 20
+
+
+def test_what_is_not_joined_is_said_in_place_of_the_chart(open_page, monkeypatch, tmp_path):
+    write_results(tmp_path / "eval.json", Results("eval", [EVALUATED[0], EVALUATED[0] | {"top1": 90.0}]))
+    page = open_page(write_report(monkeypatch, tmp_path, "eval.json"))
+    assert page.locator(".charts svg").count() == 0
+    assert "has two accuracies, 96.5 and 90.0" in page.locator(".charts").inner_text()
+    assert page.locator(f"{table('eval.json')} tbody tr").count() == 2
 
 
 # --- safety, size and looks -------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ function start() {
   if (data.charts.length) {
     main.append(element("section", { "aria-labelledby": "curves-title" }, element("h2", { id: "curves-title" }, "Curves"),
       element("div", { class: "charts" }, ...data.charts.map(chartFigure))));
+    fitCharts(data.charts);
+    addEventListener("resize", () => fitCharts(data.charts));
   }
   if (data.tables.length) {
     main.append(element("section", { "aria-labelledby": "tables-title" }, element("h2", { id: "tables-title" }, "Results"),
