@@ -209,7 +209,7 @@ def _with_speed(points: Sequence[Point], benchmarks: Sequence[Results], batch_si
 
 def _timings(results: Results) -> list[Row]:
     """Leave out what a benchmark could not time, and check the rest."""
-    timings = []
+    timings: list[Row] = []
     for row in results.rows:
         try:
             if _speed(row, "samples_per_sec") and _count(row, "batch_size"):

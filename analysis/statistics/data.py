@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from repshift.analysis.statistics.foreground import masks_of_boxes
 from repshift.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif")
+
+Found = TypeVar("Found")
 
 # Masks of samples by their numbers, ``(images, rows, columns)`` bool in the pixels of the model's input
 Masks = Callable[[Sequence[int]], Tensor]
@@ -135,16 +137,18 @@ def _object(image: Image.Image, path: Path) -> NDArray[np.bool_]:
                 f"The first colour of the palette of {path} is not black, so it does not say what the object is. Save "
                 "the mask in grey levels, black where the object is not."
             )
-        return visible & (numbers != 0)
+        on_object: NDArray[np.bool_] = visible & (numbers != 0)
+        return on_object
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa"):
         image = image.convert("RGB")
-    values = np.asarray(image) != 0
-    if values.ndim == 3:
-        values = values[..., : -1 if "A" in image.getbands() else None].any(-1)
-    return visible & values
+    marked: NDArray[np.bool_] = np.asarray(image) != 0
+    if marked.ndim == 3:
+        colours = marked[..., : -1 if "A" in image.getbands() else None]
+        marked = np.logical_or.reduce(colours, axis=-1)
+    return visible & marked
 
 
-def _opened(path: Path, read: Callable[[Image.Image], Any]) -> Any:
+def _opened(path: Path, read: Callable[[Image.Image], Found]) -> Found:
     try:
         with Image.open(path) as image:
             return read(image)
