@@ -64,6 +64,7 @@ def seen_by_timm(model, folder, **options):
         mean=config["mean"],
         std=config["std"],
         num_workers=0,
+        persistent_workers=False,  # older versions of timm ask for it
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
