@@ -227,7 +227,7 @@ def test_curves_stand_at_their_numbers(open_page, report):
     assert (middle - high) / (low - high) == pytest.approx((96.5 - 88) / (96.5 - 9.75), abs=0.01)
 
 
-SIZES = """() => [...document.querySelectorAll('.charts .drawing text')].map((node) => {
+SIZES = """() => [...document.querySelectorAll('.charts svg text')].map((node) => {
   const scale = node.ownerSVGElement.getScreenCTM().a, box = node.getBoundingClientRect();
   const picture = node.ownerSVGElement.getBoundingClientRect();
   const inside = box.left >= picture.left - 1 && box.right <= picture.right + 1
@@ -253,7 +253,7 @@ def test_charts_follow_the_width_of_the_window(open_page, report):
     page = open_page(report)
     page.set_viewport_size({"width": 360, "height": 740})
     page.wait_for_function("document.documentElement.scrollWidth === 360")
-    page.wait_for_function("document.querySelector('.charts .drawing svg').viewBox.baseVal.width < 330")
+    page.wait_for_function("document.querySelector('.charts svg[role=img]').viewBox.baseVal.width < 330")
     assert min(size for size, _, _ in page.evaluate(SIZES)) >= 10
 
 
@@ -262,7 +262,7 @@ def test_many_curves_all_look_different(open_page, monkeypatch, tmp_path):
             for setting in range(20) for place in (0, 1)]  # fmt: skip
     write_results(tmp_path / "ablation.json", Results("ablate", rows, {"model": "a"}))
     page = open_page(write_report(monkeypatch, tmp_path, "ablation.json"))
-    looks = page.locator(".charts .drawing g").evaluate_all(
+    looks = page.locator(".charts svg g").evaluate_all(
         """groups => groups.map((group) => {
              const mark = group.querySelector(".mark"), line = group.querySelector(".curve");
              const { fill, stroke } = getComputedStyle(mark);
