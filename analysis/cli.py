@@ -9,17 +9,17 @@ import typer
 from rich.console import Console
 
 from repshift import __version__
-from repshift.analysis.commands.ablate import ablate
-from repshift.analysis.commands.bench import bench
-from repshift.analysis.commands.curves import curves
-from repshift.analysis.commands.demo import demo
-from repshift.analysis.commands.eval import evaluate
-from repshift.analysis.commands.finetune import finetune
-from repshift.analysis.commands.heatmap import heatmap
-from repshift.analysis.commands.report import report
-from repshift.analysis.commands.statistics import statistics
-from repshift.analysis.commands.zoo import train
-from repshift.analysis.terminal import console
+from repshift.analysis.ablation.command import ablate
+from repshift.analysis.curves.command import curves
+from repshift.analysis.demo.command import demo
+from repshift.analysis.evaluation.command import evaluate
+from repshift.analysis.finetuning.command import finetune
+from repshift.analysis.heatmap.command import heatmap
+from repshift.analysis.output.terminal import console
+from repshift.analysis.report.command import report
+from repshift.analysis.statistics.command import statistics
+from repshift.analysis.throughput.command import bench
+from repshift.analysis.zoo.command import train
 from repshift.errors import RepshiftError
 
 # Heavy imports (timm, matplotlib) stay inside the commands, so that --help answers at once

@@ -11,12 +11,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repshift.analysis.ablation.run import Point
+from repshift.analysis.ablation.points import Point
 from repshift.analysis.ablation.settings import CONTROLS, STUDIES
-from repshift.analysis.figures import save_figure
-from repshift.analysis.files import write_text
-from repshift.analysis.paired import MEANING, verdict
-from repshift.analysis.result_files import Results, write_results
+from repshift.analysis.output.figures import save_figure
+from repshift.analysis.output.files import write_text
+from repshift.analysis.output.paired import MEANING, verdict
+from repshift.analysis.output.results import Results, write_results
 
 WHAT = {
     "operation": "whose change is the shift",
@@ -41,7 +41,7 @@ def table_of(points: Sequence[Point], study: str, unit: str = "block") -> tuple[
     """Arrange a study as a table: a line for each setting, a column for each block, the mean of the blocks last.
 
     Args:
-        points: From :func:`repshift.analysis.ablation.run.run_ablation`.
+        points: From :func:`repshift.analysis.ablation.points.run_ablation`.
         study: Which study.
         unit: What the blocks of this model are called.
 
@@ -118,7 +118,7 @@ def draw_ablation(points: Sequence[Point], unit: str = "block") -> Figure:
     """Draw a panel for each study: accuracy and its standard error over blocks, a line for each setting.
 
     Args:
-        points: From :func:`repshift.analysis.ablation.run.run_ablation`, the dense model first.
+        points: From :func:`repshift.analysis.ablation.points.run_ablation`, the dense model first.
         unit: What the blocks of this model are called.
     """
     studies = studies_of(points)

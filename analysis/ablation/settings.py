@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from repshift import DISTANCES, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
-from repshift.analysis.pruned_variants import Variant
+from repshift.analysis.subjects.variants import Variant
 from repshift.registry import suggest
 from repshift.schedules import Drop, dropped_count
 from repshift.sites import Site, Structure

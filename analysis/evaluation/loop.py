@@ -13,13 +13,13 @@ import torch
 from timm.utils.decay_batch import decay_batch_step
 from torch import Tensor, nn
 
-from repshift.analysis.evaluation.batches import Batch, Failure, Share, unreadable
-from repshift.analysis.evaluation.data import Samples, loader
 from repshift.analysis.evaluation.models import Subject
 from repshift.analysis.evaluation.records import PartialResults, Record, Records
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
-from repshift.analysis.evaluation.streams import Stream
-from repshift.analysis.memory import fitting, is_out_of_memory
+from repshift.analysis.samples.batches import Batch, Failure, Share, unreadable
+from repshift.analysis.samples.data import Samples, loader
+from repshift.analysis.samples.streams import Stream
+from repshift.analysis.subjects.memory import fitting, is_out_of_memory
 from repshift.errors import DataError
 
 # Called after every batch with how many samples are done, of how many if that is known, and the accuracy in per cent

@@ -11,10 +11,10 @@ from timm.utils import random_seed
 from torch import nn
 
 from repshift import DataError, load_model
-from repshift.analysis.evaluation.preprocessing import evaluation_config
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
-from repshift.analysis.macs import count_work
-from repshift.analysis.sizes import resized
+from repshift.analysis.samples.preprocessing import evaluation_config
+from repshift.analysis.subjects.macs import count_work
+from repshift.analysis.subjects.sizes import resized
 from repshift.errors import first_line
 from repshift.watching import structure_of
 
@@ -28,7 +28,7 @@ class Subject:
         dense: The dense model that it is compared with, if it is.
         classifier: The dense model as it was loaded, which knows its classes.
         config: timm's data configuration, see
-            :func:`repshift.analysis.evaluation.preprocessing.evaluation_config`.
+            :func:`repshift.analysis.samples.preprocessing.evaluation_config`.
         classes: How many classes it tells apart.
         facts: What the results say of it, by timm's names.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from repshift.analysis.files import output_folder, write_text
+from repshift.analysis.output.files import output_folder, write_text
 from repshift.errors import CheckpointError
 
 Row = dict[str, Any]

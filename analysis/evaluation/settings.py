@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from repshift import MODELS, DataError, UnknownNameError
-from repshift.analysis.evaluation.preprocessing import OVERRIDES
-from repshift.analysis.pruned_variants import Variant
+from repshift.analysis.samples.preprocessing import OVERRIDES
+from repshift.analysis.subjects.variants import Variant
 from repshift.errors import first_line
 from repshift.registry import suggest
 
@@ -32,7 +32,7 @@ class EvaluationSettings:
         variant: How the models are pruned.
         compare_dense: Evaluate the dense model on the same batches.
         preprocessing: Overrides of the model's own, see
-            :func:`repshift.analysis.evaluation.preprocessing.evaluation_config`.
+            :func:`repshift.analysis.samples.preprocessing.evaluation_config`.
         dataset_options: Passed on to :func:`timm.data.create_dataset`.
         model_options: Passed on to the model.
         real_labels: A file of ImageNet's reassessed labels, or ``timm`` for those that it ships.

@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from repshift import CheckpointError, DataError
-from repshift.analysis.files import write_text, write_whole
-from repshift.analysis.finetuning.recipe import Recipe
+from repshift.analysis.finetuning.settings import Recipe
+from repshift.analysis.output.files import write_text, write_whole
 from repshift.errors import first_line
 
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)  # what a damaged JSON file leads to

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from repshift import RepshiftError, Schedule
-from repshift.analysis.curves import Point as Measured
-from repshift.analysis.curves import collect, method_of
-from repshift.analysis.result_files import Results, Row
+from repshift.analysis.curves.points import Point as Measured
+from repshift.analysis.curves.points import collect, method_of
+from repshift.analysis.output.results import Results, Row
 
 # What makes benchmarks different ones, and how a title says it
 SETTINGS = {
@@ -61,8 +61,8 @@ class Chart:
 def make_charts(results: Sequence[Results]) -> list[Chart]:
     """Describe every curve that the results allow; one without points is left out.
 
-    Accuracies and speeds are joined as ``repshift curves`` joins them, see :func:`repshift.analysis.curves.collect`;
-    where it refuses, the chart says why instead.
+    Accuracies and speeds are joined as ``repshift curves`` joins them, see
+    :func:`repshift.analysis.curves.points.collect`; where it refuses, the chart says why instead.
     """
     timed = [
         {**row, "device": one.environment.get("device")} for one in results if one.kind == "bench" for row in one.rows

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from repshift import RepresentationError, ShiftTracker, UnsupportedModelError, repeated_blocks
-from repshift.analysis.heatmaps import kept_mask
-from repshift.analysis.pruned_variants import Variant
+from repshift.analysis.heatmap.maps import kept_mask
+from repshift.analysis.subjects.variants import Variant
 from repshift.sites import find_structure
 
 BATCH = 16

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from repshift.analysis.result_files import Results, Row, columns_of
+from repshift.analysis.output.results import Results, Row, columns_of
 
 TITLES = {"eval": "Evaluation", "bench": "Benchmark", "ablate": "Ablation"}
 # Where a name needs its unit, or is timm's

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from repshift.analysis.files import write_text
+from repshift.analysis.output.files import write_text
 
 SCRIPTS = ("elements.js", "maps.js", "explorer.js", "charts.js", "tables.js", "start.js")
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from repshift import Schedule
-from repshift.analysis.macs import Work, count_work
-from repshift.analysis.memory import fitting, is_out_of_memory
-from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.throughput.memory import peak_on_cpu, peak_on_gpu
+from repshift.analysis.subjects.macs import Work, count_work
+from repshift.analysis.subjects.memory import fitting, is_out_of_memory
+from repshift.analysis.subjects.variants import Variant
 from repshift.analysis.throughput.methods import DENSE, LIMIT, SHIFT, variant_of
+from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from repshift.analysis.pruned_variants import Variant
+from repshift.analysis.subjects.variants import Variant
 from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
 from repshift.registry import suggest
 from repshift.scores import SCORES

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from repshift.analysis.devices import choose_device
-from repshift.analysis.preprocessing import data_config
-from repshift.analysis.sizes import resized
+from repshift.analysis.samples.images import data_config
+from repshift.analysis.subjects.devices import choose_device
+from repshift.analysis.subjects.sizes import resized
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.loading import load_model
 from repshift.registry import suggest

@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 from timm.models import VisionTransformer
 
-from repshift.analysis import datasets
-from repshift.analysis.datasets import ClutteredDigits, Digits, read_digits
+from repshift.analysis.samples import canvases
+from repshift.analysis.samples.canvases import ClutteredDigits, Digits, read_digits
 
 
 @pytest.fixture(scope="session")
 def shipped_digits():
-    return read_digits(Path(datasets.__file__).parent / "data" / "cluttered_mnist")
+    return read_digits(Path(canvases.__file__).parent / "cluttered_mnist")
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,13 @@ from PIL import Image
 
 import repshift
 from repshift import load_model
-from repshift.analysis import cli, demo, figures, heatmap_figures, training
-from repshift.analysis.datasets import ClutteredDigits, draw_canvases
-from repshift.analysis.demo import Result
+from repshift.analysis import cli
+from repshift.analysis.demo import comparison
+from repshift.analysis.demo.comparison import Result
+from repshift.analysis.heatmap import figure
+from repshift.analysis.output import figures
+from repshift.analysis.samples.canvases import ClutteredDigits, draw_canvases
+from repshift.analysis.zoo import training
 
 DEIT = "deit_tiny_patch16_224"
 
@@ -84,7 +88,7 @@ def test_an_error_is_one_line_and_exit_code_1_of_the_process(tmp_path):
 @pytest.mark.parametrize("model", ["tiny_vit", "tiny_resnet", DEIT])
 def test_heatmap_takes_images_that_are_not_square(run, make_image, tmp_path, monkeypatch, model):
     seen = []
-    monkeypatch.setattr(heatmap_figures, "heatmap_figure", lambda pruned, inputs, *_, **__: seen.append(inputs.shape))
+    monkeypatch.setattr(figure, "heatmap_figure", lambda pruned, inputs, *_, **__: seen.append(inputs.shape))
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: None)
     code, *_ = run("heatmap", "-m", model, "--image", make_image("a.png"), "--input-size", 3, 64, 96)
     assert code == 0
@@ -273,8 +277,8 @@ def test_bad_input_to_train_is_one_clear_line_and_writes_nothing(run, tmp_path, 
 def test_demo_prints_every_number_and_verdict_in_80_columns(run, monkeypatch, tmp_path):
     settings = [
         (name, drop, score)
-        for name, schedules in demo.SCHEDULES.items()
-        for drop, score in [("none", "none"), *((drop, score) for drop in schedules for score in demo.SCORES)]
+        for name, schedules in comparison.SCHEDULES.items()
+        for drop, score in [("none", "none"), *((drop, score) for drop in schedules for score in comparison.SCORES)]
     ]
     results = [
         Result(
@@ -290,15 +294,15 @@ def test_demo_prints_every_number_and_verdict_in_80_columns(run, monkeypatch, tm
         )
         for index, (name, drop, score) in enumerate(settings)
     ]
-    monkeypatch.setattr(demo, "run_demo", lambda output, observe: results)
+    monkeypatch.setattr(comparison, "run_demo", lambda output, observe: results)
     code, out, _ = run("demo", "--output", "here")
     assert code == 0
     for result in results:
-        assert any(all(cell in line for cell in demo.cells(result)) for line in out.splitlines()), out
-    for line in demo.verdicts(results):
+        assert any(all(cell in line for cell in comparison.cells(result)) for line in out.splitlines()), out
+    for line in comparison.verdicts(results):
         assert line in out
-    assert all(heading in out for heading in demo.HEADINGS), out
-    assert all(f"{name}.png" in out for name in demo.SCHEDULES), out
+    assert all(heading in out for heading in comparison.HEADINGS), out
+    assert all(f"{name}.png" in out for name in comparison.SCHEDULES), out
     assert "results.json" in out
 
 

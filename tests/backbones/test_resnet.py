@@ -6,7 +6,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from repshift import ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
-from repshift.analysis.macs import count_macs
+from repshift.analysis.subjects.macs import count_macs
 from repshift.backbones.resnet import RESNET
 from repshift.sites import find_structure
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from repshift import CheckpointError, ShiftTracker, UnknownNameError, load_model
-from repshift.analysis.datasets import evaluation_canvases
+from repshift.analysis.samples.canvases import evaluation_canvases
 from repshift.backbones.checkpoints import shipped_weights
 from repshift.sites import find_structure
 

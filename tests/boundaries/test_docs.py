@@ -126,7 +126,7 @@ def functions_of(path):
     yield from walk(ast.parse(path.read_text(encoding="utf-8")).body, "")
 
 
-FILES = sorted([*(ROOT / "repshift").glob("*.py"), *(ROOT / "backbones").glob("*.py")])
+FILES = sorted([*(ROOT / "repshift").rglob("*.py"), *(ROOT / "backbones").rglob("*.py")])
 
 
 def of_every_function(complaint):

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import repshift
-from repshift.analysis import heatmaps, macs, overlays, pruned_variants
+from repshift.analysis.heatmap import maps
+from repshift.analysis.output import overlays
+from repshift.analysis.subjects import macs, variants
 from repshift.pruners import LinePruner, PositionPruner, TokenPruner
 
 ROOT = Path(__file__).parents[2]
@@ -58,9 +60,9 @@ def test_the_examples_of_a_module_give_what_they_say(name):
         LinePruner,
         PositionPruner,
         macs.count_macs,
-        heatmaps.heatmap_array,
+        maps.heatmap_array,
         overlays.show_map_on_image,
-        pruned_variants.Variant,
+        variants.Variant,
     ],
     ids=lambda named: named.__qualname__,
 )

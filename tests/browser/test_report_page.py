@@ -14,13 +14,13 @@ from timm.models import VisionTransformer
 
 from repshift import ShiftTracker, load_model
 from repshift.analysis import cli
-from repshift.analysis.datasets import evaluation_canvases
-from repshift.analysis.preprocessing import normalised
-from repshift.analysis.pruned_variants import Variant
-from repshift.analysis.report.images import load_pictures
-from repshift.analysis.report.run import Subject, make_report
+from repshift.analysis.output.results import Results, write_results
+from repshift.analysis.report.contents import Subject, make_report
+from repshift.analysis.report.pictures import load_pictures
 from repshift.analysis.report.writing import write_page
-from repshift.analysis.result_files import Results, write_results
+from repshift.analysis.samples.canvases import evaluation_canvases
+from repshift.analysis.samples.images import normalised
+from repshift.analysis.subjects.variants import Variant
 
 SCHEDULE = "0.2@0,2,4"
 SPEEDS = {"dense": 100.5, "shift": 1000.25, "norm": 99.0}

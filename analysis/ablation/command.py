@@ -1,0 +1,157 @@
+"""``repshift ablate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from repshift.analysis.output.terminal import console, progress_bar
+from repshift.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from repshift.analysis.ablation.points import Point
+    from repshift.analysis.ablation.settings import Setting
+    from repshift.analysis.samples.data import Samples
+
+DEFAULT_MODEL = "tiny_vit"
+STUDIES = "operation, distance, residual, score, half"
+
+
+def ablate(
+    data: Annotated[
+        str,
+        typer.Argument(help="Folder with one folder of images a class, a tar file of such, or cluttered-mnist."),
+    ] = "cluttered-mnist",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A model of timm, a Vision Mamba or one of the zoo. [default: tiny_vit]"),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Load the published weights, as without --model.")
+    ] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
+    use_ema: Annotated[
+        bool | None,
+        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
+    ] = None,
+    study: Annotated[
+        list[str] | None, typer.Option(help=f"{STUDIES} or all; may be repeated or listed with commas. [default: all]")
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="After which blocks (stages, layers), one at a time, counted from zero, as 0,2,4."),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Tokens to drop, of a CNN rows and columns. [default: a fifth]")
+    ] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Take so many images, evenly spread. [default: all]")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images a step.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that load images.")] = 0,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "validation",
+    dataset: Annotated[
+        str, typer.Option(help="torch/NAME or hfds/NAME under DATA, instead of folders.", show_default=False)
+    ] = "",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random control.")] = 42,
+    output: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = Path("repshift-ablation"),
+) -> None:
+    """Drop tokens at one block at a time and compare operation, distance, residual, score, top and bottom half.
+
+    The paper's toy studies on any model and data, with the random and the norm control in each.
+    """
+    chosen_blocks = _blocks(blocks)
+    from repshift.analysis.ablation.reports import write_ablation
+    from repshift.analysis.ablation.settings import choose_studies, plan
+    from repshift.analysis.output.files import output_folder
+    from repshift.analysis.output.results import environment
+    from repshift.analysis.samples.data import open_samples
+    from repshift.analysis.samples.processes import Processes
+    from repshift.watching import structure_of
+
+    studies = choose_studies(name.strip() for text in study or ["all"] for name in text.split(","))
+    place = Processes().device(device)
+    name = model or DEFAULT_MODEL
+    loaded = _load(name, pretrained or (model is None and checkpoint is None), checkpoint, use_ema).to(place)
+    samples = open_samples(loaded, data, dataset=dataset, split=split, num_samples=num_samples)
+    size = samples.config["input_size"]
+    settings = plan(loaded, size, studies, chosen_blocks, count)
+    if missing := [study for study in studies if study not in {setting.study for setting in settings}]:
+        _note(f"left out, since {name} has nothing to vary there: {', '.join(missing)}")
+    output_folder(output)
+    try:
+        points = _measure(loaded, settings, samples, batch_size, workers, seed)
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written")
+        raise typer.Exit(130) from None
+    unit = getattr(structure_of(loaded, required=True), "unit", "block")
+    measured = {"model": name, "data": dataset or data, "batch": batch_size, "seed": seed, **environment(place)}
+    _show(points, f"{name} on {dataset or data}", unit)
+    files = write_ablation(output, points, measured, unit)
+    _note(f"written: {', '.join(path.name for path in files)}   in {output}")
+
+
+def _blocks(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UnknownNameError(f"--blocks got {text!r}, expected numbers counted from zero, as in 0,2,4.") from error
+
+
+def _load(name: str, pretrained: bool, checkpoint: Path | None, use_ema: bool | None) -> nn.Module:
+    from repshift.loading import load_model
+
+    if not pretrained and checkpoint is None:
+        _note("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+    return load_model(name, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
+
+
+def _measure(
+    model: nn.Module, settings: Sequence[Setting], samples: Samples, batch_size: int, workers: int, seed: int
+) -> list[Point]:
+    """Run all settings under a bar of progress.
+
+    Raises:
+        MemoryExhaustedError: If a batch does not fit into memory.
+    """
+    from repshift.analysis.ablation.points import count_models, labelled_batches, run_ablation
+    from repshift.analysis.ablation.settings import device_of
+    from repshift.analysis.subjects.memory import fitting
+
+    models = count_models(settings)
+    with progress_bar() as progress:
+        task = progress.add_task(f"{len(samples)} images, {models} models", total=models * len(samples))
+        with fitting(batch_size, str(device_of(model)), retry=False):
+            return run_ablation(
+                model,
+                settings,
+                labelled_batches(model, samples, batch_size, workers),
+                seed=seed,
+                observe=lambda images: progress.update(task, advance=images),
+            )
+
+
+def _show(points: Sequence[Point], subject: str, unit: str) -> None:
+    from repshift.analysis.ablation.reports import LEGEND, WHAT, studies_of, summary, table_of, verdicts
+
+    for study in studies_of(points):
+        headings, rows = table_of(points, study, unit)
+        table = Table(title=f"{subject}: {WHAT[study]}", title_justify="left")
+        for number, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in (summary(points), LEGEND, *verdicts(points)):
+        _note(line)
+
+
+def _note(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Accuracy against work and speed (``repshift curves``)."""

@@ -1,0 +1,47 @@
+"""``repshift curves``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repshift.analysis.output.terminal import console
+
+
+def curves(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS.json...", help="Results files of eval, and of bench if there are.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The figure; its ending names the format. The points go beside it as NAME.points.csv.")
+    ] = Path("curves.png"),
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "-b", help="Of the benchmark. [default: its largest]")
+    ] = None,
+) -> None:
+    """Draw accuracy against GMACs and against measured throughput, all methods on one figure."""
+    from dataclasses import asdict
+
+    from repshift.analysis.curves.figure import draw_curves
+    from repshift.analysis.curves.points import collect
+    from repshift.analysis.output.figures import check_figure_path, save_figure
+    from repshift.analysis.output.files import output_file
+    from repshift.analysis.output.results import Results, read_results, write_results
+    from repshift.errors import DataError
+
+    table = output.with_name(f"{output.stem}.points.csv")
+    for file in (output, table):
+        if any(file.resolve() == given.resolve() for given in results):
+            raise DataError(f"{file} would replace the results that it is made of. Give another name (--output).")
+    check_figure_path(output)
+    output_file(table)
+    points = collect([read_results(path) for path in results], batch_size)
+    save_figure(draw_curves(points), output)
+    write_results(table, Results("curves", [asdict(point) for point in points]), "csv")
+    untimed = [point for point in points if point.samples_per_sec is None]
+    if untimed and len(untimed) < len(points):
+        named = "; ".join(f"{point.model} {point.method} {point.schedule}".strip() for point in untimed)
+        console.print(f"note: the benchmark has not timed {named}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"figure: {output}   points: {table}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Dense and pruned models side by side on shipped data (``repshift demo``)."""

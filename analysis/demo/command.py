@@ -1,0 +1,38 @@
+"""``repshift demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from repshift.analysis.output.terminal import console, progress_bar
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the figure and the results.")] = Path("repshift-demo"),
+) -> None:
+    """Prune the embedded models on 2,000 canvases, by the shift and by two controls, and show what is kept."""
+    from repshift.analysis.demo.comparison import HEADINGS, LEGEND, SCHEDULES, cells, run_demo, verdicts
+
+    with progress_bar() as progress:
+        task = progress.add_task("2,000 canvases, 3 x 7 models", total=None)
+        results = run_demo(output, lambda done, steps: progress.update(task, completed=done, total=steps))
+    for name in SCHEDULES:
+        table = Table(title=f"{name} on Cluttered MNIST, no retraining", title_justify="left")
+        for heading in HEADINGS:
+            table.add_column(heading, justify="left" if heading in ("drop", "score") else "right", no_wrap=True)
+        for result in results:
+            if result.model == name:
+                table.add_row(*cells(result), end_section=result.score in ("none", "norm"))
+        console.print(table)
+    console.print(LEGEND, highlight=False)
+    for line in verdicts(results):
+        console.print(line, highlight=False)
+    console.print(
+        f"figures: {', '.join(f'{name}.png' for name in SCHEDULES)}   numbers: results.json   in {output}",
+        highlight=False,
+        soft_wrap=True,
+    )

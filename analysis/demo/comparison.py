@@ -1,0 +1,276 @@
+"""The main job on embedded defaults: prune a small model of each kind, show what that costs and what it keeps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from repshift import ShiftTracker, load_model
+from repshift.analysis.heatmap.maps import shift_maps
+from repshift.analysis.heatmap.shown_blocks import block_names
+from repshift.analysis.output.figures import ImageColumn, MapColumn, draw_columns, save_figure
+from repshift.analysis.output.files import output_folder, write_text
+from repshift.analysis.output.overlays import dim_dropped, kept_mask
+from repshift.analysis.output.paired import MEANING, gain, verdict
+from repshift.analysis.samples.canvases import Canvases, batches, evaluation_canvases
+from repshift.analysis.samples.images import data_config, normalised, pixels
+from repshift.analysis.subjects.macs import count_macs
+from repshift.pruning import cuts
+from repshift.sites import find_structure
+
+# Each model with a mild and a stronger schedule, after blocks, stages and layers counted from zero
+SCHEDULES = {
+    "tiny_vit": ("0.2@0,2,4", "0.5@0"),
+    "tiny_resnet": ("4@0;2@1", "10@0"),
+    "tiny_vim": ("0.2@0,2,4", "0.5@2"),
+}
+SCORES = ("shift", "random", "norm")
+BATCH = 50
+ROUNDS = 3  # each model is timed so often, in turn with the others
+SECONDS = 0.2  # for so long at least
+SHOWN = (0, 1, 2, 3)  # canvases in the figure, in order: not chosen
+SEED = 0  # of the random control
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model did on the 2,000 canvases.
+
+    Attributes:
+        model: Its name.
+        schedule: What was dropped where, as a string; "none" for the dense model.
+        score: By which score.
+        accuracy: Share of the canvases that are classified rightly.
+        images_per_second: Median over timed batches, models taken in turn.
+        gmacs: Billions of multiply-accumulates an image.
+        on_digit: Share of the tokens (positions, for a network of feature maps) kept by the last cut that lie on the
+            digit: their centre is in its box.
+        by_chance: The same for all tokens there, which is what dropping at random keeps on average.
+        against_shift: Gain of the shift with the same schedule over this score, and its standard error, both in
+            points of accuracy; the two models are compared canvas by canvas. ``None`` for the dense model.
+    """
+
+    model: str
+    schedule: str
+    score: str
+    accuracy: float
+    images_per_second: float
+    gmacs: float
+    on_digit: float
+    by_chance: float
+    against_shift: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Which canvases were classified rightly, ``(canvases,)`` bool, and where the finally kept tokens lie."""
+
+    right: Tensor
+    on_digit: float
+    by_chance: float
+
+
+def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, steps: None) -> list[Result]:
+    """Run the demo and write a figure for each model, ``results.json`` and ``results.md`` to ``output``.
+
+    Args:
+        output: Folder, made if needed.
+        observe: Called with the steps done and all steps.
+
+    Returns:
+        For each model the dense one's result first, then one for each schedule and score.
+
+    Raises:
+        DataError: If the folder cannot be written to; nothing has been computed then.
+    """
+    output_folder(output)
+    canvases = evaluation_canvases()
+    steps = len(SCHEDULES) * (1 + 2 * len(SCORES)) * (math.ceil(len(canvases.images) / BATCH) + ROUNDS)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        observe(done, steps)
+
+    results = []
+    for name in SCHEDULES:
+        model = load_model(name, pretrained=True)
+        results += _measure(name, model, canvases, step)
+        draw_demo(name, model, canvases, output / f"{name}.png")
+    _write(results, output)
+    return results
+
+
+def _measure(name: str, model: nn.Module, canvases: Canvases, step: Callable[[], None]) -> list[Result]:
+    """Evaluate and time a model, dense and pruned by every schedule and score."""
+    settings: list[tuple[str, str]] = [("none", "none")]
+    models: list[nn.Module] = [model]
+    for schedule in SCHEDULES[name]:
+        for score in SCORES:
+            settings.append((schedule, score))
+            models.append(ShiftTracker(model).prune(schedule, score=score))
+    torch.manual_seed(SEED)
+    measured = [_evaluate(candidate, canvases, step) for candidate in models]
+    speeds = _images_per_second(models, normalised(model, canvases.images[:BATCH]), step)
+    size = data_config(model)["input_size"]
+    by_shift = {
+        schedule: evaluation.right
+        for (schedule, score), evaluation in zip(settings, measured, strict=True)
+        if score == "shift"
+    }
+    return [
+        Result(
+            model=name,
+            schedule=schedule,
+            score=score,
+            accuracy=int(evaluation.right.sum()) / len(evaluation.right),
+            images_per_second=speed,
+            gmacs=count_macs(candidate, size) / 1e9,
+            on_digit=evaluation.on_digit,
+            by_chance=evaluation.by_chance,
+            against_shift=gain(by_shift[schedule], evaluation.right) if schedule in by_shift else None,
+        )
+        for (schedule, score), candidate, evaluation, speed in zip(settings, models, measured, speeds, strict=True)
+    ]
+
+
+def _evaluate(model: nn.Module, canvases: Canvases, step: Callable[[], None]) -> _Evaluation:
+    right, on_digit, kept_tokens, by_chance = [], 0.0, 0, 0.0
+    cut = _last_site(model)
+    tracker = ShiftTracker(model, cut)  # for the kept positions; one watched block costs little
+    for images, labels, boxes in batches(canvases, BATCH):
+        with tracker, torch.inference_mode():
+            predicted = model(normalised(model, images)).argmax(1)
+        right.append(predicted == labels)
+        rows, columns = tracker.maps[cut].shape[1:]
+        digit = tokens_on_digit(boxes, (rows, columns), (images.shape[2], images.shape[3]))
+        kept_digit = digit.gather(1, tracker.kept[cut]) if tracker.kept else digit
+        on_digit += float(kept_digit.sum())
+        kept_tokens += kept_digit.numel()
+        by_chance += float(digit.float().mean(1).sum())
+        step()
+    return _Evaluation(torch.cat(right), on_digit / kept_tokens, by_chance / len(canvases.labels))
+
+
+def _last_site(model: nn.Module) -> str:
+    """Name where a pruned model drops last; of a dense model, its first block."""
+    structure = find_structure(model)
+    if structure is None:
+        raise TypeError(f"the demo needs a model with a known backbone, got {type(model).__name__}")
+    return [*cuts(model), structure.sites[0].name][len(cuts(model)) - 1]
+
+
+def tokens_on_digit(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Say which tokens lie on the digit: those whose centre is in its box.
+
+    Args:
+        boxes: ``(images, 4)`` top, left, bottom, right in pixels, ends exclusive.
+        grid: Rows and columns of the tokens.
+        size: Rows and columns of the image in pixels.
+
+    Returns:
+        ``(images, tokens)`` bool, in row-major order.
+    """
+    rows, columns = ((torch.arange(count) + 0.5) * length / count for count, length in zip(grid, size, strict=True))
+    top, left, bottom, right = boxes.unsqueeze(-1).unbind(1)
+    in_rows = (rows >= top) & (rows < bottom)
+    in_columns = (columns >= left) & (columns < right)
+    return (in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).flatten(1)
+
+
+def _images_per_second(models: Sequence[nn.Module], batch: Tensor, step: Callable[[], None]) -> list[float]:
+    """Time the models in turn, so that a machine that slows down slows all of them."""
+    # importing the timer warns of a CUDA toolkit without a GPU, as if something were to be compiled
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
+
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            for model, taken in zip(models, seconds, strict=True):
+                timer = Timer(
+                    "model(batch)", globals={"model": model, "batch": batch}, num_threads=torch.get_num_threads()
+                )
+                taken.append(timer.blocked_autorange(min_run_time=SECONDS).median)
+                step()
+    return [len(batch) / median(taken) for taken in seconds]
+
+
+def draw_demo(name: str, model: nn.Module, canvases: Canvases, path: Path) -> None:
+    """Draw some canvases, their shift at an early, a middle and a late block, and the tokens that pruning keeps."""
+    inputs = normalised(model, canvases.images[list(SHOWN)])
+    seen = pixels(model, inputs)
+    names = block_names(model, inputs)
+    maps = shift_maps(model, inputs, names)
+    columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
+    columns += [MapColumn(f"shift, {block}", maps[block], "shift (l2)") for block in names]
+    for schedule in SCHEDULES[name]:
+        pruned = ShiftTracker(model).prune(schedule)
+        cut = _last_site(pruned)
+        with ShiftTracker(pruned, cut) as tracker, torch.inference_mode():
+            pruned(inputs)
+        rows, columns_of_map = tracker.maps[cut].shape[1:]
+        mask = kept_mask(tracker.kept[cut], (rows, columns_of_map))
+        columns.append(ImageColumn(f"kept, {schedule}", dim_dropped(seen, mask)))
+    labels = [f"digit {int(canvases.labels[index])}" for index in SHOWN]
+    save_figure(draw_columns(columns, labels), path)
+
+
+def verdicts(results: Sequence[Result]) -> list[str]:
+    """Say in words how the shift compares with its two controls, for better or worse.
+
+    A difference of less than two standard errors is no difference.
+    """
+    lines = []
+    for result in results:
+        if result.against_shift is not None and result.score != "shift":
+            found = verdict(*result.against_shift, result.score)
+            lines.append(f"{result.model} {result.schedule}: the shift {found}")
+    return lines
+
+
+def cells(result: Result) -> list[str]:
+    """Write a result as the cells of a table, in the order of :data:`HEADINGS`."""
+    return [
+        result.schedule,
+        result.score,
+        f"{100 * result.accuracy:.1f}",
+        f"{result.images_per_second:.0f}",
+        f"{result.gmacs:.3f}",
+        f"{100 * result.on_digit:.1f}",
+        f"{100 * result.by_chance:.1f}",
+    ]
+
+
+HEADINGS = ("drop", "score", "accuracy %", "images/s", "GMACs", "on digit %", "chance %")
+LEGEND = (
+    "drop: share of the tokens, or rows and columns of the map, @ the blocks, layers or stages after which they go "
+    "(none: the dense model); on digit: share of what the last of them keeps that lies on the digit; chance: that "
+    f"share among all tokens there. {MEANING}"
+)
+
+
+def _write(results: Sequence[Result], output: Path) -> None:
+    environment = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "batch": BATCH,
+    }
+    content = {"environment": environment, "results": [asdict(result) for result in results]}
+    headings = ("model", *HEADINGS)
+    rows = [headings, ["---"] * len(headings), *([result.model, *cells(result)] for result in results)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    write_text(output / "results.json", json.dumps(content, indent=2) + "\n")
+    write_text(output / "results.md", "\n".join(lines) + "\n")

@@ -1,0 +1,249 @@
+"""Evaluation of dense and pruned models on labelled images, on one process or several: every sample exactly once.
+
+What is predicted for each sample is recorded by its number, on the disk, before the next batch is begun; all numbers
+of the result are computed from these records, in order. So a run that is stopped at any moment and resumed ends with
+the result of an uninterrupted one, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repshift.analysis.evaluation.loop import EvaluationLoop, Part
+from repshift.analysis.evaluation.models import Subject, build_subject, load_classifier
+from repshift.analysis.evaluation.records import PartialResults, Records, Row, holds_records
+from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
+from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
+from repshift.analysis.output.files import output_file
+from repshift.analysis.output.results import Results, environment, results_format, write_results
+from repshift.analysis.samples.batches import Failure, Share
+from repshift.analysis.samples.canvases import CANVASES
+from repshift.analysis.samples.data import Samples, open_samples
+from repshift.analysis.samples.processes import Processes
+from repshift.analysis.samples.sources import STREAMS, check_source
+from repshift.analysis.samples.streams import Stream, open_stream
+from repshift.errors import DataError, first_line
+
+# Called after every batch with the model, how many samples are done, of how many if that is known, and the accuracy
+Observer = Callable[[str, int, "int | None", float], None]
+
+
+class Evaluation:
+    """One run of the command: some models, one results file.
+
+    Args:
+        settings: How the models are evaluated.
+        processes: All processes; each one makes an evaluation of its own and calls the same methods.
+        results: The results file; ``None`` writes none, and keeps nothing to resume from.
+        wanted_format: ``csv``, ``json`` or ``md``; by default what the file's ending says.
+        observe: Called after every batch of this process.
+
+    Raises:
+        DataError: If the device, the data or the place of the results are not there.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        processes: Processes,
+        results: Path | None = None,
+        wanted_format: str | None = None,
+        observe: Observer = lambda model, done, total, accuracy: None,
+    ) -> None:
+        self.settings, self.processes, self.observe = settings, processes, observe
+        self.results, self.wanted_format = results, wanted_format
+        self.device = processes.device(settings.device)
+        self.stream = False
+        if settings.data != CANVASES or settings.dataset:
+            self.stream = check_source(settings.data, settings.dataset, settings.split) in STREAMS
+        self.valid_labels = read_valid_labels(settings.valid_labels)
+        self.real_labels = None if settings.real_labels is None else read_real_labels(settings.real_labels)
+        if self.stream and self.real_labels is not None:
+            raise DataError("--real-labels needs the names of files, which a stream does not have. Give a folder.")
+        if results is not None:
+            results_format(results, wanted_format)
+            if processes.first:
+                output_file(results)
+
+    @property
+    def partial_folder(self) -> Path | None:
+        """Where an unfinished run keeps what it has evaluated: beside the results file."""
+        return self.results and self.results.with_name(f"{self.results.name}.partial")
+
+    def run(self, models: Sequence[str], resume: bool | None = None) -> list[Row]:
+        """Evaluate models one after the other and write the results after each.
+
+        Args:
+            models: Their names. Of several models, one that fails has its ``error`` in its row, and the others go on.
+            resume: Go on with an unfinished run; ``False`` begins anew; by default an unfinished run is an error.
+
+        Returns:
+            One row for each model.
+
+        Raises:
+            RepshiftError: If the only model fails; what was evaluated is kept.
+        """
+        with self.processes.together():
+            self._check_unfinished(resume)
+        rows: list[Row] = []
+        for number, name in enumerate(models):
+            try:
+                rows.append(self._finished(name, number) or self._evaluate(name, number))
+            except Exception as error:
+                if len(models) == 1:
+                    raise
+                rows.append({"model": name, "error": f"{type(error).__name__}: {first_line(error)}"})
+            with self.processes.together():
+                if self.results is not None and self.processes.first:
+                    write_results(self.results, Results("eval", rows, environment(self.device)), self.wanted_format)
+        complete = not any("error" in row for row in rows)
+        if self.partial_folder is not None and self.processes.first and complete:
+            PartialResults(self.partial_folder, {}).forget()
+        return rows
+
+    def _check_unfinished(self, resume: bool | None) -> None:
+        folder = self.partial_folder
+        if folder is None:
+            if resume:
+                raise DataError(
+                    "--resume goes on beside a results file. Give the --results-file of the unfinished run."
+                )
+            return
+        if not self.processes.first or not folder.exists() or resume:
+            return
+        if resume is None and holds_records(folder):
+            raise DataError(
+                f"{folder} holds what an unfinished run has evaluated. Go on with it: --resume; or begin anew: "
+                "--no-resume."
+            )
+        PartialResults(folder, {}).forget()
+
+    def _partial(self, number: int, settings: dict[str, Any]) -> PartialResults | None:
+        if self.partial_folder is None:
+            return None
+        return PartialResults(self.partial_folder / f"{number:04d}", settings, self.processes.rank)
+
+    def _finished(self, name: str, number: int) -> Row | None:
+        """Return the row of a model that was finished before the run was interrupted."""
+        row = None
+        with self.processes.together():
+            partial = self._partial(number, {})
+            if partial is not None and self.processes.first and (row := partial.row) is not None:
+                model, config = load_classifier(name, self.settings)
+                identity = self._identity(name, config, self._open(model, config))
+                PartialResults(partial.folder, identity).resume()
+        found: Row | None = self.processes.exchange(row)[0]
+        return found
+
+    def _evaluate(self, name: str, number: int) -> Row:
+        records: Records = {}
+        with self.processes.together():
+            subject = build_subject(name, self.settings, self.device)
+            samples = self._open(subject.classifier, subject.config)
+            partial = self._partial(number, self._identity(name, subject.config, samples))
+            if partial is not None and self.processes.first:
+                records = partial.resume()
+                partial.begin()
+        records = self.processes.exchange(records if self.processes.first else None)[0]
+        part = Part()
+        loop = EvaluationLoop(subject, samples, self.settings, self.device, partial)
+        share = Share(self.processes.rank, self.processes.count, frozenset(records))
+        try:
+            with self.processes.together():
+                part = loop.run(share, lambda *done: self.observe(name, *done), lambda: self.processes.failing)
+        finally:
+            if partial is not None:
+                partial.close()
+                if self.processes.first:
+                    partial.forget_if_empty()
+        parts = self.processes.exchange(part)
+        with self.processes.together():
+            row = self._row(name, subject, samples, records, parts)
+            if partial is not None and self.processes.first:
+                partial.finish(row)
+        return row
+
+    def _open(self, model: nn.Module, config: Mapping[str, Any]) -> Samples | Stream:
+        settings = self.settings
+        options = {
+            "split": settings.split,
+            "class_map": settings.class_map,
+            "valid_labels": self.valid_labels,
+            "num_samples": settings.num_samples,
+            "config": config,
+            **settings.dataset_options,
+        }
+        if self.stream:
+            return open_stream(model, settings.data, settings.dataset, **options)
+        return open_samples(model, settings.data, dataset=settings.dataset, **options)
+
+    def _identity(self, name: str, config: Mapping[str, Any], samples: Samples | Stream) -> dict[str, Any]:
+        """Return what must not have changed when an evaluation is resumed: the settings, and the data found."""
+        files = samples.files if isinstance(samples, Samples) else None
+        return {
+            **self.settings.fingerprint(name, self.device, self.processes.count),
+            "preprocessed": {key: value if isinstance(value, str) else str(value) for key, value in config.items()},
+            "samples": samples.count,
+            "files": files and hashlib.sha256("\n".join(files).encode()).hexdigest(),
+        }
+
+    def _row(
+        self, name: str, subject: Subject, samples: Samples | Stream, before: Records, parts: Sequence[Part]
+    ) -> Row:
+        records, failures = self._merge(samples, before, parts)
+        answers = None
+        if self.real_labels is not None:
+            answers = real_answers(self.real_labels, {index: samples.file_name(index) for index in records})
+        summary = summarise(records, answers)
+        own = ("top1", "top1_err", "top5", "top5_err")
+        row: Row = {
+            "model": name,
+            **{key: summary[key] for key in own},
+            **subject.facts,
+            **{key: value for key, value in summary.items() if key not in own},
+            "samples": len(records),
+            "skipped": len(failures),
+            "real_labels": self.settings.real_labels,
+            "samples_per_sec": _rate([part.rate for part in parts]),
+            "batch_size": min(part.batch_size for part in parts),
+            "precision": self.settings.precision,
+            "seed": self.settings.seed if self.settings.variant.score == "random" else None,
+            "checkpoint": self.settings.checkpoint,
+        }
+        if subject.dense is not None:
+            row["dense_samples_per_sec"] = _rate([part.dense_rate for part in parts])
+        if failures:
+            row["skipped_files"] = "; ".join(
+                f"{failure.name} ({failure.reason})" for _, failure in sorted(failures.items())
+            )
+        return row
+
+    def _merge(
+        self, samples: Samples | Stream, before: Records, parts: Sequence[Part]
+    ) -> tuple[Records, dict[int, Failure]]:
+        """Put the records of all processes together, and count that no sample is missing or there twice."""
+        records = dict(before)
+        failures: dict[int, Failure] = {}
+        for part in parts:
+            records |= part.records
+            failures |= part.failures
+        told = len(before) + sum(len(part.records) + len(part.failures) for part in parts)
+        expected = told if samples.count is None else samples.count
+        if not told == len(records.keys() | failures.keys()) == expected:
+            raise DataError(
+                f"{told} samples were evaluated, {len(records.keys() | failures.keys())} of them different, of "
+                f"{expected}. The data changed meanwhile, or are not the same for every process: begin anew "
+                "(--no-resume)."
+            )
+        return records, failures
+
+
+def _rate(rates: Sequence[float | None]) -> float | None:
+    """Add up the speed of all processes; unknown if one of them had nothing left to time."""
+    known = [rate for rate in rates if rate is not None]
+    return round(sum(known), 2) if len(known) == len(rates) else None

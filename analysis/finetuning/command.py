@@ -1,0 +1,112 @@
+"""``repshift finetune``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from repshift.analysis.output.terminal import console, progress_bar
+
+
+def finetune(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of timm or of the embedded zoo.")],
+    drop: Annotated[str, typer.Option(help="What goes after which stage or block, as 8@0;4@1 or 0.2@0,3,6.")],
+    data: Annotated[str, typer.Option(help="Folder with train/ and validation/ inside, or cluttered-mnist.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the weights, the summary and the state to resume from.")
+    ] = Path("repshift-finetune"),
+    pretrained: Annotated[bool, typer.Option(help="Start from the published weights.")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="Start from the weights in a file.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Start with a new classifier of so many classes. [default: the model's]")
+    ] = None,
+    score: Annotated[str, typer.Option(help="shift, norm or random.")] = "shift",
+    pruner: Annotated[
+        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+    ] = None,
+    operation: Annotated[
+        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
+    ] = None,
+    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
+    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
+    dataset: Annotated[
+        str, typer.Option(help="torch/NAME or hfds/NAME under --data, instead of folders.", show_default=False)
+    ] = "",
+    train_split: Annotated[str, typer.Option(help="Name of the training split.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Name of the validation split.")] = "validation",
+    digits: Annotated[
+        Path | None, typer.Option(help="For cluttered-mnist: MNIST's t10k files. [default: download]")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="All epochs, the cool-down included.")] = 100,
+    cooldown_epochs: Annotated[
+        int | None, typer.Option(help="Of these, the last ones at --min-lr. [default: a tenth]")
+    ] = None,
+    warmup_epochs: Annotated[int, typer.Option(help="Of these, the first ones, rising from --warmup-lr.")] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    min_lr: Annotated[float, typer.Option(help="Lowest learning rate.")] = 1e-6,
+    warmup_lr: Annotated[float, typer.Option(help="First learning rate of the warm-up.")] = 1e-6,
+    opt: Annotated[str, typer.Option(help="Any optimiser of timm.")] = "adamw",
+    weight_decay: Annotated[float, typer.Option(help="Not for biases and norms.")] = 0.05,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")] = 128,
+    grad_accum_steps: Annotated[int, typer.Option(help="Batches an update.")] = 1,
+    clip_grad: Annotated[float | None, typer.Option(help="Bound on the gradient's norm. [default: none]")] = None,
+    smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.1,
+    mixup: Annotated[float, typer.Option(help="Alpha of mixup; 0 is none.")] = 0.0,
+    cutmix: Annotated[float, typer.Option(help="Alpha of CutMix; 0 is none.")] = 0.0,
+    no_aug: Annotated[bool, typer.Option("--no-aug", help="Show training images as evaluation does.")] = False,
+    hflip: Annotated[float, typer.Option(help="Share of images that are mirrored.")] = 0.5,
+    color_jitter: Annotated[float, typer.Option(help="Strength of the colour jitter.")] = 0.4,
+    aa: Annotated[str | None, typer.Option(help="timm's AutoAugment policy, as rand-m9-mstd0.5-inc1.")] = None,
+    reprob: Annotated[float, typer.Option(help="Share of images of which a part is erased.")] = 0.0,
+    model_ema: Annotated[
+        bool, typer.Option("--model-ema", "--ema", help="Evaluate and keep the weights' moving average.")
+    ] = False,
+    model_ema_decay: Annotated[float, typer.Option("--model-ema-decay", "--ema-decay", help="Its decay.")] = 0.9998,
+    amp: Annotated[bool, typer.Option("--amp", help="Train in mixed precision.")] = False,
+    amp_dtype: Annotated[str, typer.Option(help="bfloat16 or float16 (GPU).")] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Another seed gives another order and augmentation.")] = 42,
+    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that load images, a process.")] = 4,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the state in --output, if there is one.")] = True,
+) -> None:
+    """Prune a model and train it as it is pruned; run again after an interruption to go on.
+
+    On several devices: accelerate launch -m repshift finetune ... (or torchrun).
+    """
+    given = {**locals(), "cooldown_epochs": epochs // 10 if cooldown_epochs is None else cooldown_epochs}
+    from repshift.analysis.finetuning.settings import Recipe
+    from repshift.analysis.finetuning.training import finetune as run
+    from repshift.analysis.finetuning.training import is_main_process
+
+    recipe = Recipe(**{setting.name: given[setting.name] for setting in fields(Recipe)})
+    with progress_bar(shown=is_main_process()) as progress:
+        task = progress.add_task("loading", total=None)
+
+        def observe(what: str, step: int, steps: int) -> None:
+            if step == 1:
+                progress.reset(task)  # each part has a pace of its own
+            progress.update(task, completed=step, total=steps, description=what)
+
+        try:
+            done = run(recipe, output, digits=digits, workers=workers, device=device, resume=resume, observe=observe)
+        except KeyboardInterrupt:
+            if is_main_process():
+                console.print(f"interrupted; run the same command again to go on from the last whole epoch in {output}")
+            raise typer.Exit(130) from None
+    if not is_main_process():
+        return
+    if not pretrained and checkpoint is None:
+        console.print("note: the weights were random at first; give --pretrained or --checkpoint for trained ones.")
+    table = Table(title=f"{model}, {drop} dropped, on {dataset or data}", title_justify="left")
+    table.add_column("model")
+    table.add_column("weights")
+    table.add_column("top-1 %", justify="right")
+    table.add_row("dense", "as loaded", f"{100 * done.dense:.2f}")
+    table.add_row("pruned", "as loaded", f"{100 * done.pruned:.2f}")
+    table.add_row("pruned", f"fine-tuned, epoch {done.best_epoch} of {epochs}", f"{100 * done.finetuned:.2f}")
+    console.print(table)
+    console.print(f"weights: {done.weights}   numbers: {output / 'summary.json'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The shift as pictures (``repshift heatmap``)."""

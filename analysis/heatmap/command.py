@@ -1,0 +1,127 @@
+"""``repshift heatmap``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from repshift.analysis.output.terminal import console
+from repshift.errors import ScheduleError, UnknownNameError
+
+
+def heatmap(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Any timm model, vim_tiny, vim_small, vim_base, tiny_vit, tiny_resnet, tiny_vim."
+        ),
+    ],
+    image: Annotated[list[Path], typer.Option(help="An image file; several may follow each other.")],
+    more_images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further images.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Load the published weights.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
+    use_ema: Annotated[
+        bool | None,
+        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            help="Blocks counted from zero, as 0,4,8. [default: all stages of a CNN, else first, middle, last]"
+        ),
+    ] = None,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="Modules by name or glob instead of blocks, as 'layer1.*'; may be repeated."),
+    ] = None,
+    operation: Annotated[
+        str | None,
+        typer.Option(help="Whose change is shown: attn, mlp, block; stage (CNN); mixer (SSM). [default: mlp or these]"),
+    ] = None,
+    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
+    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also how much attention the class token (else all) pays.")
+    ] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Lay the maps over the images.")] = False,
+    scale: Annotated[
+        str, typer.Option(help="Colours: each map its own, each block (column) its own, or shared by all of a unit.")
+    ] = "block",
+    drop: Annotated[
+        str | None, typer.Option(help="Look at the model pruned so, as 0.2@0,3,6. [default: the dense model]")
+    ] = None,
+    drop_r: Annotated[
+        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
+    ] = None,
+    kept: Annotated[bool, typer.Option("--kept", help="With --drop: what is kept, the rest faded.")] = False,
+    score: Annotated[
+        str, typer.Option(help="Which tokens --drop takes: shift, norm, random, cls_attention, mean_attention.")
+    ] = "shift",
+    pruner: Annotated[
+        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(help="Pixels a side. [default: the model's]")] = None,
+    input_size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Channels, rows and columns, for images that are not square.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The figure; its ending names the format.")] = Path("heatmap.png"),
+) -> None:
+    """Draw the representation shift of image files: one row an image, one column a block."""
+    from repshift.analysis.heatmap.figure import heatmap_figure
+    from repshift.analysis.output.figures import check_figure_path, check_scale, save_figure
+    from repshift.analysis.samples.images import load_images
+    from repshift.analysis.samples.preprocessing import evaluation_config
+    from repshift.analysis.subjects.sizes import resized
+    from repshift.analysis.subjects.variants import Variant, choose_drop
+    from repshift.loading import load_model
+    from repshift.sites import find_structure
+
+    check_figure_path(output)
+    check_scale(scale)
+    indices = _parse_blocks(blocks)
+    variant = Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner)
+    if variant.drop is None and (kept or score != "shift" or pruner):
+        raise ScheduleError("--kept, --score and --pruner are about what is dropped. Give --drop, such as 0.2@0,3,6.")
+    loading: dict[str, Any] = {"pretrained": pretrained, "checkpoint": checkpoint, "use_ema": use_ema}
+    loaded = load_model(model, **loading)
+    config = evaluation_config(loaded, img_size=img_size, input_size=input_size)
+    loaded = resized(model, loaded, config["input_size"], **loading)
+    if not pretrained and checkpoint is None:
+        console.print(
+            "note: the weights are random; give --pretrained or --checkpoint for a trained model.", soft_wrap=True
+        )
+    paths = [*image, *(more_images or [])]
+    inputs = load_images(loaded, paths, config)
+    if not sites and (operation or residual) and find_structure(loaded) is None:
+        raise UnknownNameError(
+            f"{model} has no known backbone, so its blocks are compared as they are, output with input. "
+            "Leave out --operation and --residual."
+        )
+    figure = heatmap_figure(
+        variant.apply(loaded).eval(),
+        inputs,
+        sites or None,
+        blocks=indices,
+        operation=operation,
+        distance=distance,
+        residual=residual,
+        attention=attention,
+        overlay=overlay,
+        kept=kept,
+        scale=scale,
+        row_titles=[path.stem for path in paths],
+    )
+    save_figure(figure, output)
+    console.print(f"figure: {output}", highlight=False, soft_wrap=True)
+
+
+def _parse_blocks(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UnknownNameError(f"--blocks got {text!r}, expected numbers counted from zero, as in 0,4,8.") from error

@@ -1,0 +1,173 @@
+"""Results files: rows of plain numbers with the environment that they were measured in, written in one piece."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repshift import DataError, __version__
+from repshift.analysis.output.files import write_text
+
+VERSION = 1  # of the layout of the JSON files
+FORMATS = ("csv", "json", "md")
+TEXTS = ("model", "method", "schedule", "error")  # of a row: what it is found by and called
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one command measured.
+
+    Attributes:
+        kind: Which command: ``eval``, ``bench`` or ``ablate``.
+        rows: One mapping of plain values (strings, numbers, lists of numbers, ``None``) for each line of the table.
+        environment: Versions and device, see :func:`environment`.
+    """
+
+    kind: str
+    rows: Sequence[Row]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Describe what numbers were measured with: versions, device, threads."""
+    kind = torch.device(device).type
+    return {
+        "repshift": __version__,
+        "torch": torch.__version__,
+        "timm": metadata.version("timm"),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind} ({_processor()})",
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def _processor() -> str:
+    """Name the processor as its maker does, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
+def results_format(path: Path, wanted: str | None) -> str:
+    """Settle the format of a results file: the one asked for, else that of its ending, else CSV as timm writes.
+
+    Raises:
+        DataError: If there is no such format.
+    """
+    if wanted is not None and wanted not in FORMATS:
+        raise DataError(f"Results are not written as {wanted!r}. Give --results-format {', '.join(FORMATS)}.")
+    ending = path.suffix.lstrip(".").lower()
+    return wanted or (ending if ending in FORMATS else "csv")
+
+
+def write_results(path: Path, results: Results, wanted: str | None = None) -> None:
+    """Write results in one piece.
+
+    Args:
+        path: The file.
+        results: What was measured.
+        wanted: ``csv``, ``json`` or ``md``; by default what the file's ending says, else ``csv``.
+
+    Raises:
+        DataError: If there is no such format or the file cannot be written.
+    """
+    writers = {"csv": as_csv, "json": as_json, "md": as_markdown}
+    write_text(path, writers[results_format(path, wanted)](results))
+
+
+def as_json(results: Results) -> str:
+    """Write results as JSON, the only form that :func:`read_results` reads."""
+    content = {
+        "repshift_results": VERSION,
+        "kind": results.kind,
+        "environment": dict(results.environment),
+        "results": [dict(row) for row in results.rows],
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def as_csv(results: Results) -> str:
+    """Write results as CSV: the columns of the rows, then those of the environment."""
+    columns = [*columns_of(results.rows), *results.environment]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    for row in results.rows:
+        writer.writerow({name: _cell(value) for name, value in {**row, **results.environment}.items()})
+    return text.getvalue()
+
+
+def as_markdown(results: Results) -> str:
+    """Write results as a Markdown table, with the environment in a line below."""
+    columns = columns_of(results.rows)
+    rows = [columns, ["---"] * len(columns), *([_cell(row.get(name)) for name in columns] for row in results.rows)]
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    measured = ", ".join(f"{name} {value}" for name, value in results.environment.items())
+    return "\n".join([*lines, "", f"Measured with {measured}.", ""])
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """List the columns of all rows, in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_cell, value))
+    return str(value)
+
+
+def read_results(path: Path) -> Results:
+    """Read a JSON results file.
+
+    Raises:
+        DataError: If the file is missing, is no results file, one of another version, or damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no results file {path}. Give a file that --results-file wrote.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is no results file in JSON ({error}). Write one with --results-file NAME.json."
+        ) from error
+    version = content.get("repshift_results") if isinstance(content, dict) else None
+    if version is None:
+        raise DataError(f"{path} is JSON, but not a results file of repshift. Write one with --results-file NAME.json.")
+    if version != VERSION:
+        raise DataError(
+            f"{path} is a results file of version {version!r}, this repshift reads version {VERSION}. "
+            "Measure again, or use the repshift that wrote it."
+        )
+    rows, kind = content.get("results"), content.get("kind")
+    if not isinstance(kind, str) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path} is damaged: it has no list of results. Measure again.")
+    measured_with = content.get("environment") or {}
+    if not isinstance(measured_with, dict):
+        raise DataError(f"{path} is damaged: its environment is {measured_with!r} and no mapping. Measure again.")
+    for number, row in enumerate(rows, start=1):
+        wrong = [name for name in TEXTS if not isinstance(row.get(name), (str, type(None)))]
+        if wrong:
+            raise DataError(
+                f"{path} is damaged: the {wrong[0]} of result {number} is {row[wrong[0]]!r} and no text. Measure again."
+            )
+    return Results(kind, rows, measured_with)

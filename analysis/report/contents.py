@@ -1,0 +1,242 @@
+"""The explorer page: what a model and its pruned form do with images, beside what commands have measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repshift import DataError, Schedule, UnknownNameError, __version__
+from repshift.analysis.output.results import Results, Row, read_results
+from repshift.analysis.report.charts import make_charts
+from repshift.analysis.report.encoding import (
+    encode_colours,
+    encode_image,
+    encode_map,
+    encode_mask,
+    encode_predictions,
+    rounded,
+)
+from repshift.analysis.report.examination import BlockMaps, Examination, examine
+from repshift.analysis.report.pictures import Pictures
+from repshift.analysis.report.tables import TITLES, make_table
+from repshift.analysis.subjects.macs import count_work
+from repshift.analysis.subjects.variants import Variant
+from repshift.errors import RepshiftError
+from repshift.sites import find_structure
+
+Fact = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model of a report.
+
+    Attributes:
+        name: What it is called.
+        model: Dense, in evaluation mode.
+        weights: Where its weights are from, in words.
+        variant: How it is pruned, and what is measured.
+        classes: Names of its classes.
+    """
+
+    name: str
+    model: nn.Module
+    weights: str
+    variant: Variant
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """A results file that was read."""
+
+    name: str
+    results: Results
+
+
+def read_results_files(paths: Iterable[Path]) -> list[ResultsFile]:
+    """Read results files in JSON.
+
+    Raises:
+        DataError: If one is missing, is no results file, or one of another version.
+    """
+    return [ResultsFile(path.name, read_results(path)) for path in paths]
+
+
+def only_model(files: Sequence[ResultsFile]) -> str:
+    """Return the model that the results are of, if there is just one.
+
+    Raises:
+        UnknownNameError: If there is none or several.
+    """
+    names = list(_models(files))
+    if len(names) != 1:
+        told = f"name {len(names)}: {', '.join(names)}" if names else "name none"
+        raise UnknownNameError(f"Images are shown with a model, and the results files {told}. Give --model NAME.")
+    return names[0]
+
+
+def only_schedule(files: Sequence[ResultsFile]) -> str | None:
+    """Return the schedule of the results, if there is just one."""
+    schedules = {str(Schedule.of(text)) for text in _distinct(files, "schedule")}
+    return schedules.pop() if len(schedules) == 1 else None
+
+
+def _models(files: Sequence[ResultsFile]) -> dict[str, None]:
+    """List the models of results; ablations name theirs beside the rows."""
+    beside = [file.results.environment.get("model") for file in files]
+    return dict.fromkeys([*_distinct(files, "model"), *(name for name in beside if isinstance(name, str))])
+
+
+def _distinct(files: Sequence[ResultsFile], key: str) -> list[str]:
+    rows: list[Row] = [row for file in files for row in file.results.rows]
+    return list(dict.fromkeys(row[key] for row in rows if isinstance(row.get(key), str) and row[key]))
+
+
+def make_report(
+    files: Sequence[ResultsFile],
+    subject: Subject | None,
+    pictures: Pictures | None,
+    observe: Callable[[int], object] = lambda done: None,
+) -> dict[str, Any]:
+    """Collect what the page shows.
+
+    Args:
+        files: What commands have measured.
+        subject: The model whose work on images is shown, if any.
+        pictures: These images; needed with a model.
+        observe: Called with the number of images that are done.
+
+    Returns:
+        Plain values for :func:`repshift.analysis.report.writing.make_page`.
+
+    Raises:
+        DataError: If there is nothing to show.
+        UnsupportedModelError: If the model cannot be pruned, or has no tokens in rows and columns.
+        ScheduleError: If the schedule does not fit the model.
+    """
+    if subject is None and not files:
+        raise DataError(
+            "There is nothing to report. Give results files that eval, bench or ablate wrote in JSON, or --model NAME "
+            "with --images."
+        )
+    explorer = None
+    if subject is not None and pictures is not None:
+        found = examine(subject.model, pictures.inputs, subject.variant, observe)
+        explorer = _explorer(subject, pictures, found)
+    kinds = {file.results.kind for file in files}
+    return {
+        "version": __version__,
+        "heading": subject.name if subject else ", ".join(_models(files)) or "repshift",
+        "facts": _facts(subject, pictures) if subject and pictures else [],
+        "explorer": explorer,
+        "charts": [chart.content() for chart in make_charts([file.results for file in files])],
+        "tables": [make_table(file.results, file.name).content() for file in files],
+        "missing": [kind for kind in TITLES if kind not in kinds],
+        "colours": encode_colours(),
+    }
+
+
+def _facts(subject: Subject, pictures: Pictures) -> list[Fact]:
+    """Say in pairs what model this is and how it is pruned."""
+    model, variant = subject.model, subject.variant
+    channels, rows, columns = pictures.inputs.shape[1:]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = [
+        ("Weights", subject.weights),
+        ("Parameters", f"{parameters / 1e6:.2f} million"),
+        ("Image", f"{rows} x {columns} pixels"),
+        ("Shift", _measured(subject)),
+    ]
+    if variant.drop is not None:
+        kept = "" if variant.keep == "top" else ", the lowest are kept"
+        facts += [
+            ("Dropped", _in_words(Schedule.of(variant.drop), _unit(model))),
+            ("Scored by", f"{variant.score}{kept}"),
+            ("Pruner", variant.pruner or _pruner(model)),
+        ]
+    return [*facts, *_work_facts(subject, (channels, rows, columns))]
+
+
+def _in_words(schedule: Schedule, unit: str) -> str:
+    """Write a schedule as a person says it, and as commands take it."""
+    blocks_of: dict[float, list[str]] = {}
+    for block, drop in schedule.drops.items():
+        blocks_of.setdefault(drop, []).append(str(block))
+    parts = [
+        f"{f'{100 * drop:g} %' if isinstance(drop, float) else drop} after {unit} {', '.join(blocks)}"
+        for drop, blocks in blocks_of.items()
+    ]
+    return f"{'; '.join(parts)} ({schedule})"
+
+
+def _work_facts(subject: Subject, size: tuple[int, int, int]) -> list[Fact]:
+    try:
+        dense = count_work(subject.model, size).macs / 1e9
+        if subject.variant.drop is None:
+            return [("Work", f"{dense:.3g} GMACs an image")]
+        pruned = count_work(subject.variant.apply(subject.model), size).macs / 1e9
+    except RepshiftError:
+        raise
+    except Exception:  # operations of other packages may not run on the meta device, where work is counted
+        return []
+    return [("Work", f"{pruned:.3g} of {dense:.3g} GMACs an image ({100 * (pruned / dense - 1):+.0f} %)")]
+
+
+def _measured(subject: Subject) -> str:
+    structure, variant = find_structure(subject.model), subject.variant
+    operation = variant.operation or (structure.operation if structure else "output with input")
+    return ", ".join([operation, variant.distance, *(["residual"] if variant.residual else [])])
+
+
+def _unit(model: nn.Module) -> str:
+    structure = find_structure(model)
+    return structure.unit if structure else "block"
+
+
+def _pruner(model: nn.Module) -> str:
+    structure = find_structure(model)
+    return structure.pruner if structure else ""
+
+
+def _explorer(subject: Subject, pictures: Pictures, found: Examination) -> dict[str, Any]:
+    same = None
+    if found.dense is not None and found.pruned is not None:
+        same = int((found.dense.argmax(1) == found.pruned.argmax(1)).sum())
+    return {
+        "unit": f"shift ({_measured(subject)})",
+        "blockWord": _unit(subject.model),
+        "pruned": subject.variant.drop is not None,
+        "same": same,
+        "blocks": [_block(block) for block in found.blocks],
+        "images": [_image(index, subject, pictures, found) for index in range(len(pictures.names))],
+    }
+
+
+def _block(block: BlockMaps) -> dict[str, Any]:
+    """Describe a block; how many tokens enter and leave it differs among images where some fall into one place."""
+    rows, columns = block.dense.shape[1:]
+    entered = None if block.pruned is None else (~block.pruned.isnan()).sum((1, 2)).tolist()
+    left = None if block.kept is None else block.kept.sum((1, 2)).tolist()
+    low, high = rounded(float(block.dense.min())), rounded(float(block.dense.max()))
+    return {"name": block.name, "rows": rows, "columns": columns, "entered": entered, "left": left,
+            "low": low, "high": high}  # fmt: skip
+
+
+def _image(index: int, subject: Subject, pictures: Pictures, found: Examination) -> dict[str, Any]:
+    predictions = None
+    if found.dense is not None:
+        pruned = None if found.pruned is None else found.pruned[index]
+        predictions = encode_predictions(found.dense[index], pruned, subject.classes)
+    return {
+        "name": pictures.names[index],
+        **encode_image(pictures.seen[index]),
+        "dense": [encode_map(block.dense[index]) for block in found.blocks],
+        "pruned": [None if block.pruned is None else encode_map(block.pruned[index]) for block in found.blocks],
+        "kept": [None if block.kept is None else encode_mask(block.kept[index]) for block in found.blocks],
+        "predictions": predictions,
+    }

@@ -1,0 +1,1 @@
+"""What is looked at: images and labels by number or as a stream, shipped canvases, several processes."""

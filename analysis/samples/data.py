@@ -1,0 +1,240 @@
+"""The samples that an evaluation sees: timm's readers and timm's preprocessing, each sample once and known by number.
+
+timm's own datasets replace an image that cannot be read by the next one, which counts that one twice. So the readers
+are asked here for one sample after the other, and one that cannot be read is named.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from repshift.analysis.samples.batches import Batch, Failure, Share, collate, known_label, unreadable
+from repshift.analysis.samples.canvases import CANVASES, CanvasPictures, evaluation_canvases
+from repshift.analysis.samples.preprocessing import evaluation_config, image_mode, preprocessing
+from repshift.analysis.samples.sources import (
+    STREAMS,
+    check_classes,
+    check_source,
+    check_synsets,
+    class_count,
+    class_names,
+    open_source,
+)
+from repshift.errors import DataError, UnknownNameError, first_line
+
+# Errors of the system when it opens or reads a file, none of which says that the file is damaged
+NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EACCES)
+
+
+class Samples(Dataset[tuple[int, Tensor, int]]):
+    """Samples that are read by number: items are ``(index, image, label)``.
+
+    Args:
+        dataset: timm's or torchvision's, its items ``(picture, label)``.
+        name: What messages call it.
+        config: timm's data configuration, see :func:`evaluation_config`.
+        num_samples: Take so many, evenly spread over the data; by default all.
+        valid_labels: Classes of the model, in the order of the data's; by default the data's classes are the model's.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        config: Mapping[str, Any],
+        num_samples: int | None = None,
+        valid_labels: Sequence[int] | None = None,
+    ) -> None:
+        self.dataset, self.name, self.config, self.valid_labels = dataset, name, dict(config), valid_labels
+        self.transform = preprocessing(config)
+        self.mode = image_mode(config)
+        count = len(dataset)
+        wanted = count if num_samples is None else min(num_samples, count)
+        self.chosen = range(count) if wanted == count else [index * count // wanted for index in range(wanted)]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def count(self) -> int | None:
+        """How many samples there are; a stream may not know."""
+        return len(self)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
+        sample = self.read(index)
+        if isinstance(sample, Failure):
+            raise unreadable([sample])
+        return (index, *sample)
+
+    def read(self, index: int) -> tuple[Tensor, int] | Failure:
+        """Read one sample: its image, preprocessed, and its label, or why it cannot be read."""
+        try:
+            picture, target = self._picture(self.chosen[index])
+            image = self.transform(picture)
+        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_THE_IMAGE:
+                raise DataError(
+                    f"Cannot read {self.file_name(index)} ({type(error).__name__}: {first_line(error)}), and it is not "
+                    "the image's fault. Give the machine what it lacks, and --resume."
+                ) from error
+            return Failure(index, self.file_name(index), f"{type(error).__name__}: {first_line(error)}")
+        return image, known_label(target, self.valid_labels)
+
+    def batched(self, batch_size: int, share: Share) -> tuple[Dataset[Batch], int]:
+        """Return the batches of a share, each an item, and how many workers may read them."""
+        parts = share.batches(len(self), batch_size)
+        return _Batches(self, parts), len(parts)
+
+    @property
+    def files(self) -> list[str] | None:
+        """All files that were found, if they can be told without reading them."""
+        if not hasattr(getattr(self.dataset, "reader", self.dataset), "samples"):
+            return None
+        return [self.file_name(index) for index in range(len(self))]
+
+    def file_name(self, index: int) -> str:
+        """Name the file of a sample, or the sample itself if it has none."""
+        position = self.chosen[index]
+        if hasattr(self.dataset, "reader"):
+            named = self.dataset.reader.filename(position, absolute=True)
+        else:
+            files = getattr(self.dataset, "samples", None) or getattr(self.dataset, "imgs", None)
+            named = files[position][0] if files else None
+        # members of an archive are named by their place in it, which may be nowhere else
+        place = f" in {self.name}" if named and self.name.endswith(".tar") else ""
+        return f"{named}{place}" if named else f"sample {position} of {self.name}"
+
+    def _picture(self, position: int) -> tuple[Image.Image, Any]:
+        if not hasattr(self.dataset, "reader"):
+            picture, target = self.dataset[position]
+            return picture.convert(self.mode), target
+        file, target, *_ = self.dataset.reader[position]
+        with file, Image.open(file) as picture:
+            return picture.convert(self.mode), target
+
+
+def open_samples(
+    model: nn.Module,
+    data: str | Path | None,
+    *,
+    dataset: str = "",
+    split: str = "validation",
+    class_map: str | Path | None = None,
+    valid_labels: Sequence[int] | None = None,
+    num_samples: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    labelled: bool = True,
+    **options: Any,
+) -> Samples:
+    """Open data that are read by number, preprocessed as timm evaluates this model.
+
+    Args:
+        model: Its classes must be those of the data, if these are labelled.
+        data: A folder with one folder of images a class (or with a folder ``split`` of these), a tar file of such
+            folders, the root or cache of ``dataset``, or the word ``cluttered-mnist`` for the shipped canvases.
+        dataset: A dataset by timm's name, ``torch/NAME`` or ``hfds/NAME``.
+        split: Which part of the data.
+        class_map: File that numbers the classes: of text, one class a line.
+        valid_labels: The model's classes that the data have, in the order of the data's own.
+        num_samples: Take so many, evenly spread; by default all.
+        config: From :func:`evaluation_config`; by default the model's own.
+        labelled: Whether the labels will be used; else classes need not be the model's.
+        **options: Passed on to :func:`timm.data.create_dataset`, such as ``input_key`` and ``target_key``.
+
+    Raises:
+        DataError: If the data are missing, empty or cannot be opened, or do not fit the model.
+        UnknownNameError: If timm has no such kind of dataset that is read by number.
+    """
+    config = evaluation_config(model) if config is None else config
+    if num_samples is not None and num_samples < 1:
+        raise DataError(f"{num_samples} samples are none. Give 1 or more (--num-samples).")
+    if str(data) == CANVASES and not dataset:
+        canvases = evaluation_canvases()
+        opened: Any = CanvasPictures(TensorDataset(canvases.images, canvases.labels), image_mode(config))
+        classes: int | None = 10
+    else:
+        kind = check_source(data, dataset, split)
+        if kind in STREAMS:
+            raise UnknownNameError(
+                f"--dataset {dataset!r} is a stream, which cannot be read by number. Give torch/NAME or hfds/NAME, or "
+                "leave it out for folders."
+            )
+        if str(data).endswith(".tar"):
+            options["cache_tarfiles"] = False  # workers would share the open file, and its place, with their parent
+        opened = open_source(data, dataset, split, image_mode(config), class_map, options)
+        opened.transform = None
+        classes = class_count(opened)
+        if labelled and class_map is None and valid_labels is None:
+            check_synsets(model, class_names(opened), dataset or str(data))
+    if labelled:
+        check_classes(model, classes, dataset or str(data), bool(class_map), valid_labels)
+    return Samples(opened, dataset or str(data), config, num_samples, valid_labels)
+
+
+def loader(
+    samples: Any,
+    batch_size: int,
+    workers: int = 0,
+    *,
+    share: Share | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Read batches, in order.
+
+    Args:
+        samples: From :func:`open_samples`, or a stream.
+        batch_size: Samples a batch; the last one may have fewer, and so has one with samples that cannot be read or
+            that were done before.
+        workers: Processes that read, besides this one; a stream has one at most. Samples are the same with any number.
+        share: Which samples; by default all.
+        pin_memory: Load into page-locked memory, for a GPU.
+
+    Raises:
+        DataError: If ``batch_size`` or ``workers`` is out of range, a stream is damaged, or a worker was killed.
+    """
+    if batch_size < 1 or workers < 0:
+        raise DataError(
+            f"A batch of {batch_size} images loaded by {workers} worker processes cannot be. Give at least 1 image "
+            "(--batch-size) and at least 0 workers (--workers)."
+        )
+    source, most = samples.batched(batch_size, share or Share())
+    batches: DataLoader[Batch] = DataLoader(
+        source, batch_size=None, num_workers=min(workers, most), pin_memory=pin_memory
+    )
+    iterator = iter(batches)
+    while (batch := _next(iterator, workers)) is not None:
+        if batch.problem is not None:
+            raise DataError(batch.problem)
+        yield batch
+
+
+def _next(batches: Iterator[Batch], workers: int) -> Batch | None:
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"A process that loads images was ended from outside ({first_line(error)}), perhaps for lack of memory. "
+            f"Give fewer than {workers} --workers, or 0 to load in the main process."
+        ) from error
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, samples: Samples, parts: list[list[int]]) -> None:
+        self.samples, self.parts = samples, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> Batch:
+        if number >= len(self.parts):
+            raise IndexError
+        return collate([(index, self.samples.read(index)) for index in self.parts[number]], self.samples.config)

@@ -1,0 +1,145 @@
+"""Several processes that evaluate one model: who they are, what they tell each other, and how they fail together.
+
+Launchers (torchrun, accelerate) number the processes in environment variables. What has to be told are Python objects,
+after the work, so that one backend serves CPUs and GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from repshift.analysis.subjects.devices import choose_device
+from repshift.errors import DataError, RepshiftError, first_line
+
+PATIENCE = timedelta(days=7)  # a process may have to wait for a slower one; launchers end those whose peers died
+
+
+class OtherProcessError(RepshiftError):
+    """An error that another process met."""
+
+
+@dataclass
+class Processes:
+    """All processes of this evaluation.
+
+    Attributes:
+        rank: This one, from zero; only the first one prints and writes results.
+        count: How many there are.
+        local_rank: This one among those of its machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    _store: Any = None
+    _stage: int = 0
+
+    @classmethod
+    def join(cls) -> Processes:
+        """Meet the others that a launcher started; without a launcher there are none.
+
+        Raises:
+            DataError: If the launcher's variables are incomplete.
+        """
+        told = os.environ.get("WORLD_SIZE", "1")
+        if not told.isdecimal() or int(told) < 1:
+            raise DataError(f"WORLD_SIZE is {told!r}, expected the number of processes. Unset it for one process.")
+        count = int(told)
+        if count == 1:
+            return cls()
+        if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise DataError(
+                f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set. Start several processes with torchrun or "
+                "accelerate launch; for one process, unset WORLD_SIZE."
+            )
+        store, rank, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        return cls(rank, count, int(os.environ.get("LOCAL_RANK", rank)), store)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def device(self, wanted: str | None) -> torch.device:
+        """Choose this process's device.
+
+        Args:
+            wanted: Of several GPUs each process takes its own; by default a GPU if there is one.
+
+        Raises:
+            DataError: If there is no such device.
+        """
+        device = choose_device(wanted)
+        if device.type == "cpu":
+            return device
+        number = device.index if device.index is not None else self.local_rank
+        if number >= torch.cuda.device_count():
+            raise DataError(
+                f"There are {torch.cuda.device_count()} CUDA devices, process {self.rank} wants number {number}. Start "
+                "one process a device."
+            )
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Tell all processes a value; returns everybody's, by rank.
+
+        Raises:
+            OtherProcessError: If another process ended before its time.
+        """
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        try:
+            distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise OtherProcessError(
+                f"Another process ended before its time ({first_line(error)}). Its own message says why; --resume goes "
+                "on from what was evaluated."
+            ) from error
+        return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do what is inside in every process; if one fails, all do.
+
+        Raises:
+            OtherProcessError: If another process failed.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+            if self._store is not None:
+                self._store.set(f"failed-{self._stage}", "1")
+        self._stage += 1
+        problems = self.exchange(None if error is None else _problem(error))
+        if error is not None:
+            raise error
+        if other := next(filter(None, problems), None):
+            raise OtherProcessError(other)
+
+    @property
+    def failing(self) -> bool:
+        """Whether another process has failed in this stage, so that there is no use in going on."""
+        return self._store is not None and bool(self._store.check([f"failed-{self._stage}"]))
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.count > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _problem(error: Exception) -> str:
+    return str(error) if isinstance(error, RepshiftError) else f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,102 @@
+"""``repshift statistics``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from repshift.analysis.output.terminal import console, progress_bar
+from repshift.errors import RepshiftError, UnknownNameError
+
+
+def statistics(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model with a known backbone: of timm, or of the zoo.")],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="[DIR]", help="Folder of class folders, tar file, or cluttered-mnist, which ships."),
+    ] = "cluttered-mnist",
+    dataset: Annotated[str, typer.Option(help="hfds/NAME or torch/NAME instead of folders.", show_default=False)] = "",
+    split: Annotated[str, typer.Option(help="Part of the data.")] = "validation",
+    class_map: Annotated[str | None, typer.Option(help="File of all the model's class names, one a line.")] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a mask for each image, laid out like the data; not black is the object."),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Images, evenly spread.")] = 300,
+    curve_samples: Annotated[
+        int, typer.Option(min=0, help="Of these, so many whose pixels are removed; 0 leaves that out.")
+    ] = 32,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Where matrices are drawn and pixels removed, as 0,4,8. [default: first, middle, last]"),
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the published weights.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
+    use_ema: Annotated[
+        bool | None,
+        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a process and step.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random score and of the noise in filled-in pixels.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the numbers and the figures.")] = Path("repshift-statistics"),
+) -> None:
+    """Measure the shift over a data set: distributions, rank agreement, foreground, and what removing pixels does.
+
+    On several devices: accelerate launch -m repshift statistics ... (or torchrun).
+    """
+    from repshift.analysis.output.files import output_folder
+    from repshift.analysis.samples.data import open_samples
+    from repshift.analysis.samples.processes import Processes
+    from repshift.analysis.statistics.masks import masks_for
+    from repshift.analysis.statistics.measuring import measure, write_study
+    from repshift.analysis.statistics.study import Study
+    from repshift.loading import load_model
+
+    chosen = _parse_blocks(blocks)
+    processes = Processes.join()
+    try:
+        with processes.together():
+            if processes.first:
+                output_folder(output)
+            loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
+            study = Study(loaded.to(processes.device(device)), chosen)
+            options: dict[str, Any] = {"dataset": dataset, "split": split, "class_map": class_map}
+            samples = open_samples(loaded, data, num_samples=num_samples, labelled=False, **options)
+            found = masks_for(samples, masks)
+        with progress_bar(shown=processes.first) as progress:
+            task = progress.add_task("", total=None)
+
+            def observe(what: str, done: int, total: int) -> None:
+                progress.update(task, description=what, completed=done, total=total)
+
+            measure(study, samples, found, curve_samples, batch_size, workers, seed, processes, observe)
+        with processes.together():
+            if processes.first:
+                written = write_study(study, output, model, dataset or data, processes.device(device))
+    except RepshiftError:
+        if not processes.first:
+            raise typer.Exit(1) from None  # the first process says why
+        raise
+    finally:
+        processes.leave()
+    if not processes.first:
+        return
+    if not pretrained and checkpoint is None:
+        console.print("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+    if found is None:
+        console.print("note: nothing is known of where objects are, so nothing is said of them; give --masks.")
+    named = ", ".join(path.name for path in written)
+    console.print(f"{named}   in {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _parse_blocks(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UnknownNameError(f"--blocks got {text!r}, expected numbers counted from zero, as in 0,4,8.") from error

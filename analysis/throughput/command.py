@@ -1,0 +1,184 @@
+"""``repshift bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from repshift.analysis.output.terminal import console, progress_bar
+from repshift.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from repshift.analysis.throughput.comparison import Comparison
+
+Row = Mapping[str, Any]
+WIDE = 110  # columns that the whole table needs
+LEFT_OUT = ("quartiles", "GMACs/s", "MiB")  # in a narrower terminal
+BUSY = 0.1  # quartiles further apart than this share of the median are said to be
+
+
+def bench(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of timm, a Vision Mamba or one of the zoo.")],
+    drop: Annotated[
+        str | None, typer.Option(help="What goes after which block or stage, as 0.2@0,3,6 or 8@0;4@1.")
+    ] = None,
+    drop_r: Annotated[
+        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list with one share a block.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="dense, shift, cls_attention, mean_attention, norm, random, oracle_free. [default: all it can have]"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the model's]")] = None,
+    operation: Annotated[
+        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
+    ] = None,
+    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
+    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
+    pruner: Annotated[
+        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, amp (float16) or amp_bfloat16.")
+    ] = "float32",
+    attention: Annotated[
+        str | None,
+        typer.Option(help="sdpa, eager, or one kernel: flash, efficient, math, cudnn. [default: as the model has it]"),
+    ] = None,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels together in memory.")] = False,
+    torchcompile: Annotated[bool, typer.Option("--torchcompile", help="Compile every method.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU. [default: torch's choice]")] = None,
+    num_bench_iter: Annotated[int, typer.Option(min=1, help="Rounds in which every method has its turn.")] = 40,
+    num_warm_iter: Annotated[int, typer.Option(min=1, help="Forwards of each method before.")] = 10,
+    memory: Annotated[bool, typer.Option(help="Measure the peak memory, too.")] = True,
+    retry: Annotated[bool, typer.Option("--retry", help="Try smaller batches where one does not fit.")] = False,
+    results_file: Annotated[Path | None, typer.Option(help="Write the table and what it was measured with.")] = None,
+    results_format: Annotated[str | None, typer.Option(help="csv, json or md. [default: the file's ending]")] = None,
+) -> None:
+    """Time the dense model, pruning by the shift, its baselines and the limit of all, in turn within one process."""
+    batch_sizes = _numbers(batch_size or ["16"])
+    import torch
+
+    from repshift.analysis.output.files import output_file
+    from repshift.analysis.output.results import Results, environment, write_results
+    from repshift.analysis.output.results import results_format as checked_format
+    from repshift.analysis.subjects.variants import Variant, choose_drop
+    from repshift.analysis.throughput.comparison import Comparison
+    from repshift.analysis.throughput.methods import choose_methods
+    from repshift.analysis.throughput.setup import Setup
+
+    if results_file is not None:
+        checked_format(results_file, results_format)
+        output_file(results_file)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    setup = Setup(model, img_size, precision, attention, channels_last, torchcompile, chosen)
+    pruned = Variant(choose_drop(drop, drop_r), "shift", operation, distance, residual, pruner)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    asked = None if methods is None else [name.strip() for name in methods.split(",")]
+    models, notes = choose_methods(setup.load(), pruned, asked)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    comparison = Comparison(
+        setup, pruned, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory
+    )
+    measured = environment(chosen)
+    rows: list[dict[str, Any]] = []
+    try:
+        for size in batch_sizes:
+            done = _measure(comparison, size, retry)
+            _show(done)
+            rows += done
+            if results_file is not None:  # after each, since a later one may not fit into memory
+                write_results(results_file, Results("bench", rows, measured), results_format)
+    except KeyboardInterrupt:
+        kept = f"the batch sizes before are in {results_file}" if rows and results_file else "nothing was written"
+        console.print(f"interrupted; {kept}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    console.print(", ".join(f"{name} {value}" for name, value in measured.items()), highlight=False, markup=False)
+    if results_file is not None:
+        console.print(f"results: {results_file}", highlight=False, soft_wrap=True)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    return {
+        "method": row["method"],
+        "samples/s": f"{row['samples_per_sec']:.1f}",
+        "ms": f"{row['step_time']:.2f}",
+        "quartiles": f"{row['step_time_low']:.2f} to {row['step_time_high']:.2f}",
+        "GMACs": f"{row['gmacs']:.2f}",
+        "GMACs/s": f"{row['macs_per_sec']:.1f}",
+        "MiB": "" if row["peak_memory"] is None else f"{row['peak_memory']:.1f}",
+        "speed-up": f"{row['speedup']:.3f}",
+        "efficiency": "" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
+    }
+
+
+def _numbers(given: Sequence[str]) -> list[int]:
+    """Read batch sizes that may be repeated, or listed with commas."""
+    words = [word for text in given for word in text.split(",")]
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise UnknownNameError(f"--batch-size got {', '.join(given)!r}, expected positive numbers, as 1,16,64.")
+    return [int(word) for word in words]
+
+
+def _measure(comparison: Comparison, batch_size: int, retry: bool) -> list[dict[str, Any]]:
+    """Measure one batch size, or the next smaller one that fits into memory."""
+    from timm.utils import decay_batch_step
+
+    from repshift.analysis.subjects.memory import MemoryExhaustedError
+
+    size = batch_size
+    while True:
+        try:
+            return _run(comparison, size)
+        except MemoryExhaustedError:
+            smaller = int(decay_batch_step(size))
+            if not retry or not smaller:
+                raise
+        console.print(f"note: batch {size} does not fit into memory; trying {smaller}", highlight=False)
+        size = smaller
+
+
+def _run(comparison: Comparison, batch_size: int) -> list[dict[str, Any]]:
+    with progress_bar() as progress:
+        task = progress.add_task("", total=comparison.turns())
+        return comparison.run(batch_size, lambda what: progress.update(task, advance=1, description=what))
+
+
+def _show(rows: Sequence[Row]) -> None:
+    first = rows[0]
+    title = f"{first['model']}, batch {first['batch_size']}, {first['img_size']} pixels, {first['precision']}"
+    table = Table(title=", ".join([title, *([first["attention"]] if first["attention"] else [])]), title_justify="left")
+    cells = [_cells(row) for row in rows]
+    # a narrow terminal has the results file for the rest; what is no terminal has no width at all
+    shown = [name for name in cells[0] if console.width >= WIDE or not console.is_terminal or name not in LEFT_OUT]
+    for heading in shown:
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*(row[heading] for heading in shown))
+    wide = console if console.is_terminal else Console(width=max(WIDE, console.width))
+    wide.print(table)
+    shortened = next((row for row in rows if row["method"] != "dense" and row["kept_tokens"]), None)
+    if shortened:
+        kept = " ".join(map(str, shortened["kept_tokens"]))
+        console.print(f"kept tokens behind each block, stage or layer: {kept}", highlight=False, soft_wrap=True)
+    widest = max((row["step_time_high"] - row["step_time_low"]) / row["step_time"] for row in rows)
+    if widest > BUSY:
+        console.print(
+            f"note: half of the rounds lie {100 * widest:.0f} % apart, so the machine was busy with other things. "
+            "Ratios are taken round by round and suffer less; for exact ones use an idle machine or more rounds "
+            "(--num-bench-iter).",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,37 @@
+"""``repshift zoo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repshift.analysis.output.terminal import console, progress_bar
+
+
+def train(
+    name: Annotated[str, typer.Argument(help="The model to train: tiny_vit, tiny_resnet or tiny_vim.")],
+    digits: Annotated[
+        Path | None, typer.Option(help="Folder with MNIST's t10k files. [default: download by torchvision]")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the weights and the state to resume from.")] = Path("zoo"),
+    epochs: Annotated[int | None, typer.Option(help="Epochs of 8,000 canvases. [default: the recipe's]")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other weights and canvases.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+) -> None:
+    """Train an embedded model on Cluttered MNIST; run again after an interruption to go on."""
+    from repshift.analysis.zoo.training import train_model
+
+    with progress_bar() as progress:
+        task = progress.add_task(f"training {name}", total=None)
+
+        def observe(step: int, steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=steps, description=f"training {name}, loss {loss:.3f}")
+
+        try:
+            trained = train_model(name, digits, output, epochs=epochs, seed=seed, device=device, observe=observe)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; run the same command again to go on from the last whole epoch in {output}")
+            raise typer.Exit(130) from None
+    console.print(f"{trained.weights}: accuracy {100 * trained.accuracy:.1f} % on 2,000 canvases", highlight=False)

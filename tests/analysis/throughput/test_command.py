@@ -1,0 +1,172 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from repshift.analysis import cli
+from repshift.analysis.output.results import read_results
+from repshift.analysis.subjects.memory import fitting
+from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.throughput.command import _measure
+from repshift.analysis.throughput.comparison import Comparison
+from repshift.analysis.throughput.setup import Setup
+
+QUICK = ("--num-bench-iter", 2, "--num-warm-iter", 1, "--threads", 1)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["repshift", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def bench(run):
+    """Time tiny_vit without its memory."""
+    return lambda *arguments: run("-m", "tiny_vit", *QUICK, "--no-memory", *arguments)
+
+
+def methods_in(out):
+    return [line.split()[1] for line in out.splitlines() if line.startswith("│")]
+
+
+def test_a_table_shows_all_methods_and_what_is_kept(bench):
+    code, out, err = bench("--drop", "0.2@0,2", "-b", 2)
+    assert (code, err.strip()) == (0, "")
+    assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
+    assert "tiny_vit, batch 2, 64 pixels, float32, sdpa" in out
+    assert "kept tokens behind each block, stage or layer: 205 205 164 164 164 164" in out
+    assert f"torch {torch.__version__}" in out
+
+
+def test_batch_sizes_before_one_that_does_not_fit_are_kept(bench, tmp_path, monkeypatch):
+    measure = Comparison.run
+
+    def run_out(self, batch_size, observe=lambda what: None):
+        with fitting(batch_size, "cpu"):
+            if batch_size > 1:
+                raise MemoryError
+            return measure(self, batch_size, observe)
+
+    monkeypatch.setattr(Comparison, "run", run_out)
+    code, _, err = bench("--drop", "0.2@0", "--methods", "shift", "-b", "1,8", "--results-file", "b.json")
+    assert code == 1
+    assert "A batch of 8 does not fit" in err
+    assert [row["batch_size"] for row in read_results(tmp_path / "b.json").rows] == [1, 1, 1]
+
+
+def test_no_cell_is_cut_where_there_is_no_terminal(bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    _, out, _ = bench("--drop", "0.2@0", "-b", 1)
+    assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
+    assert "\u2026" not in out
+
+
+def test_a_power_is_no_batch_size(bench):
+    code, _, err = bench("--drop", "0.2@0", "-b", "\u00b2")
+    assert code == 1
+    assert "expected positive numbers" in err
+
+
+@pytest.mark.parametrize("sizes", [("-b", "1,3"), ("-b", "1", "--batch-size", "3")], ids=["commas", "repeated"])
+def test_several_batch_sizes_have_a_table_each_and_one_results_file(bench, tmp_path, sizes):
+    code, out, _ = bench("--drop", "0.2@0", "--methods", "shift", *sizes, "--results-file", "all.json")
+    assert code == 0
+    assert methods_in(out) == ["dense", "shift", "oracle_free"] * 2
+    results = read_results(tmp_path / "all.json")
+    assert results.kind == "bench"
+    assert [row["batch_size"] for row in results.rows] == [1, 1, 1, 3, 3, 3]
+    assert results.environment["threads"] == 1
+    assert all(row["samples_per_sec"] > 0 for row in results.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "begins"),
+    [
+        ("a.csv", (), "model,method,samples_per_sec,step_time,"),
+        ("a.md", (), "| model | method | samples_per_sec |"),
+        ("a.txt", ("--results-format", "json"), "{"),
+    ],
+)
+def test_results_are_written_in_the_format_asked_for(bench, tmp_path, name, wanted, begins):
+    assert bench("--methods", "dense", "-b", 1, "--results-file", name, *wanted)[0] == 0
+    assert (tmp_path / name).read_text().startswith(begins)
+
+
+def test_the_papers_list_of_shares_is_the_same_schedule(bench, tmp_path):
+    assert bench("--drop-r", "[0.2,0,0.2,0,0,0]", "-b", 1, "--methods", "shift", "--results-file", "a.json")[0] == 0
+    rows = json.loads((tmp_path / "a.json").read_text())["results"]
+    assert {row["schedule"] for row in rows} == {"", "0.2@0,2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "No schedule was given"),
+        (("--drop", "0.2@77"), "block 77"),
+        (("--drop", "0.2@0", "--drop-r", "0.2,0"), "two forms of one schedule"),
+        (("--drop", "0.2@0", "-b", "0"), "--batch-size got '0', expected positive numbers"),
+        (("--drop", "0.2@0", "-b", "4,x"), "--batch-size got '4,x'"),
+        (("--drop", "0.2@0", "--methods", "shift,magic"), "Unknown method 'magic'"),
+        (("--drop", "0.2@0", "--precision", "fp8"), "Unknown --precision 'fp8'"),
+        (("--drop", "0.2@0", "--attention", "cudnn"), "does not run as dense"),
+        (("--drop", "0.2@0", "--device", "toaster"), "There is no device 'toaster'"),
+        (("--drop", "0.2@0", "--results-format", "xml"), "Results are not written as 'xml'"),
+        (("--methods", "dense", "-b", "100000000000"), "A batch of 100000000000 does not fit"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_1_and_no_results(bench, tmp_path, arguments, message):
+    code, _, err = bench("--results-file", "results.csv", *arguments)
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_one_line_and_exit_code_1(bench):
+    code, _, err = bench("--drop", "0.2@0", "--device", "cuda")
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "There is no CUDA device" in err
+
+
+def test_an_unknown_flag_is_exit_code_2(bench):
+    code, _, err = bench("--bogus")
+    assert code == 2
+    assert "No such option: --bogus" in err
+
+
+class Narrow(Comparison):
+    """A machine that holds six images at a time."""
+
+    def run(self, batch_size, observe=lambda what: None):
+        with fitting(batch_size, "cpu"):
+            torch.empty(2**60 if batch_size > 6 else 1)
+        return [{"batch_size": batch_size}]
+
+
+def test_a_batch_that_does_not_fit_is_tried_smaller_as_timm_does(capsys):
+    narrow = Narrow(Setup("tiny_vit"), Variant(), {})
+    assert _measure(narrow, 16, retry=True) == [{"batch_size": 6}]
+    out = capsys.readouterr().out
+    assert [line.split()[-1] for line in out.splitlines()] == ["12", "8", "6"]
+
+
+@pytest.mark.slow
+def test_memory_is_part_of_the_table(run, tmp_path):
+    code, _, _ = run(
+        "-m", "tiny_vit", *QUICK, "--drop", "0.5@0", "-b", 32, "--methods", "shift", "--results-file", "a.json"
+    )
+    assert code == 0
+    peaks = {row["method"]: row["peak_memory"] for row in read_results(tmp_path / "a.json").rows}
+    assert all(peak > 1 for peak in peaks.values())

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from timm.models import VisionTransformer
+
+from repshift import ScheduleError, UnknownNameError, UnsupportedModelError, load_model
+from repshift.analysis.subjects.macs import count_work
+from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.throughput.methods import choose_methods, variant_of
+
+PRUNED = Variant("0.2@0,2")
+
+
+@pytest.fixture
+def without_class_token():
+    options = {"class_token": False, "global_pool": "avg", "depth": 4, "embed_dim": 16, "num_heads": 2}
+    return VisionTransformer(img_size=32, patch_size=8, num_classes=5, **options).eval()
+
+
+def test_a_vit_is_compared_with_attention_of_its_class_token_and_the_controls(small_vit):
+    models, notes = choose_methods(small_vit, PRUNED, None)
+    assert list(models) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
+    assert notes == []
+
+
+def test_a_vit_without_a_class_token_is_compared_with_mean_attention(without_class_token):
+    models, notes = choose_methods(without_class_token, PRUNED, None)
+    assert list(models) == ["dense", "shift", "mean_attention", "norm", "random", "oracle_free"]
+    assert len(notes) == 1
+    assert notes[0].startswith("without cls_attention: ")
+
+
+@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vim"])
+def test_a_model_without_attention_is_compared_with_the_controls_and_a_note_says_why(name):
+    models, notes = choose_methods(load_model(name), Variant("4@0"), None)
+    assert list(models) == ["dense", "shift", "norm", "random", "oracle_free"]
+    assert len(notes) == 1
+    assert notes[0].startswith("without cls_attention, mean_attention: ")
+
+
+def test_a_baseline_that_a_model_cannot_have_is_an_error_if_asked_for_by_name():
+    with pytest.raises(UnsupportedModelError, match="no attention"):
+        choose_methods(load_model("tiny_resnet"), Variant("4@0"), ["shift", "cls_attention"])
+
+
+def test_a_limit_that_a_pruner_cannot_have_is_left_out_with_a_note(small_vit):
+    class Own:
+        needs = ("keep",)
+
+        def shorten(self, value, scores, drop, layout):
+            return value, None
+
+    models, notes = choose_methods(small_vit, Variant("0.2@0", pruner=Own()), ["shift"])
+    assert list(models) == ["dense", "shift"]
+    assert notes[0].startswith("without oracle_free: Own cannot keep the first tokens")
+
+
+def test_dense_and_the_limit_are_always_among_them(small_vit):
+    models, _ = choose_methods(small_vit, PRUNED, ["norm"])
+    assert list(models) == ["dense", "norm", "oracle_free"]
+
+
+def test_a_method_named_twice_is_compared_once(small_vit):
+    models, _ = choose_methods(small_vit, PRUNED, ["shift", "dense", "shift"])
+    assert list(models) == ["dense", "shift", "oracle_free"]
+
+
+@pytest.mark.parametrize("pruned", [Variant(), PRUNED], ids=["without a schedule", "with one"])
+def test_the_dense_model_can_be_timed_alone(small_vit, pruned):
+    models, _ = choose_methods(small_vit, pruned, ["dense"])
+    assert models == {"dense": small_vit}
+
+
+def test_all_methods_share_the_weights_and_drop_the_same_numbers(small_vit):
+    models, _ = choose_methods(small_vit, PRUNED, None)
+    weights = [parameter.data_ptr() for parameter in small_vit.parameters()]
+    for name, model in models.items():
+        assert [parameter.data_ptr() for parameter in model.parameters()] == weights
+        expected = (15,) * 4 if name == "dense" else (12, 12, 10, 10)
+        assert count_work(model, (3, 24, 40)).tokens == expected
+
+
+def test_methods_differ_in_what_they_keep(small_vit):
+    models, _ = choose_methods(small_vit, Variant("0.5@0", residual=True), None)  # without, shift ranks as norm
+    images = torch.randn(4, 3, 24, 40)
+    with torch.no_grad():
+        answers = [model(images) for model in models.values()]
+    assert all(not torch.equal(one, other) for number, one in enumerate(answers) for other in answers[number + 1 :])
+
+
+def test_a_method_prunes_as_asked_but_by_its_own_score():
+    pruned = Variant("0.2@0", operation="attn", distance="l1", residual=True)
+    assert variant_of("norm", pruned) == Variant("0.2@0", "norm", "attn", "l1", True)
+    assert variant_of("dense", pruned) == Variant()
+
+
+def test_methods_that_prune_need_a_schedule(small_vit):
+    for asked in (None, ["shift"], ["dense", "norm"]):
+        with pytest.raises(ScheduleError, match=r"No schedule was given .* Give --drop"):
+            choose_methods(small_vit, Variant(), asked)
+
+
+def test_an_unknown_method_is_refused_with_the_closest_names(small_vit):
+    with pytest.raises(UnknownNameError, match=r"Unknown method 'shfit'\. Did you mean 'shift'"):
+        choose_methods(small_vit, PRUNED, ["dense", "shfit"])
+
+
+def test_a_schedule_that_does_not_fit_is_refused(small_vit):
+    with pytest.raises(ScheduleError, match="block 9"):
+        choose_methods(small_vit, Variant("0.2@9"), None)
