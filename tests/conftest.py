@@ -51,3 +51,27 @@ def vit():
 def images():
     """Three images that the tiny models take."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def fresh_dynamo():
+    """Forget what other tests compiled: it counts against the limit of graphs for one function."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _states(model, images):
+    seen = []
+    handles = [layer.register_forward_hook(lambda *call: seen.append(call[2])) for layer in model.layers]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.fixture
+def states():
+    """Return what every layer of a model returned, behind its cut if there is one."""
+    return _states

@@ -264,18 +264,7 @@ def test_the_convolution_is_the_causal_one_of_torch(kernel, length, reverse):
     torch.testing.assert_close(without, expected - bias, atol=1e-12, rtol=0)
 
 
-def states(model, images):
-    """Record what every layer returns."""
-    seen = []
-    handles = [layer.register_forward_hook(lambda *call: seen.append(call[2])) for layer in model.layers]
-    with torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def test_a_layer_passes_its_change_and_the_stream_that_it_started_from():
+def test_a_layer_passes_its_change_and_the_stream_that_it_started_from(states):
     model = build()
     seen = states(model, images_for(model))
     for earlier, later in itertools.pairwise(seen):
@@ -283,7 +272,7 @@ def test_a_layer_passes_its_change_and_the_stream_that_it_started_from():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_stream_stays_in_float32_where_layers_compute_in_bfloat16(autocast):
+def test_the_stream_stays_in_float32_where_layers_compute_in_bfloat16(autocast, states):
     model = build().float() if autocast else build().bfloat16()
     images = images_for(model).to(torch.float32 if autocast else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -292,7 +281,7 @@ def test_the_stream_stays_in_float32_where_layers_compute_in_bfloat16(autocast):
     assert {state.hidden.dtype for state in seen} == {torch.bfloat16}
 
 
-def test_the_stream_of_a_bfloat16_model_keeps_what_bfloat16_would_lose():
+def test_the_stream_of_a_bfloat16_model_keeps_what_bfloat16_would_lose(states):
     model = build(depth=2)
     with torch.no_grad():
         model.layers[0].mixer.out_proj.weight.mul_(1e-5)
@@ -371,7 +360,7 @@ def test_a_model_has_float32_parameters_alone_and_no_buffers():
     ("options", "index"),
     [({}, 98), ({"stride": 8}, 364), ({"class_position": "head"}, 0), ({"class_position": "middle"}, 98)],
 )
-def test_the_class_token_stands_behind_half_of_the_patches_or_at_the_head(options, index):
+def test_the_class_token_stands_behind_half_of_the_patches_or_at_the_head(options, index, states):
     model = VisionMamba(depth=1, **options).eval()
     with torch.no_grad():
         model.patch_embed.proj.weight.zero_()
@@ -483,7 +472,7 @@ def test_the_rates_rise_linearly_from_the_first_change_to_the_last():
     assert rates == pytest.approx([0, 0, 0.1, 0.2, 0.3])
 
 
-def test_the_embedding_itself_is_never_dropped():
+def test_the_embedding_itself_is_never_dropped(states):
     model = build(drop_path_rate=0.9).train()
     images = images_for(model, batch=16)
     streams = [state.residual for state in states(model, images)[:1]]

@@ -9,6 +9,8 @@ import torch
 
 from repshift import ShiftTracker
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 SETTINGS = {
     "shares": ({}, {0: 0.2, 1: 0.2}),
     "counts": ({}, {0: 5}),
@@ -16,13 +18,6 @@ SETTINGS = {
     "whole blocks": ({"operation": "block", "distance": "l1"}, {1: 0.5}),
     "with the residual": ({"residual": True}, {0: 0.2, 1: 0.2}),
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    torch._dynamo.reset()  # what other tests compiled counts against the limit of graphs for one function
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -152,10 +147,7 @@ def test_the_eager_model_still_works_after_its_export(vit, images):
 
 @pytest.fixture
 def compile_counter():
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
-    yield counter
-    torch._dynamo.reset()
+    return torch._dynamo.testing.CompileCounter()
 
 
 def run_three_times(model, images, counter):

@@ -4,7 +4,6 @@ import copy
 import pickle
 import subprocess
 import sys
-from itertools import chain
 
 import pytest
 import timm
@@ -29,10 +28,6 @@ def pruned(vit):
     return ShiftTracker(vit).prune(SCHEDULE)
 
 
-def tensors(model):
-    return dict(chain(model.named_parameters(), model.named_buffers()))
-
-
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_pruned_has_the_class_and_the_keys_of_the_model(build_vit, options):
     model = build_vit(**options)
@@ -47,7 +42,7 @@ def test_modules_of_the_pruned_model_are_instances_of_the_classes_they_had(vit, 
         assert isinstance(pruned.get_submodule(name), type(module))
 
 
-def test_pruned_shares_the_storage_of_every_parameter_and_buffer(vit, pruned):
+def test_pruned_shares_the_storage_of_every_parameter_and_buffer(vit, pruned, tensors):
     vit.register_buffer("extra", torch.ones(2))
     pruned = ShiftTracker(vit).prune(SCHEDULE)
     own, shared = tensors(vit), tensors(pruned)
@@ -114,16 +109,10 @@ def test_the_state_dict_of_the_pruned_loads_with_weights_only(vit, pruned, tmp_p
 
 @pytest.mark.parametrize("operation", ["attn", "mlp", "block"])
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_gradients_reach_every_parameter_that_the_dense_model_s_reach(build_vit, images, options, operation):
+def test_gradients_reach_every_parameter_that_the_dense_model_s_reach(build_vit, images, reached, options, operation):
     model = build_vit(**options)
     pruned = ShiftTracker(model, operation=operation).prune(SCHEDULE)
-
-    def reached(trained):
-        model.zero_grad(set_to_none=True)
-        trained.train()(images).square().sum().backward()
-        return {name for name, value in trained.named_parameters() if value.grad is not None and value.grad.any()}
-
-    assert reached(pruned) == reached(model)
+    assert reached(pruned, images) == reached(model, images)
 
 
 def test_training_the_pruned_lowers_its_loss_and_moves_the_shared_weights(vit, pruned, images):

@@ -114,13 +114,6 @@ def test_the_backward_operation_keeps_the_promises_that_compilers_rely_on():
     torch.library.opcheck(torch.ops.repshift.selective_scan_backward.default, arguments)
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()  # what other tests compiled counts against the limit of graphs for one function
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("wanted", ["output", "gradients"])
 def test_sequences_come_out_with_channels_last_as_models_have_them(wanted):
     given = leaves(2, 3, 4, 5)
@@ -130,7 +123,8 @@ def test_sequences_come_out_with_channels_last_as_models_have_them(wanted):
 
 
 @DIRECTIONS
-def test_a_compiled_scan_equals_its_eager_form_and_so_do_its_gradients(reverse, fresh_dynamo):
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_compiled_scan_equals_its_eager_form_and_so_do_its_gradients(reverse):
     given = leaves(length=17)
 
     def loss(given):
@@ -144,7 +138,8 @@ def test_a_compiled_scan_equals_its_eager_form_and_so_do_its_gradients(reverse, 
         torch.testing.assert_close(one, other)
 
 
-def test_a_scan_is_one_node_of_the_graph_whatever_its_length(fresh_dynamo):
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_scan_is_one_node_of_the_graph_whatever_its_length():
     graphs = []
 
     def keep(graph, inputs):
@@ -157,7 +152,8 @@ def test_a_scan_is_one_node_of_the_graph_whatever_its_length(fresh_dynamo):
 
 
 @pytest.mark.slow
-def test_a_scan_compiled_to_machine_code_equals_its_eager_form(fresh_dynamo):
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_scan_compiled_to_machine_code_equals_its_eager_form():
     given = {name: value.detach().float() for name, value in leaves(length=17).items()}
 
     def two_ways(given):

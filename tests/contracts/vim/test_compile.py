@@ -1,0 +1,55 @@
+"""Compiled and exported state space models, dense and pruned, each equal their own eager form."""
+
+import itertools
+
+import pytest
+import torch
+from torch._inductor.utils import fresh_inductor_cache
+
+from repshift import ShiftTracker
+from repshift.pruners import SequencePruner
+
+ALIGNED = SequencePruner(align=True)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_dynamo")]
+
+
+def test_dense_and_pruned_models_compiled_in_one_process_each_equal_their_eager_form(images, build_vim):
+    dense = build_vim(depth=3)
+    tracker = ShiftTracker(dense, residual=True)
+    models = [dense, tracker.prune({0: 0.5}), tracker.prune({0: 5, 1: 0.25}, pruner=ALIGNED)]
+    fast = [torch.compile(model, fullgraph=True, backend="aot_eager") for model in models]
+    with torch.no_grad():
+        eager = [model(images) for model in models]
+        for _ in range(2):
+            for call, expected in zip(fast, eager, strict=True):
+                torch.testing.assert_close(call(images), expected, atol=1e-5, rtol=1e-5)
+    for one, other in itertools.combinations(eager, 2):
+        assert (one - other).abs().max() > 1e-2
+
+
+def test_the_default_compiler_equals_the_eager_form(images, build_vim):
+    pruned = ShiftTracker(build_vim(depth=2)).prune({0: 0.5}, pruner=ALIGNED)
+    # what the compiler keeps on disk is not thrown away when the layout of the scan's results changes
+    with torch.no_grad(), fresh_inductor_cache():
+        expected = pruned(images)
+        torch.testing.assert_close(torch.compile(pruned, fullgraph=True)(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_of_the_compiled_model_equal_the_eager_ones(images, build_vim):
+    pruned = ShiftTracker(build_vim(depth=2)).prune({0: 0.5}, pruner=ALIGNED)
+    parameters = list(pruned.parameters())
+    expected = torch.autograd.grad(pruned(images).square().sum(), parameters)
+    fast = torch.compile(pruned, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(fast(images).square().sum(), parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_an_exported_model_with_any_batch_size_equals_its_eager_form(images, strict, build_vim):
+    pruned = ShiftTracker(build_vim(depth=2)).prune({0: 0.5}, pruner=ALIGNED)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(pruned, (images,), dynamic_shapes=({0: batch},), strict=strict).module()
+    with torch.no_grad():
+        for given in (images, images.repeat(2, 1, 1, 1)):
+            torch.testing.assert_close(program(given), pruned(given), atol=1e-5, rtol=1e-5)
