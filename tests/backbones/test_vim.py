@@ -32,17 +32,6 @@ def images():
     return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(3))
 
 
-def returned(model, images):
-    """Record ``(hidden, residual)`` of every layer."""
-    seen = []
-    handles = [layer.register_forward_hook(lambda *call: seen.append(call[2][:2])) for layer in model.layers]
-    with torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
 def without_class_token(tokens, index):
     return torch.cat([tokens[:, :index], tokens[:, index + 1 :]], dim=1)
 
@@ -77,12 +66,14 @@ SCORES = {
 
 @pytest.mark.parametrize("position", ["head", "middle"])
 @pytest.mark.parametrize(("operation", "residual"), SCORES)
-def test_shifts_are_between_the_stream_and_what_the_mixer_makes_of_it(make_vim, images, operation, residual, position):
+def test_shifts_are_between_the_stream_and_what_the_mixer_makes_of_it(
+    make_vim, images, operation, residual, position, states
+):
     model = make_vim(class_position=position)
     with ShiftTracker(model, operation=operation, residual=residual) as tracker, torch.no_grad():
         model(images)
     index = {"head": 0, "middle": 12}[position]
-    for layer, (change, stream) in enumerate(returned(model, images)):
+    for layer, (change, stream, *_) in enumerate(states(model, images)):
         after = SCORES[operation, residual](change, stream)
         expected = without_class_token((after - stream).square().sum(-1).sqrt(), index)
         torch.testing.assert_close(tracker.shifts[f"layers.{layer}"], expected, atol=1e-5, rtol=1e-5)
