@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from repshift.analysis.output.terminal import console, progress_bar
-from repshift.errors import UnknownNameError
+from repshift.analysis.output.terminal import console, interrupted, note, note_random_weights, progress_bar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,52 +64,38 @@ def ablate(
 
     The paper's toy studies on any model and data, with the random and the norm control in each.
     """
-    chosen_blocks = _blocks(blocks)
     from repshift.analysis.ablation.reports import write_ablation
     from repshift.analysis.ablation.settings import choose_studies, plan
     from repshift.analysis.output.files import output_folder
     from repshift.analysis.output.results import environment
     from repshift.analysis.samples.data import open_samples
     from repshift.analysis.samples.processes import Processes
+    from repshift.analysis.subjects.variants import block_numbers
+    from repshift.loading import load_model
     from repshift.watching import structure_of
 
+    chosen_blocks = block_numbers(blocks)
     studies = choose_studies(name.strip() for text in study or ["all"] for name in text.split(","))
     place = Processes().device(device)
     name = model or DEFAULT_MODEL
-    loaded = _load(name, pretrained or (model is None and checkpoint is None), checkpoint, use_ema).to(place)
+    pretrained = pretrained or (model is None and checkpoint is None)
+    note_random_weights(pretrained, checkpoint)
+    loaded = load_model(name, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema).to(place)
     samples = open_samples(loaded, data, dataset=dataset, split=split, num_samples=num_samples)
     size = samples.config["input_size"]
     settings = plan(loaded, size, studies, chosen_blocks, count)
     if missing := [study for study in studies if study not in {setting.study for setting in settings}]:
-        _note(f"left out, since {name} has nothing to vary there: {', '.join(missing)}")
+        note(f"left out, since {name} has nothing to vary there: {', '.join(missing)}")
     output_folder(output)
     try:
         points = _measure(loaded, settings, samples, batch_size, workers, seed)
     except KeyboardInterrupt:
-        console.print("interrupted; nothing was written")
-        raise typer.Exit(130) from None
+        raise interrupted("nothing was written") from None
     unit = getattr(structure_of(loaded, required=True), "unit", "block")
     measured = {"model": name, "data": dataset or data, "batch": batch_size, "seed": seed, **environment(place)}
     _show(points, f"{name} on {dataset or data}", unit)
     files = write_ablation(output, points, measured, unit)
-    _note(f"written: {', '.join(path.name for path in files)}   in {output}")
-
-
-def _blocks(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UnknownNameError(f"--blocks got {text!r}, expected numbers counted from zero, as in 0,2,4.") from error
-
-
-def _load(name: str, pretrained: bool, checkpoint: Path | None, use_ema: bool | None) -> nn.Module:
-    from repshift.loading import load_model
-
-    if not pretrained and checkpoint is None:
-        _note("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
-    return load_model(name, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
+    note(f"written: {', '.join(path.name for path in files)}   in {output}")
 
 
 def _measure(
@@ -150,8 +135,4 @@ def _show(points: Sequence[Point], subject: str, unit: str) -> None:
             table.add_row(*row)
         console.print(table)
     for line in (summary(points), LEGEND, *verdicts(points)):
-        _note(line)
-
-
-def _note(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        note(line)

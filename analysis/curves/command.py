@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repshift.analysis.output.terminal import console
+from repshift.analysis.output.terminal import note
 
 
 def curves(
@@ -43,5 +43,5 @@ def curves(
     untimed = [point for point in points if point.samples_per_sec is None]
     if untimed and len(untimed) < len(points):
         named = "; ".join(f"{point.model} {point.method} {point.schedule}".strip() for point in untimed)
-        console.print(f"note: the benchmark has not timed {named}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"figure: {output}   points: {table}", highlight=False, markup=False, soft_wrap=True)
+        note(f"note: the benchmark has not timed {named}")
+    note(f"figure: {output}   points: {table}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from repshift.analysis.output.terminal import console, progress_bar
+from repshift.analysis.output.terminal import console, note, progress_bar
 
 
 def demo(
@@ -31,8 +31,4 @@ def demo(
     console.print(LEGEND, highlight=False)
     for line in verdicts(results):
         console.print(line, highlight=False)
-    console.print(
-        f"figures: {', '.join(f'{name}.png' for name in SCHEDULES)}   numbers: results.json   in {output}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    note(f"figures: {', '.join(f'{name}.png' for name in SCHEDULES)}   numbers: results.json   in {output}")

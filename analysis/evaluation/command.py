@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from repshift.analysis.output.terminal import console, progress_bar
+from repshift.analysis.output.terminal import interrupted, note, note_random_weights, progress_bar
 from repshift.errors import DataError, RepshiftError
 
 
@@ -159,10 +159,8 @@ def evaluate(
             raise typer.Exit(1) from None
         raise
     except KeyboardInterrupt:
-        if processes.first:
-            again = "with --resume " if results_file is not None else ""
-            console.print(f"interrupted; run the same command again {again}to go on", highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        again = "with --resume " if results_file is not None else ""
+        raise interrupted(f"run the same command again {again}to go on", shown=processes.first) from None
     finally:
         processes.leave()
     if failed:
@@ -196,28 +194,24 @@ def _run(
 
 
 def _report(rows: Sequence[dict[str, Any]], settings: Any, results: Path | None) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     for row in rows:
         if "error" in row:
             typer.echo(f"error: {row['model']}: {row['error']}", err=True)
             continue
         dropped = f", {row['schedule']} dropped by {row['method']}" if row["schedule"] else ""
-        say(f"{row['model']}{dropped}: {row['samples']} samples, {row['gmacs']:.2f} GMACs")
-        say(f" * Acc@1 {row['top1']:.3f} ({row['top1_err']:.3f}) Acc@5 {row['top5']:.3f} ({row['top5_err']:.3f})")
+        note(f"{row['model']}{dropped}: {row['samples']} samples, {row['gmacs']:.2f} GMACs")
+        note(f" * Acc@1 {row['top1']:.3f} ({row['top1_err']:.3f}) Acc@5 {row['top5']:.3f} ({row['top5_err']:.3f})")
         if "dense_top1" in row:
-            say(
+            note(
                 f"   dense: Acc@1 {row['dense_top1']:.3f} Acc@5 {row['dense_top5']:.3f}, "
                 f"{row['dense_gmacs']:.2f} GMACs; pruned - dense: {row['delta_top1']:+.3f} {row['delta_top5']:+.3f}; "
                 f"same class {row['agreement']:.3f} %"
             )
         if row["skipped"]:
             typer.echo(f"skipped {row['skipped']}: {row['skipped_files']}", err=True)
-    if not settings.pretrained and settings.checkpoint is None:
-        say("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+    note_random_weights(settings.pretrained, settings.checkpoint)
     if results is not None:
-        say(f"results: {results}")
+        note(f"results: {results}")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from repshift.analysis.output.terminal import console, progress_bar
+from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
 
 
 def finetune(
@@ -94,13 +94,12 @@ def finetune(
         try:
             done = run(recipe, output, digits=digits, workers=workers, device=device, resume=resume, observe=observe)
         except KeyboardInterrupt:
-            if is_main_process():
-                console.print(f"interrupted; run the same command again to go on from the last whole epoch in {output}")
-            raise typer.Exit(130) from None
+            outcome = f"run the same command again to go on from the last whole epoch in {output}"
+            raise interrupted(outcome, shown=is_main_process()) from None
     if not is_main_process():
         return
     if not pretrained and checkpoint is None:
-        console.print("note: the weights were random at first; give --pretrained or --checkpoint for trained ones.")
+        note("note: the weights were random at first; give --pretrained or --checkpoint for trained ones.")
     table = Table(title=f"{model}, {drop} dropped, on {dataset or data}", title_justify="left")
     table.add_column("model")
     table.add_column("weights")
@@ -109,4 +108,4 @@ def finetune(
     table.add_row("pruned", "as loaded", f"{100 * done.pruned:.2f}")
     table.add_row("pruned", f"fine-tuned, epoch {done.best_epoch} of {epochs}", f"{100 * done.finetuned:.2f}")
     console.print(table)
-    console.print(f"weights: {done.weights}   numbers: {output / 'summary.json'}", highlight=False, soft_wrap=True)
+    note(f"weights: {done.weights}   numbers: {output / 'summary.json'}")

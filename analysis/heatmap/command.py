@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from repshift.analysis.output.terminal import console
+from repshift.analysis.output.terminal import note, note_random_weights
 from repshift.errors import ScheduleError, UnknownNameError
 
 
@@ -75,13 +75,13 @@ def heatmap(
     from repshift.analysis.samples.images import load_images
     from repshift.analysis.samples.preprocessing import evaluation_config
     from repshift.analysis.subjects.sizes import resized
-    from repshift.analysis.subjects.variants import Variant, choose_drop
+    from repshift.analysis.subjects.variants import Variant, block_numbers, choose_drop
     from repshift.loading import load_model
     from repshift.sites import find_structure
 
     check_figure_path(output)
     check_scale(scale)
-    indices = _parse_blocks(blocks)
+    indices = block_numbers(blocks)
     variant = Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner)
     if variant.drop is None and (kept or score != "shift" or pruner):
         raise ScheduleError("--kept, --score and --pruner are about what is dropped. Give --drop, such as 0.2@0,3,6.")
@@ -89,10 +89,7 @@ def heatmap(
     loaded = load_model(model, **loading)
     config = evaluation_config(loaded, img_size=img_size, input_size=input_size)
     loaded = resized(model, loaded, config["input_size"], **loading)
-    if not pretrained and checkpoint is None:
-        console.print(
-            "note: the weights are random; give --pretrained or --checkpoint for a trained model.", soft_wrap=True
-        )
+    note_random_weights(pretrained, checkpoint)
     paths = [*image, *(more_images or [])]
     inputs = load_images(loaded, paths, config)
     if not sites and (operation or residual) and find_structure(loaded) is None:
@@ -115,13 +112,4 @@ def heatmap(
         row_titles=[path.stem for path in paths],
     )
     save_figure(figure, output)
-    console.print(f"figure: {output}", highlight=False, soft_wrap=True)
-
-
-def _parse_blocks(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UnknownNameError(f"--blocks got {text!r}, expected numbers counted from zero, as in 0,4,8.") from error
+    note(f"figure: {output}")

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console()
+INTERRUPTED = 130  # the exit code by which shells know it
+
+
+def note(text: str) -> None:
+    """Print a line as it is: not coloured, not wrapped, and no bracket of a file's name read as markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def note_random_weights(pretrained: bool, checkpoint: Path | str | None) -> None:
+    """Say that a model has learned nothing, if it was given neither the published weights nor a file of some."""
+    if not pretrained and checkpoint is None:
+        note("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+
+
+def interrupted(outcome: str, *, shown: bool = True) -> typer.Exit:
+    """Make what a command that was interrupted ends with.
+
+    Args:
+        outcome: What is left, or how to go on.
+        shown: Of several processes, only the first one says it.
+    """
+    if shown:
+        note(f"interrupted; {outcome}")
+    return typer.Exit(INTERRUPTED)
 
 
 def progress_bar(*, shown: bool = True) -> Progress:

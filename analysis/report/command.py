@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 
-from repshift.analysis.output.terminal import console, progress_bar
+from repshift.analysis.output.terminal import note, note_random_weights, progress_bar
 from repshift.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def report(
         name, schedule = model or only_model(results), wanted or only_schedule(results)
         for option, value, known in (("--model", name, model), ("--drop", schedule, wanted)):
             if value is not None and known is None:
-                _say(f"note: {option} {value}, as in the results")
+                note(f"note: {option} {value}, as in the results")
         end = cast("Literal['top', 'bottom']", keep)  # checked where the model is pruned
         variant = Variant(schedule, score, operation, distance, residual, pruner, end)
         _check_choices(variant)
@@ -99,7 +99,7 @@ def report(
         task = progress.add_task("images", total=len(pictures.names) if pictures else 0)
         content = make_report(results, subject, pictures, lambda done: progress.update(task, completed=done))
     size = write_page(output, f"repshift: {content['heading']}", content)
-    _say(f"report: {output} ({size / 1e6:.1f} MB)")
+    note(f"report: {output} ({size / 1e6:.1f} MB)")
 
 
 class Weights(NamedTuple):
@@ -145,8 +145,7 @@ def _subject(name: str, variant: Variant, weights: Weights, classes: Path | None
     torch.manual_seed(0)  # random weights are the same ones each time
     model = load_model(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema)
     model = model.to(place)
-    if not weights.pretrained and weights.checkpoint is None:
-        _say("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+    note_random_weights(weights.pretrained, weights.checkpoint)
     return Subject(name, model, str(weights), variant, class_names(model, name, classes))
 
 
@@ -161,7 +160,3 @@ def _pictures(subject: Subject, paths: Sequence[Path], most: int, device: str) -
     else:
         raise DataError(f"There are no images for {subject.name} to look at. Give --images with files or a folder.")
     return replace(pictures, inputs=pictures.inputs.to(device))
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

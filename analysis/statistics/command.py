@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from repshift.analysis.output.terminal import console, progress_bar
-from repshift.errors import RepshiftError, UnknownNameError
+from repshift.analysis.output.terminal import note, note_random_weights, progress_bar
+from repshift.errors import RepshiftError
 
 
 def statistics(
@@ -54,9 +54,10 @@ def statistics(
     from repshift.analysis.statistics.masks import masks_for
     from repshift.analysis.statistics.measuring import measure, write_study
     from repshift.analysis.statistics.study import Study
+    from repshift.analysis.subjects.variants import block_numbers
     from repshift.loading import load_model
 
-    chosen = _parse_blocks(blocks)
+    chosen = block_numbers(blocks)
     processes = Processes.join()
     try:
         with processes.together():
@@ -64,8 +65,8 @@ def statistics(
                 output_folder(output)
             loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
             study = Study(loaded.to(processes.device(device)), chosen)
-            options: dict[str, Any] = {"dataset": dataset, "split": split, "class_map": class_map}
-            samples = open_samples(loaded, data, num_samples=num_samples, labelled=False, **options)
+            source: dict[str, Any] = {"dataset": dataset, "split": split, "class_map": class_map}
+            samples = open_samples(loaded, data, num_samples=num_samples, labelled=False, **source)
             found = masks_for(samples, masks)
         with progress_bar(shown=processes.first) as progress:
             task = progress.add_task("", total=None)
@@ -85,18 +86,7 @@ def statistics(
         processes.leave()
     if not processes.first:
         return
-    if not pretrained and checkpoint is None:
-        console.print("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+    note_random_weights(pretrained, checkpoint)
     if found is None:
-        console.print("note: nothing is known of where objects are, so nothing is said of them; give --masks.")
-    named = ", ".join(path.name for path in written)
-    console.print(f"{named}   in {output}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _parse_blocks(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UnknownNameError(f"--blocks got {text!r}, expected numbers counted from zero, as in 0,4,8.") from error
+        note("note: nothing is known of where objects are, so nothing is said of them; give --masks.")
+    note(f"{', '.join(path.name for path in written)}   in {output}")

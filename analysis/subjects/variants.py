@@ -82,3 +82,17 @@ def choose_drop(drop: str | None, drop_r: str | None) -> str | None:
             f"Got --drop {drop!r} and --drop-r {drop_r!r}: two forms of one schedule. Give one of them."
         )
     return drop if drop_r is None else drop_r
+
+
+def block_numbers(blocks: str | None) -> list[int] | None:
+    """Read the numbers of ``--blocks``, such as ``0,4,8``.
+
+    Raises:
+        UnknownNameError: If they are no numbers.
+    """
+    if blocks is None:
+        return None
+    try:
+        return [int(part) for part in blocks.split(",")]
+    except ValueError as error:
+        raise UnknownNameError(f"--blocks got {blocks!r}, expected numbers counted from zero, as in 0,4,8.") from error

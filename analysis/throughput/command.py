@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from repshift.analysis.output.terminal import console, progress_bar
+from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
 from repshift.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def bench(
     pruned = Variant(choose_drop(drop, drop_r), "shift", operation, distance, residual, pruner)
     torch.set_num_threads(threads or torch.get_num_threads())
     asked = None if methods is None else [name.strip() for name in methods.split(",")]
-    models, notes = choose_methods(setup.load(), pruned, asked)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    models, remarks = choose_methods(setup.load(), pruned, asked)
+    for remark in remarks:
+        note(f"note: {remark}")
     comparison = Comparison(
         setup, pruned, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory
     )
@@ -103,11 +103,10 @@ def bench(
                 write_results(results_file, Results("bench", rows, measured), results_format)
     except KeyboardInterrupt:
         kept = f"the batch sizes before are in {results_file}" if rows and results_file else "nothing was written"
-        console.print(f"interrupted; {kept}", highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
-    console.print(", ".join(f"{name} {value}" for name, value in measured.items()), highlight=False, markup=False)
+        raise interrupted(kept) from None
+    note(", ".join(f"{name} {value}" for name, value in measured.items()))
     if results_file is not None:
-        console.print(f"results: {results_file}", highlight=False, soft_wrap=True)
+        note(f"results: {results_file}")
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -146,7 +145,7 @@ def _measure(comparison: Comparison, batch_size: int, retry: bool) -> list[dict[
             smaller = int(decay_batch_step(size))
             if not retry or not smaller:
                 raise
-        console.print(f"note: batch {size} does not fit into memory; trying {smaller}", highlight=False)
+        note(f"note: batch {size} does not fit into memory; trying {smaller}")
         size = smaller
 
 
@@ -172,13 +171,11 @@ def _show(rows: Sequence[Row]) -> None:
     shortened = next((row for row in rows if row["method"] != "dense" and row["kept_tokens"]), None)
     if shortened:
         kept = " ".join(map(str, shortened["kept_tokens"]))
-        console.print(f"kept tokens behind each block, stage or layer: {kept}", highlight=False, soft_wrap=True)
+        note(f"kept tokens behind each block, stage or layer: {kept}")
     widest = max((row["step_time_high"] - row["step_time_low"]) / row["step_time"] for row in rows)
     if widest > BUSY:
-        console.print(
+        note(
             f"note: half of the rounds lie {100 * widest:.0f} % apart, so the machine was busy with other things. "
             "Ratios are taken round by round and suffer less; for exact ones use an idle machine or more rounds "
-            "(--num-bench-iter).",
-            highlight=False,
-            soft_wrap=True,
+            "(--num-bench-iter)."
         )

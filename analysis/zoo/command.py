@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repshift.analysis.output.terminal import console, progress_bar
+from repshift.analysis.output.terminal import interrupted, note, progress_bar
 
 
 def train(
@@ -32,6 +32,5 @@ def train(
         try:
             trained = train_model(name, digits, output, epochs=epochs, seed=seed, device=device, observe=observe)
         except KeyboardInterrupt:
-            console.print(f"interrupted; run the same command again to go on from the last whole epoch in {output}")
-            raise typer.Exit(130) from None
-    console.print(f"{trained.weights}: accuracy {100 * trained.accuracy:.1f} % on 2,000 canvases", highlight=False)
+            raise interrupted(f"run the same command again to go on from the last whole epoch in {output}") from None
+    note(f"{trained.weights}: accuracy {100 * trained.accuracy:.1f} % on 2,000 canvases")
