@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import console, interrupted, note, note_random_weights, progress_bar
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ STUDIES = "operation, distance, residual, score, half"
 
 
 def ablate(
-    data: Annotated[
-        str,
-        typer.Argument(help="Folder with one folder of images a class, a tar file of such, or cluttered-mnist."),
-    ] = "cluttered-mnist",
+    data: options.Data = "cluttered-mnist",
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="A model of timm, a Vision Mamba or one of the zoo. [default: tiny_vit]"),
@@ -34,11 +32,8 @@ def ablate(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Load the published weights, as without --model.")
     ] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
-    use_ema: Annotated[
-        bool | None,
-        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
-    ] = None,
+    checkpoint: options.Checkpoint = None,
+    use_ema: options.UseEma = None,
     study: Annotated[
         list[str] | None, typer.Option(help=f"{STUDIES} or all; may be repeated or listed with commas. [default: all]")
     ] = None,
@@ -49,16 +44,14 @@ def ablate(
     count: Annotated[
         int | None, typer.Option(help="Tokens to drop, of a CNN rows and columns. [default: a fifth]")
     ] = None,
-    num_samples: Annotated[int | None, typer.Option(help="Take so many images, evenly spread. [default: all]")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images a step.")] = 50,
-    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that load images.")] = 0,
-    split: Annotated[str, typer.Option(help="Name of the split.")] = "validation",
-    dataset: Annotated[
-        str, typer.Option(help="torch/NAME or hfds/NAME under DATA, instead of folders.", show_default=False)
-    ] = "",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    num_samples: options.NumSamples = None,
+    batch_size: options.BatchSize = 50,
+    workers: options.Workers = 0,
+    split: options.Split = "validation",
+    dataset: options.Dataset = "",
+    device: options.Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random control.")] = 42,
-    output: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = Path("repshift-ablation"),
+    output: options.ResultsFolder = Path("repshift-ablation"),
 ) -> None:
     """Drop tokens at one block at a time and compare operation, distance, residual, score, top and bottom half.
 

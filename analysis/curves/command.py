@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import note
 
 
@@ -14,14 +15,15 @@ def curves(
     results: Annotated[
         list[Path], typer.Argument(metavar="RESULTS.json...", help="Results files of eval, and of bench if there are.")
     ],
-    output: Annotated[
-        Path, typer.Option(help="The figure; its ending names the format. The points go beside it as NAME.points.csv.")
-    ] = Path("curves.png"),
+    output: options.FigureFile = Path("curves.png"),
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", "-b", help="Of the benchmark. [default: its largest]")
     ] = None,
 ) -> None:
-    """Draw accuracy against GMACs and against measured throughput, all methods on one figure."""
+    """Draw accuracy against GMACs and against measured throughput, all methods on one figure.
+
+    The points go beside the figure as NAME.points.csv.
+    """
     from dataclasses import asdict
 
     from repshift.analysis.curves.figure import draw_curves

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.table import Table
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import console, note, progress_bar
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the figure and the results.")] = Path("repshift-demo"),
+    output: options.ResultsFolder = Path("repshift-demo"),
 ) -> None:
     """Prune the embedded models on 2,000 canvases, by the shift and by two controls, and show what is kept."""
     from repshift.analysis.demo.comparison import HEADINGS, LEGEND, SCHEDULES, cells, run_demo, verdicts

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import interrupted, note, note_random_weights, progress_bar
 from repshift.errors import DataError, RepshiftError
 
@@ -29,51 +30,34 @@ def evaluate(
     dataset: Annotated[
         str, typer.Option(help="hfds/NAME, torch/NAME, hfids/NAME or wds/NAME instead of folders.", show_default=False)
     ] = "",
-    split: Annotated[str, typer.Option(help="Part of the data.")] = "validation",
-    num_samples: Annotated[
-        int | None, typer.Option(help="Evaluate so many, evenly spread; of a stream the first. [default: all]")
-    ] = None,
+    split: options.Split = "validation",
+    num_samples: options.NumSamples = None,
     dataset_download: Annotated[bool, typer.Option("--dataset-download", help="Download torch/ and hfids/.")] = False,
-    class_map: Annotated[str | None, typer.Option(help="File of all the model's class names, one a line.")] = None,
+    class_map: options.ClassMap = None,
     valid_labels: Annotated[str | None, typer.Option(help="File of the classes that the data have.")] = None,
     real_labels: Annotated[str | None, typer.Option(help="ImageNet's reassessed labels: JSON file, or timm.")] = None,
     input_key: Annotated[str | None, typer.Option(help="Field of the images in a dataset.")] = None,
     target_key: Annotated[str | None, typer.Option(help="Field of the labels in a dataset.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the published weights.")] = False,
-    checkpoint: Annotated[str | None, typer.Option(help="Load weights from a file.")] = None,
-    use_ema: Annotated[
-        bool | None,
-        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
-    ] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Classes of the model. [default: its own]")] = None,
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    use_ema: options.UseEma = None,
+    num_classes: options.NumClasses = None,
     model_kwargs: Annotated[list[str] | None, typer.Option(help="Settings of the model, as key=value.")] = None,
-    drop: Annotated[
-        str | None, typer.Option(help="What goes after which block, as 0.2@0,3,6. [default: nothing]")
-    ] = None,
-    drop_r: Annotated[
-        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
-    ] = None,
-    operation: Annotated[
-        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
-    ] = None,
-    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
-    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
-    score: Annotated[
-        str, typer.Option(help="shift, norm, random, cls_attention, mean_attention or oracle_free.")
-    ] = "shift",
-    pruner: Annotated[
-        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
-    ] = None,
-    keep: Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")] = "top",
+    drop: options.Drop = None,
+    drop_r: options.DropR = None,
+    operation: options.Operation = None,
+    distance: options.Distance = "l2",
+    residual: options.Residual = False,
+    score: options.Score = "shift",
+    pruner: options.Pruner = None,
+    keep: options.Keep = "top",
     compare_dense: Annotated[
         bool, typer.Option("--compare-dense", help="Evaluate the dense model on the same batches.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")] = 256,
-    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that load images, a process.")] = 4,
-    img_size: Annotated[int | None, typer.Option(help="Pixels a side. [default: the model's for tests]")] = None,
-    input_size: Annotated[
-        tuple[int, int, int] | None, typer.Option(help="Channels, rows and columns.", show_default=False)
-    ] = None,
+    batch_size: options.BatchSize = 256,
+    workers: options.Workers = 4,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
     use_train_size: Annotated[bool, typer.Option("--use-train-size", help="The model's size for training.")] = False,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the side that the crop keeps.")] = None,
     crop_mode: Annotated[str | None, typer.Option(help="center, squash or border.")] = None,
@@ -84,21 +68,20 @@ def evaluate(
     std: Annotated[
         tuple[float, float, float] | None, typer.Option(help="Standard deviations.", show_default=False)
     ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Evaluate in mixed precision.")] = False,
-    amp_dtype: Annotated[str, typer.Option(help="float16 or bfloat16.")] = "float16",
+    amp: options.Amp = False,
+    amp_dtype: options.AmpDtype = "float16",
     model_dtype: Annotated[str, typer.Option(help="Of the weights: float32, float16 or bfloat16.")] = "float32",
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels last in memory.")] = False,
-    torchcompile: Annotated[bool, typer.Option("--torchcompile", help="Compile the models.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    channels_last: options.ChannelsLast = False,
+    torchcompile: options.Torchcompile = False,
+    device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the random score and of random weights.")] = 42,
-    retry: Annotated[bool, typer.Option("--retry", help="Try smaller batches when memory runs out.")] = False,
+    retry: options.Retry = False,
     on_error: Annotated[str, typer.Option(help="stop at an unreadable image, or skip and count it.")] = "stop",
-    results_file: Annotated[Path | None, typer.Option(help="Write the results here; --resume needs it.")] = None,
-    results_format: Annotated[
-        str | None, typer.Option(help="csv, json or md. [default: the file's ending, else csv]")
-    ] = None,
+    results_file: options.ResultsFile = None,
+    results_format: options.ResultsFormat = None,
     resume: Annotated[
-        bool | None, typer.Option("--resume/--no-resume", help="Go on with an interrupted run, or begin anew.")
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Go on with the unfinished run of --results-file, or begin anew."),
     ] = None,
 ) -> None:
     """Evaluate models, dense or pruned, on labelled images; options are timm's validate.py's.
@@ -125,7 +108,7 @@ def evaluate(
             num_samples=num_samples,
             dataset_options=_given(input_key=input_key, target_key=target_key, download=dataset_download or None),
             pretrained=pretrained or model == ["all"],
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else str(checkpoint),  # results files hold it as text
             use_ema=use_ema,
             model_options={**_given(num_classes=num_classes), **_parse(model_kwargs or [])},
             preprocessing=_given(
@@ -214,14 +197,14 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, results: Path | None)
         note(f"results: {results}")
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
-def _parse(options: Sequence[str]) -> dict[str, Any]:
+def _parse(given: Sequence[str]) -> dict[str, Any]:
     """Read ``key=value``: Python's literals, else text, as timm does."""
     parsed: dict[str, Any] = {}
-    for option in (part for text in options for part in text.split()):
+    for option in (part for text in given for part in text.split()):
         name, sign, value = option.partition("=")
         if not sign or not name:
             raise DataError(f"--model-kwargs got {option!r}, expected key=value, as in img_size=384.")

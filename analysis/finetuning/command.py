@@ -9,38 +9,27 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
 
 
 def finetune(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of timm or of the embedded zoo.")],
+    model: options.Model,
     drop: Annotated[str, typer.Option(help="What goes after which stage or block, as 8@0;4@1 or 0.2@0,3,6.")],
     data: Annotated[str, typer.Option(help="Folder with train/ and validation/ inside, or cluttered-mnist.")],
-    output: Annotated[
-        Path, typer.Option(help="Folder for the weights, the summary and the state to resume from.")
-    ] = Path("repshift-finetune"),
-    pretrained: Annotated[bool, typer.Option(help="Start from the published weights.")] = False,
-    checkpoint: Annotated[str | None, typer.Option(help="Start from the weights in a file.")] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Start with a new classifier of so many classes. [default: the model's]")
-    ] = None,
-    score: Annotated[str, typer.Option(help="shift, norm or random.")] = "shift",
-    pruner: Annotated[
-        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
-    ] = None,
-    operation: Annotated[
-        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
-    ] = None,
-    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
-    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
-    dataset: Annotated[
-        str, typer.Option(help="torch/NAME or hfds/NAME under --data, instead of folders.", show_default=False)
-    ] = "",
+    output: options.WeightsFolder = Path("repshift-finetune"),
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    num_classes: options.NumClasses = None,
+    score: options.Score = "shift",
+    pruner: options.Pruner = None,
+    operation: options.Operation = None,
+    distance: options.Distance = "l2",
+    residual: options.Residual = False,
+    dataset: options.Dataset = "",
     train_split: Annotated[str, typer.Option(help="Name of the training split.")] = "train",
     val_split: Annotated[str, typer.Option(help="Name of the validation split.")] = "validation",
-    digits: Annotated[
-        Path | None, typer.Option(help="For cluttered-mnist: MNIST's t10k files. [default: download]")
-    ] = None,
+    digits: options.Digits = None,
     epochs: Annotated[int, typer.Option(help="All epochs, the cool-down included.")] = 100,
     cooldown_epochs: Annotated[
         int | None, typer.Option(help="Of these, the last ones at --min-lr. [default: a tenth]")
@@ -51,7 +40,7 @@ def finetune(
     warmup_lr: Annotated[float, typer.Option(help="First learning rate of the warm-up.")] = 1e-6,
     opt: Annotated[str, typer.Option(help="Any optimiser of timm.")] = "adamw",
     weight_decay: Annotated[float, typer.Option(help="Not for biases and norms.")] = 0.05,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")] = 128,
+    batch_size: options.BatchSize = 128,
     grad_accum_steps: Annotated[int, typer.Option(help="Batches an update.")] = 1,
     clip_grad: Annotated[float | None, typer.Option(help="Bound on the gradient's norm. [default: none]")] = None,
     smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.1,
@@ -66,18 +55,22 @@ def finetune(
         bool, typer.Option("--model-ema", "--ema", help="Evaluate and keep the weights' moving average.")
     ] = False,
     model_ema_decay: Annotated[float, typer.Option("--model-ema-decay", "--ema-decay", help="Its decay.")] = 0.9998,
-    amp: Annotated[bool, typer.Option("--amp", help="Train in mixed precision.")] = False,
-    amp_dtype: Annotated[str, typer.Option(help="bfloat16 or float16 (GPU).")] = "bfloat16",
+    amp: options.Amp = False,
+    amp_dtype: options.AmpDtype = "bfloat16",
     seed: Annotated[int, typer.Option(help="Another seed gives another order and augmentation.")] = 42,
-    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that load images, a process.")] = 4,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    workers: options.Workers = 4,
+    device: options.Device = None,
     resume: Annotated[bool, typer.Option(help="Go on from the state in --output, if there is one.")] = True,
 ) -> None:
     """Prune a model and train it as it is pruned; run again after an interruption to go on.
 
     On several devices: accelerate launch -m repshift finetune ... (or torchrun).
     """
-    given = {**locals(), "cooldown_epochs": epochs // 10 if cooldown_epochs is None else cooldown_epochs}
+    given = {
+        **locals(),
+        "checkpoint": None if checkpoint is None else str(checkpoint),  # the state holds it as text
+        "cooldown_epochs": epochs // 10 if cooldown_epochs is None else cooldown_epochs,
+    }
     from repshift.analysis.finetuning.settings import Recipe
     from repshift.analysis.finetuning.training import finetune as run
     from repshift.analysis.finetuning.training import is_main_process

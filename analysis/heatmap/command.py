@@ -7,25 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import note, note_random_weights
 from repshift.errors import ScheduleError, UnknownNameError
 
 
 def heatmap(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", help="Any timm model, vim_tiny, vim_small, vim_base, tiny_vit, tiny_resnet, tiny_vim."
-        ),
-    ],
+    model: options.Model,
     image: Annotated[list[Path], typer.Option(help="An image file; several may follow each other.")],
     more_images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further images.")] = None,
-    pretrained: Annotated[bool, typer.Option(help="Load the published weights.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
-    use_ema: Annotated[
-        bool | None,
-        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
-    ] = None,
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    use_ema: options.UseEma = None,
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -36,12 +29,9 @@ def heatmap(
         list[str] | None,
         typer.Option(help="Modules by name or glob instead of blocks, as 'layer1.*'; may be repeated."),
     ] = None,
-    operation: Annotated[
-        str | None,
-        typer.Option(help="Whose change is shown: attn, mlp, block; stage (CNN); mixer (SSM). [default: mlp or these]"),
-    ] = None,
-    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
-    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
+    operation: options.Operation = None,
+    distance: options.Distance = "l2",
+    residual: options.Residual = False,
     attention: Annotated[
         bool, typer.Option("--attention", help="Also how much attention the class token (else all) pays.")
     ] = False,
@@ -49,25 +39,14 @@ def heatmap(
     scale: Annotated[
         str, typer.Option(help="Colours: each map its own, each block (column) its own, or shared by all of a unit.")
     ] = "block",
-    drop: Annotated[
-        str | None, typer.Option(help="Look at the model pruned so, as 0.2@0,3,6. [default: the dense model]")
-    ] = None,
-    drop_r: Annotated[
-        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
-    ] = None,
+    drop: options.Drop = None,
+    drop_r: options.DropR = None,
     kept: Annotated[bool, typer.Option("--kept", help="With --drop: what is kept, the rest faded.")] = False,
-    score: Annotated[
-        str, typer.Option(help="Which tokens --drop takes: shift, norm, random, cls_attention, mean_attention.")
-    ] = "shift",
-    pruner: Annotated[
-        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
-    ] = None,
-    img_size: Annotated[int | None, typer.Option(help="Pixels a side. [default: the model's]")] = None,
-    input_size: Annotated[
-        tuple[int, int, int] | None,
-        typer.Option(help="Channels, rows and columns, for images that are not square.", show_default=False),
-    ] = None,
-    output: Annotated[Path, typer.Option(help="The figure; its ending names the format.")] = Path("heatmap.png"),
+    score: options.Score = "shift",
+    pruner: options.Pruner = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    output: options.FigureFile = Path("heatmap.png"),
 ) -> None:
     """Draw the representation shift of image files: one row an image, one column a block."""
     from repshift.analysis.heatmap.figure import heatmap_figure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import note, note_random_weights, progress_bar
 from repshift.errors import DataError
 
@@ -37,12 +38,9 @@ def report(
         typer.Option(help="An image file or a folder; several may follow each other. [default for the zoo: canvases]"),
     ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Of a folder, evenly spread; of canvases.")] = 16,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the published weights.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
-    use_ema: Annotated[
-        bool | None,
-        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
-    ] = None,
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    use_ema: options.UseEma = None,
     classes: Annotated[
         Path | None, typer.Option(help="Names of the classes, one a line. [default: ImageNet's, digits of the zoo]")
     ] = None,
@@ -50,23 +48,13 @@ def report(
         str | None,
         typer.Option(help="What goes after which block, as 0.2@0,3,6. [default: the only schedule of the results]"),
     ] = None,
-    drop_r: Annotated[
-        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
-    ] = None,
-    operation: Annotated[
-        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
-    ] = None,
-    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
-    residual: Annotated[
-        bool, typer.Option("--residual", help="Compare x + F(x) with x instead of F(x) with x.")
-    ] = False,
-    score: Annotated[
-        str, typer.Option(help="shift, norm, random, cls_attention, mean_attention or oracle_free.")
-    ] = "shift",
-    pruner: Annotated[
-        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
-    ] = None,
-    keep: Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")] = "top",
+    drop_r: options.DropR = None,
+    operation: options.Operation = None,
+    distance: options.Distance = "l2",
+    residual: options.Residual = False,
+    score: options.Score = "shift",
+    pruner: options.Pruner = None,
+    keep: options.Keep = "top",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
 ) -> None:

@@ -7,19 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import note, note_random_weights, progress_bar
 from repshift.errors import RepshiftError
 
 
 def statistics(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model with a known backbone: of timm, or of the zoo.")],
-    data: Annotated[
-        str,
-        typer.Argument(metavar="[DIR]", help="Folder of class folders, tar file, or cluttered-mnist, which ships."),
-    ] = "cluttered-mnist",
-    dataset: Annotated[str, typer.Option(help="hfds/NAME or torch/NAME instead of folders.", show_default=False)] = "",
-    split: Annotated[str, typer.Option(help="Part of the data.")] = "validation",
-    class_map: Annotated[str | None, typer.Option(help="File of all the model's class names, one a line.")] = None,
+    model: options.Model,
+    data: options.Data = "cluttered-mnist",
+    dataset: options.Dataset = "",
+    split: options.Split = "validation",
+    class_map: options.ClassMap = None,
     masks: Annotated[
         Path | None,
         typer.Option(help="Folder with a mask for each image, laid out like the data; not black is the object."),
@@ -32,17 +30,14 @@ def statistics(
         str | None,
         typer.Option(help="Where matrices are drawn and pixels removed, as 0,4,8. [default: first, middle, last]"),
     ] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the published weights.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Load weights from a file.")] = None,
-    use_ema: Annotated[
-        bool | None,
-        typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
-    ] = None,
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    use_ema: options.UseEma = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a process and step.")] = 50,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the random score and of the noise in filled-in pixels.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the numbers and the figures.")] = Path("repshift-statistics"),
+    output: options.ResultsFolder = Path("repshift-statistics"),
 ) -> None:
     """Measure the shift over a data set: distributions, rank agreement, foreground, and what removing pixels does.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
 from repshift.errors import UnknownNameError
 
@@ -23,13 +23,9 @@ BUSY = 0.1  # quartiles further apart than this share of the median are said to 
 
 
 def bench(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of timm, a Vision Mamba or one of the zoo.")],
-    drop: Annotated[
-        str | None, typer.Option(help="What goes after which block or stage, as 0.2@0,3,6 or 8@0;4@1.")
-    ] = None,
-    drop_r: Annotated[
-        str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list with one share a block.")
-    ] = None,
+    model: options.Model,
+    drop: options.Drop = None,
+    drop_r: options.DropR = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -40,14 +36,10 @@ def bench(
         list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
     ] = None,
     img_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the model's]")] = None,
-    operation: Annotated[
-        str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
-    ] = None,
-    distance: Annotated[str, typer.Option(help="l2, l1 or cosine.")] = "l2",
-    residual: Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")] = False,
-    pruner: Annotated[
-        str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
-    ] = None,
+    operation: options.Operation = None,
+    distance: options.Distance = "l2",
+    residual: options.Residual = False,
+    pruner: options.Pruner = None,
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, amp (float16) or amp_bfloat16.")
     ] = "float32",
@@ -55,16 +47,16 @@ def bench(
         str | None,
         typer.Option(help="sdpa, eager, or one kernel: flash, efficient, math, cudnn. [default: as the model has it]"),
     ] = None,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels together in memory.")] = False,
-    torchcompile: Annotated[bool, typer.Option("--torchcompile", help="Compile every method.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    channels_last: options.ChannelsLast = False,
+    torchcompile: options.Torchcompile = False,
+    device: options.Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU. [default: torch's choice]")] = None,
     num_bench_iter: Annotated[int, typer.Option(min=1, help="Rounds in which every method has its turn.")] = 40,
     num_warm_iter: Annotated[int, typer.Option(min=1, help="Forwards of each method before.")] = 10,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory, too.")] = True,
-    retry: Annotated[bool, typer.Option("--retry", help="Try smaller batches where one does not fit.")] = False,
-    results_file: Annotated[Path | None, typer.Option(help="Write the table and what it was measured with.")] = None,
-    results_format: Annotated[str | None, typer.Option(help="csv, json or md. [default: the file's ending]")] = None,
+    retry: options.Retry = False,
+    results_file: options.ResultsFile = None,
+    results_format: options.ResultsFormat = None,
 ) -> None:
     """Time the dense model, pruning by the shift, its baselines and the limit of all, in turn within one process."""
     batch_sizes = _numbers(batch_size or ["16"])

@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
+from repshift.analysis.output import options
 from repshift.analysis.output.terminal import interrupted, note, progress_bar
 
 
 def train(
     name: Annotated[str, typer.Argument(help="The model to train: tiny_vit, tiny_resnet or tiny_vim.")],
-    digits: Annotated[
-        Path | None, typer.Option(help="Folder with MNIST's t10k files. [default: download by torchvision]")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the weights and the state to resume from.")] = Path("zoo"),
+    digits: options.Digits = None,
+    output: options.WeightsFolder = Path("zoo"),
     epochs: Annotated[int | None, typer.Option(help="Epochs of 8,000 canvases. [default: the recipe's]")] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives other weights and canvases.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")] = None,
+    device: options.Device = None,
 ) -> None:
     """Train an embedded model on Cluttered MNIST; run again after an interruption to go on."""
     from repshift.analysis.zoo.training import train_model

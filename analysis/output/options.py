@@ -1,0 +1,101 @@
+"""The options that several commands share, each spelled once: its names, its type and its help.
+
+Defaults stand in the commands' signatures, because they differ. An option of one command alone stays there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# --- the model and its weights ------------------------------------------------------------------------------------
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model of timm, a Vision Mamba (vim_tiny, vim_small, vim_base) or one of the zoo (tiny_vit, "
+        "tiny_resnet, tiny_vim).",
+    ),
+]
+Pretrained = Annotated[bool, typer.Option(help="Load the published weights.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Load weights from a file.")]
+UseEma = Annotated[
+    bool | None,
+    typer.Option("--use-ema/--no-use-ema", help="Of a checkpoint with averaged weights. [default: the published]"),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option(help="Classes of the model; another number than its own is a new classifier. [default: its own]"),
+]
+
+# --- what is pruned, and by what ----------------------------------------------------------------------------------
+
+Drop = Annotated[
+    str | None,
+    typer.Option(help="What goes after which block or stage, as 0.2@0,3,6 or 8@0;4@1. [default: nothing]"),
+]
+DropR = Annotated[  # --drop_r is how the paper writes it
+    str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
+]
+Operation = Annotated[
+    str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
+]
+Distance = Annotated[str, typer.Option(help="l2, l1 or cosine.")]
+Residual = Annotated[bool, typer.Option(help="Compare x + F(x) with x instead of F(x) with x.")]
+Score = Annotated[
+    str,
+    typer.Option(help="What --drop goes by: shift, norm, random, cls_attention, mean_attention or oracle_free."),
+]
+Pruner = Annotated[
+    str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+]
+Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]
+
+# --- the data -----------------------------------------------------------------------------------------------------
+
+Data = Annotated[
+    str,
+    typer.Argument(metavar="[DIR]", help="Folder of class folders, tar file, or cluttered-mnist, which ships."),
+]
+Dataset = Annotated[
+    str,
+    typer.Option(help="torch/NAME or hfds/NAME in the data's folder, instead of class folders.", show_default=False),
+]
+Split = Annotated[str, typer.Option(help="Name of the split.")]
+ClassMap = Annotated[str | None, typer.Option(help="File of all the model's class names, one a line.")]
+NumSamples = Annotated[
+    int | None, typer.Option(help="Take so many samples, evenly spread; of a stream the first. [default: all]")
+]
+ImgSize = Annotated[int | None, typer.Option(help="Pixels a side. [default: the model's for tests]")]
+InputSize = Annotated[
+    tuple[int, int, int] | None,
+    typer.Option(help="Channels, rows and columns, for images that are not square.", show_default=False),
+]
+Digits = Annotated[
+    Path | None, typer.Option(help="For cluttered-mnist: folder with MNIST's t10k files. [default: download]")
+]
+
+# --- how it runs --------------------------------------------------------------------------------------------------
+
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")]
+Workers = Annotated[int, typer.Option("--workers", "-j", help="Processes that load images, for each that computes.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")]
+Amp = Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")]
+AmpDtype = Annotated[str, typer.Option(help="float16 or bfloat16, for --amp; training in float16 takes a GPU.")]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels last in memory.")]
+Torchcompile = Annotated[bool, typer.Option("--torchcompile", help="Compile the models.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try smaller batches when memory runs out.")]
+
+# --- what is written ----------------------------------------------------------------------------------------------
+
+ResultsFolder = Annotated[Path, typer.Option(help="Folder for the numbers and the figures.")]
+WeightsFolder = Annotated[
+    Path, typer.Option(help="Folder for the weights, their summary and the state to resume from.")
+]
+FigureFile = Annotated[Path, typer.Option(help="The figure; its ending names the format.")]
+ResultsFile = Annotated[Path | None, typer.Option(help="Write the results here, with what they were measured with.")]
+ResultsFormat = Annotated[str | None, typer.Option(help="csv, json or md. [default: the file's ending, else csv]")]
