@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 from timm.models import VisionTransformer
 
+from repshift.analysis import cli
 from repshift.analysis.samples import canvases
 from repshift.analysis.samples.canvases import ClutteredDigits, Digits, read_digits
 
@@ -51,3 +53,27 @@ def digit_folder(few_digits, tmp_path):
         Image.fromarray(image[0].numpy()).save(path)
     assert len(list((tmp_path / "digits" / "val").iterdir())) == 10
     return tmp_path / "digits"
+
+
+class Stop(BaseException):
+    """A kill: nothing catches it."""
+
+
+@pytest.fixture(scope="session")
+def stop():
+    """The exception that stands for a kill."""
+    return Stop
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["repshift", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run

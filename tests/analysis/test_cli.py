@@ -9,7 +9,6 @@ from PIL import Image
 
 import repshift
 from repshift import load_model
-from repshift.analysis import cli
 from repshift.analysis.demo import comparison
 from repshift.analysis.demo.comparison import Result
 from repshift.analysis.heatmap import figure
@@ -21,18 +20,10 @@ DEIT = "deit_tiny_patch16_224"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(run_command, monkeypatch):
     """Run the command in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repshift", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
+    return run_command
 
 
 def run_process(*arguments, folder):

@@ -4,13 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import matplotlib.colors
 import pytest
 import torch
 from PIL import Image
 
-from repshift.analysis import cli
 from repshift.analysis.ablation.points import Point
 from repshift.analysis.ablation.reports import as_page, draw_ablation, table_of, verdicts
 from repshift.analysis.output.results import read_results
@@ -112,18 +112,10 @@ def test_no_legend_covers_a_line():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def run(run_command, monkeypatch):
+    """Run ``repshift ablate`` in an empty folder; returns exit code, standard output and standard error."""
     monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repshift", "ablate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
+    return partial(run_command, "ablate")
 
 
 def test_without_arguments_the_embedded_model_is_compared_on_the_embedded_canvases(run, tmp_path):

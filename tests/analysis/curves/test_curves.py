@@ -1,11 +1,10 @@
 import csv
 import json
-import sys
+from functools import partial
 
 import pytest
 from PIL import Image
 
-from repshift.analysis import cli
 from repshift.analysis.curves.figure import draw_curves
 from repshift.analysis.curves.points import collect
 from repshift.analysis.output.palette import colours_of
@@ -261,17 +260,9 @@ def test_all_known_methods_and_other_settings_of_the_shift_are_told_apart_in_the
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repshift", "curves", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
+def run(run_command):
+    """Run ``repshift curves`` in an empty folder; returns exit code, standard output and standard error."""
+    return partial(run_command, "curves")
 
 
 def test_the_command_writes_the_figure_and_its_points(run, tmp_path):

@@ -1,24 +1,15 @@
-import sys
+from functools import partial
 
 import pytest
 from PIL import Image
 
-from repshift.analysis import cli
 from repshift.analysis.heatmap import figure
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(run_command):
     """Run ``repshift heatmap`` in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repshift", "heatmap", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
+    return partial(run_command, "heatmap")
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import base64
 import json
 import re
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from repshift import load_model
-from repshift.analysis import cli
 from repshift.analysis.output.results import Results, write_results
 from repshift.analysis.report.classes import class_names
 from repshift.analysis.report.pictures import find_images, spread_evenly
@@ -23,17 +22,9 @@ SMALL = ("--model", "test_vit", "--drop", "0.2@0")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repshift", "report", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
+def run(run_command):
+    """Run ``repshift report`` in an empty folder; returns exit code, standard output and standard error."""
+    return partial(run_command, "report")
 
 
 @pytest.fixture

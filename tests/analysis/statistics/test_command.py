@@ -3,26 +3,17 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
-from repshift.analysis import cli
-
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repshift", "statistics", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
+def run(run_command):
+    """Run ``repshift statistics`` in an empty folder; returns exit code, standard output and standard error."""
+    return partial(run_command, "statistics")
 
 
 def options(output, *more):

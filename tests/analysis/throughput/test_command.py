@@ -1,10 +1,9 @@
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 
-from repshift.analysis import cli
 from repshift.analysis.output.results import read_results
 from repshift.analysis.subjects.memory import fitting
 from repshift.analysis.subjects.variants import Variant
@@ -16,18 +15,10 @@ QUICK = ("--num-bench-iter", 2, "--num-warm-iter", 1, "--threads", 1)
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def run(run_command, monkeypatch):
+    """Run ``repshift bench`` in an empty folder; returns exit code, standard output and standard error."""
     monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repshift", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run
+    return partial(run_command, "bench")
 
 
 @pytest.fixture
