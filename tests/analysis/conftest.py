@@ -42,16 +42,27 @@ def small_vit():
     return VisionTransformer(img_size=(24, 40), patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=5).eval()
 
 
+@pytest.fixture(scope="session")
+def write_pictures(few_digits):
+    """Write canvases of a seed, by their numbers, as PNG files into folders of their classes; returns the root."""
+
+    def write(root, seed, numbers):
+        canvases = ClutteredDigits(few_digits, seed)
+        for index, number in enumerate(numbers):
+            image, label, _ = canvases[number]
+            path = root / str(int(label)) / f"{index:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(path)
+        return root
+
+    return write
+
+
 @pytest.fixture
-def digit_folder(few_digits, tmp_path):
-    """23 canvases as PNG files in the folders of their ten classes, below ``val``."""
-    canvases = ClutteredDigits(few_digits, 5)
-    for index in range(23):
-        image, label, _ = canvases[17 + index]
-        path = tmp_path / "digits" / "val" / str(int(label)) / f"{index:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(path)
-    assert len(list((tmp_path / "digits" / "val").iterdir())) == 10
+def folder(write_pictures, tmp_path):
+    """A folder of 23 canvases as PNG files, ten classes, below ``val``."""
+    root = write_pictures(tmp_path / "digits" / "val", 5, range(17, 40))
+    assert len(list(root.iterdir())) == 10
     return tmp_path / "digits"
 
 

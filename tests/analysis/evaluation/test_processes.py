@@ -14,7 +14,6 @@ from repshift.analysis.output.results import read_results
 from repshift.analysis.samples.processes import Processes
 
 DROP = "12@0"
-MEASURED = ("samples_per_sec", "dense_samples_per_sec", "batch_size")
 
 
 def free_port():
@@ -57,9 +56,15 @@ def finish(started):
             process.kill()
 
 
-def same(path):
-    (row,) = read_results(path).rows
-    return {name: value for name, value in row.items() if name not in MEASURED}
+@pytest.fixture(scope="session")
+def found(same):
+    """Read the only row of a results file, without what is measured anew in every run."""
+
+    def read(path):
+        (row,) = read_results(path).rows
+        return same(row)
+
+    return read
 
 
 def evaluated(results):
@@ -69,29 +74,18 @@ def evaluated(results):
 
 
 @pytest.fixture(scope="module")
-def alone(few_pictures, tmp_path_factory):
+def alone(few_pictures, tmp_path_factory, found):
     """What one process finds."""
     results = tmp_path_factory.mktemp("alone") / "r.json"
     ((code, out, _),) = finish(start(1, few_pictures, results))
     assert (code, " * Acc@1" in out) == (0, True)
-    return same(results)
+    return found(results)
 
 
 @pytest.fixture(scope="module")
-def few_pictures(few_digits, tmp_path_factory):
+def few_pictures(write_pictures, tmp_path_factory):
     """23 canvases, ten classes."""
-    from PIL import Image
-
-    from repshift.analysis.samples.canvases import ClutteredDigits
-
-    root = tmp_path_factory.mktemp("pictures")
-    canvases = ClutteredDigits(few_digits, 5)
-    for index in range(23):
-        image, label, _ = canvases[17 + index]
-        path = root / str(int(label)) / f"{index:02d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(path)
-    return root
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 5, range(17, 40))
 
 
 # --- one process ------------------------------------------------------------------------------------------------
@@ -137,28 +131,28 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "batch_size"), [(2, 1), (3, 5)])
-def test_several_processes_find_what_one_finds(few_pictures, alone, tmp_path, processes, batch_size):
+def test_several_processes_find_what_one_finds(few_pictures, alone, tmp_path, processes, batch_size, found):
     results = tmp_path / "r.json"
     ended = finish(start(processes, few_pictures, results, "-b", batch_size))
     assert [code for code, *_ in ended] == [0] * processes
-    assert same(results) == alone
+    assert found(results) == alone
     assert alone["samples"] == 23
     assert [" * Acc@1" in out for _, out, _ in ended] == [True, *[False] * (processes - 1)]
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
 @pytest.mark.slow
-def test_torchrun_starts_several_processes(few_pictures, alone, tmp_path):
+def test_torchrun_starts_several_processes(few_pictures, alone, tmp_path, found):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     launched = [*launcher, *map(str, command(few_pictures, tmp_path / "r.json", "-b", 4)[2:])]
     ended = subprocess.run(launched, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120)
     assert ended.returncode == 0
-    assert same(tmp_path / "r.json") == alone
+    assert found(tmp_path / "r.json") == alone
     assert read_results(tmp_path / "r.json").environment["processes"] == 2
 
 
 @pytest.mark.slow
-def test_an_image_that_one_process_cannot_read_ends_all_with_one_error(few_digits, few_pictures, tmp_path):
+def test_an_image_that_one_process_cannot_read_ends_all_with_one_error(few_pictures, tmp_path):
     copy = tmp_path / "pictures"
     for path in few_pictures.rglob("*.png"):
         (copy / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -175,7 +169,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_with_one_error(few_digit
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (3, 1)])
 def test_a_killed_run_resumes_to_the_same_result_with_any_number_of_processes(
-    few_pictures, alone, tmp_path, first, then
+    few_pictures, alone, tmp_path, first, then, found
 ):
     results = tmp_path / "r.json"
     started = start(first, few_pictures, results, "-b", 1)
@@ -190,7 +184,7 @@ def test_a_killed_run_resumes_to_the_same_result_with_any_number_of_processes(
     assert 3 <= kept < 23
     ended = finish(start(then, few_pictures, results, "-b", 4, "--resume"))
     assert [code for code, *_ in ended] == [0] * then
-    assert same(results) == alone
+    assert found(results) == alone
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from repshift import load_model
 from repshift.analysis.finetuning.settings import Recipe
 from repshift.analysis.finetuning.training import finetune
-from repshift.analysis.samples.canvases import ClutteredDigits
 from repshift.analysis.samples.images import normalised
 
 
@@ -28,16 +27,11 @@ def fresh_accelerate():
 
 
 @pytest.fixture(scope="session")
-def pictures(few_digits, tmp_path_factory):
+def pictures(write_pictures, tmp_path_factory):
     """A folder of canvases as PNG files: 40 to train, 23 to validate, ten classes."""
     root = tmp_path_factory.mktemp("pictures")
-    for split, count, seed in (("train", 40, 1), ("val", 23, 2)):
-        canvases = ClutteredDigits(few_digits, seed)
-        for index in range(count):
-            image, label, _ = canvases[index]
-            path = root / split / str(label) / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[0].numpy()).save(path)
+    write_pictures(root / "train", 1, range(40))
+    write_pictures(root / "val", 2, range(23))
     assert len(list((root / "train").iterdir())) == 10
     return root
 

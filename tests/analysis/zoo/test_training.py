@@ -17,16 +17,19 @@ RECIPE = Recipe(epochs=2, warmup_epochs=1, batch=10)  # 4 steps an epoch on 40 d
 STATE = "tiny_vit.training.pt"
 
 
-class Stop(Exception):  # noqa: N818
-    pass
+@pytest.fixture(scope="session")
+def interrupt(few_digits, stop):
+    """Train a model into a folder until a step, and stop there as if killed."""
 
+    def interrupt(name, output, step):
+        def observe(done, steps, loss):
+            if done == step:
+                raise stop
 
-def interrupt_at(step):
-    def observe(done, steps, loss):
-        if done == step:
-            raise Stop
+        with pytest.raises(stop):
+            Trainer(name, few_digits, output, RECIPE).train(observe)
 
-    return observe
+    return interrupt
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +42,10 @@ def uninterrupted(few_digits, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def left_behind(few_digits, tmp_path_factory):
+def left_behind(interrupt, tmp_path_factory):
     """What a run that stopped in its second epoch leaves."""
     output = tmp_path_factory.mktemp("interrupted")
-    with pytest.raises(Stop):
-        Trainer("tiny_vit", few_digits, output, RECIPE).train(interrupt_at(6))
+    interrupt("tiny_vit", output, 6)
     return output
 
 
@@ -90,10 +92,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(few_digits,
 
 
 @pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vim"])
-def test_every_model_of_the_zoo_trains_and_resumes_exactly(name, few_digits, tmp_path):
+def test_every_model_of_the_zoo_trains_and_resumes_exactly(name, few_digits, interrupt, tmp_path):
     Trainer(name, few_digits, tmp_path / "whole", RECIPE).train()
-    with pytest.raises(Stop):
-        Trainer(name, few_digits, tmp_path / "parts", RECIPE).train(interrupt_at(6))
+    interrupt(name, tmp_path / "parts", 6)
     Trainer(name, few_digits, tmp_path / "parts", RECIPE).train()
     expected, resumed = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "parts"))
     assert all(torch.equal(expected[key], resumed[key]) for key in expected)

@@ -37,7 +37,7 @@ def pushed(net, model, written_out):
     return push
 
 
-def test_kept_positions_count_the_positions_of_the_dense_maps(net, model, pruned, sized_images, record, pushed):
+def test_kept_positions_count_the_positions_of_the_dense_maps(net, pruned, sized_images, record, pushed):
     tracker = record(pruned, sized_images)
     places, sides = pushed(sized_images)
     assert list(tracker.kept) == [net.stages[index] for index, _ in net.drops]
@@ -48,7 +48,7 @@ def test_kept_positions_count_the_positions_of_the_dense_maps(net, model, pruned
 
 
 def test_maps_of_a_pruned_network_have_the_dense_sides_and_show_what_was_left(
-    net, model, pruned, sized_images, record, pushed
+    net, pruned, sized_images, record, pushed
 ):
     tracker = record(pruned, sized_images)
     places, sides = pushed(sized_images)
