@@ -23,6 +23,8 @@ class ConvNet:
     nothing to compare with).
     """
 
+    serves = "other plain convolutional networks of timm"
+
     def matches(self, model: nn.Module) -> bool:
         """Recognise the classes by their names, so that timm need not be imported for other models."""
         return has_class(model, *DOWNSAMPLED, *PRE_ACTIVATION, *REGULAR, *INVERTED)

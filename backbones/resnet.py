@@ -16,6 +16,8 @@ class ResNet:
     :func:`repshift.backbones.stages.staged` for what is compared.
     """
 
+    serves = "the residual networks of timm and torchvision"
+
     def matches(self, model: nn.Module) -> bool:
         """Recognise the classes by their names, so that neither library need be imported for other models."""
         return has_class(model, "timm.models.resnet.ResNet", "torchvision.models.resnet.ResNet")

@@ -15,6 +15,7 @@ from repshift.layouts import FeatureMap
 from repshift.modules import has_class
 from repshift.sites import Operation, Site, Structure
 
+NO_ATTENTION = {"attn": "it is convolutional", "mlp": "it is convolutional", "heads": "it has no attention"}
 BARE = "its last block changes the map's size or channels and has no shortcut"
 
 
@@ -85,11 +86,15 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
         if not stage.blocks:
             continue
         parts.update({block: operation for block, operation in own.items() if operation is not None})
-        operations, absent = {}, {"attn": "it is convolutional", "mlp": "it is convolutional"}
+        operations, absent = {}, dict(NO_ATTENTION)
         if stage.absent is None:
             # watched from block to block, since gradient checkpointing may run them one by one, past their stage
             operations["stage"] = Operation(
-                stage.start or stage.blocks[0], stage.blocks[-1:], on_stream=True, from_output=stage.start is not None
+                stage.start or stage.blocks[0],
+                stage.blocks[-1:],
+                on_stream=True,
+                from_output=stage.start is not None,
+                cheap=stage.start is not None and stage.start == shortcut(model, stage.blocks[0]),
             )
         else:
             absent["stage"] = stage.absent

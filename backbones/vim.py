@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from repshift.layouts import ResidualPair
 from repshift.modules import has_class
+from repshift.residual_pairs import ResidualPair
 from repshift.sites import Operation, Site, Structure
 
 ONE_BRANCH = "a state space layer has one branch, its mixer"
@@ -21,16 +21,20 @@ class VisionMamba:
     class token is found again by its place, which travels with the values.
     """
 
+    serves = "Vision Mamba"
+
     def matches(self, model: nn.Module) -> bool:
         """Recognise the class by its name."""
         return has_class(model, "repshift.backbones.vim_model.VisionMamba")
 
     def structure(self, model: Any) -> Structure:
         """List the layers."""
+        from repshift.backbones.vim_model import State
+
         embedding = model.patch_embed
         return Structure(
             sites=tuple(_site(f"layers.{index}") for index in range(len(model.layers))),
-            layout=ResidualPair(),
+            layout=ResidualPair(protected="protected", decay=State.aligned),
             embedding="patch_embed",
             grid=lambda image: embedding.grid_size,
             tokens=embedding.num_patches,
@@ -44,7 +48,9 @@ VIM = VisionMamba()
 
 
 def _site(name: str) -> Site:
-    stream = ResidualPair(part="residual")
+    stream = ResidualPair(part="residual", protected="protected")
+    both = ResidualPair(part="sum", protected="protected")
     mixer = Operation(name, (name,), from_output=True, before=stream)
-    whole = Operation(name, (name,), True, from_output=True, before=stream, after=ResidualPair(part="sum"))
-    return Site(name, {"mixer": mixer, "block": whole}, absent={"attn": ONE_BRANCH, "mlp": ONE_BRANCH})
+    whole = Operation(name, (name,), on_stream=True, from_output=True, before=stream, after=both)
+    absent = {"attn": ONE_BRANCH, "mlp": ONE_BRANCH, "heads": "it has no attention"}
+    return Site(name, {"mixer": mixer, "block": whole}, absent)

@@ -7,9 +7,12 @@ from typing import Any
 from torch import nn
 
 from repshift.attention import Heads
+from repshift.calls import positional_names
+from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
-from repshift.layouts import Sequence
+from repshift.layouts import TokenSequence
 from repshift.modules import has_class
+from repshift.participants import own_class
 from repshift.sites import Operation, Site, Structure
 
 PARALLEL = "it has several attentions side by side"
@@ -25,6 +28,8 @@ class VisionTransformer:
     branches.
     """
 
+    serves = "timm's plain vision transformers"
+
     def matches(self, model: nn.Module) -> bool:
         """Recognise the class by its name, so that timm need not be imported for other models."""
         return has_class(model, "timm.models.vision_transformer.VisionTransformer")
@@ -35,15 +40,23 @@ class VisionTransformer:
         Raises:
             UnsupportedModelError: If a block is of a kind that is not known here.
         """
-        embedding = model.patch_embed
+        embedding, prefix = model.patch_embed, model.num_prefix_tokens
+        # all blocks take a mask, or none is told of it
+        masked = all("attn_mask" in positional_names(own_class(block).forward) for block in model.blocks)
         return Structure(
             sites=tuple(_site(model, f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
-            layout=Sequence(prefix=model.num_prefix_tokens),
+            layout=TokenSequence(prefix),
             embedding="patch_embed",
             grid=embedding.dynamic_feat_size,
             # without a table of positions, or with one that is resized, images of any size are welcome
             grid_methods=("forward_intermediates", "get_intermediate_layers"),
             tokens=None if model.dynamic_img_size or model.pos_embed is None else embedding.num_patches,
+            companions=(Companion("attn_mask", "batch heads token token", prefix, optional=True),) if masked else (),
+            bias="attn_mask" if masked else None,
+            # the head averages what the last norm returns
+            weighs="norm" if model.global_pool == "avg" and model.attn_pool is None else None,
+            weighs_prefix=bool(getattr(model, "pool_include_prefix", False)),
+            restores=f"blocks.{len(model.blocks) - 1}",
         )
 
 

@@ -10,22 +10,28 @@
 Source: "Representation Shift: Unifying Token Compression with FlashAttention", arXiv 2508.00367.
 """
 
+from repshift.describing import describe
 from repshift.distances import DISTANCES
 from repshift.errors import (
     CheckpointError,
     DataError,
+    RecipeError,
     RepresentationError,
     RepshiftError,
     ScheduleError,
     UnknownNameError,
     UnsupportedModelError,
 )
+from repshift.finding import BACKBONES
+from repshift.folders import save_model
 from repshift.loading import MODELS, load_model
 from repshift.modules import repeated_blocks
 from repshift.pruners import PRUNERS
+from repshift.pruning import dense, recipe_of
+from repshift.recipes import Recipe
 from repshift.schedules import Schedule
 from repshift.scores import SCORES
-from repshift.sites import BACKBONES
+from repshift.selection import Selection
 from repshift.tracker import ShiftTracker
 
 __version__ = "0.1.0"
@@ -38,13 +44,20 @@ __all__ = [
     "SCORES",
     "CheckpointError",
     "DataError",
+    "Recipe",
+    "RecipeError",
     "RepresentationError",
     "RepshiftError",
     "Schedule",
     "ScheduleError",
+    "Selection",
     "ShiftTracker",
     "UnknownNameError",
     "UnsupportedModelError",
+    "dense",
+    "describe",
     "load_model",
+    "recipe_of",
     "repeated_blocks",
+    "save_model",
 ]

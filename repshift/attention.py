@@ -6,7 +6,7 @@ queries and keys of the one block that drops tokens. Every other score leaves at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,10 @@ class Heads:
     scale: float
     prefix: int
     class_token: bool
+
+    def within(self, prefix: str) -> Heads:
+        """Return the same of a model that is a part of another, whose modules have names behind its own."""
+        return replace(self, queries=f"{prefix}.{self.queries}", keys=f"{prefix}.{self.keys}")
 
 
 @dataclass(frozen=True)

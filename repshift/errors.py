@@ -15,6 +15,10 @@ class ScheduleError(RepshiftError, ValueError):
     """A drop schedule that does not fit the model or drops too little or too much."""
 
 
+class RecipeError(RepshiftError, ValueError):
+    """A recipe that cannot be read or written down."""
+
+
 class UnsupportedModelError(RepshiftError, TypeError):
     """A model that cannot be tracked or pruned; the message says why."""
 
@@ -29,6 +33,10 @@ class CheckpointError(RepshiftError, ValueError):
 
 class DataError(RepshiftError, ValueError):
     """Data that cannot be read or does not have the expected form."""
+
+
+class RepshiftWarning(UserWarning):
+    """Something that was asked for and has no effect."""
 
 
 def first_line(error: BaseException) -> str:

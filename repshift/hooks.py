@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias
@@ -16,7 +17,7 @@ Hook: TypeAlias = tuple[nn.Module, When, Callable[..., None]]
 
 @contextmanager
 def attached(hooks: Iterable[Hook]) -> Iterator[None]:
-    """Attach hooks while the context lasts.
+    """Attach hooks while the context lasts; they see the forwards of this thread and of no other.
 
     Args:
         hooks: Modules, whether to be called before or after their forward, and what to call.
@@ -38,13 +39,25 @@ class _Observer:
 
     def __init__(self, hook: Callable[..., None] | None = None) -> None:
         self.hook = hook
+        self.thread = threading.get_ident()
 
     def __call__(self, *arguments: Any) -> None:
-        if self.hook is not None and not in_backward():
-            self.hook(*arguments)
+        if is_compiled() or self.hook is None or in_backward() or threading.get_ident() != self.thread:
+            return
+        self.hook(*arguments)
 
     def __reduce__(self) -> tuple[type[_Observer], tuple[()]]:
         return _Observer, ()
+
+
+def is_compiled() -> bool:
+    """Say whether this runs within a compiled model, be it traced or in a part that dynamo leaves to Python.
+
+    There some hooks would run and others not, and what is traced once would be skipped the next time.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._dynamo.eval_frame.get_eval_frame_callback() not in (None, False)
 
 
 def in_backward() -> bool:

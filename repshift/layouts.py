@@ -1,23 +1,29 @@
-"""How a value inside a model holds tokens."""
+"""How a value inside a model holds tokens: what reads them out also puts others in their place."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from repshift.errors import RepresentationError
+from repshift.selection import Selection, pick
 
 
 class Layout(Protocol):
-    """Reads tokens out of the value that a module takes or returns."""
+    """Reads tokens out of the value that a module takes or returns, and puts others into their place."""
 
     def tokens(self, value: Any) -> Tensor:
         """Return the tokens that can be scored, ``(batch, tokens, channels)``; prefix tokens are left out."""
+        ...
+
+    def put(self, value: Any, tokens: Tensor) -> Any:
+        """Return the value with these tokens, ``(batch, tokens, channels)``, instead of its own.
+
+        Prefix tokens stay. Putting back what :meth:`tokens` read changes nothing.
+        """
         ...
 
     def grid(self, value: Any) -> tuple[int, ...] | None:
@@ -26,39 +32,41 @@ class Layout(Protocol):
 
 
 class TokenLayout(Layout, Protocol):
-    """A layout whose tokens can be dropped one by one."""
+    """A layout whose tokens can be dropped and merged one by one."""
 
-    def keep(self, value: Any, kept: Tensor) -> Any:
-        """Return the value with only the ``kept`` tokens, ``(batch, kept)`` ascending, and every prefix token."""
+    def keep(self, value: Any, selection: Selection) -> Any:
+        """Return the value with only the kept tokens, in their order, and every prefix token, as fast as can be."""
         ...
 
-    def keep_first(self, value: Any, count: int) -> Any:
-        """Return the value with only the first ``count`` tokens and every prefix token, as fast as can be."""
+    def merge(self, value: Any, selection: Selection, sizes: Tensor | None) -> Any:
+        """Return the value with every kept token averaged with those that join it, by their sizes.
+
+        Args:
+            value: What is to become shorter.
+            selection: With ``joins``.
+            sizes: ``(batch, tokens)``, see :meth:`repshift.selection.Selection.mean`.
+        """
         ...
 
 
 class MapLayout(Layout, Protocol):
     """A layout on rows and columns, which lose whole lines so that a map is left."""
 
-    def arrange(self, value: Any, kept: Tensor, grid: tuple[int, int]) -> Any:
-        """Return the value with the ``kept`` positions, ``(batch, rows * columns)`` row by row of the new ``grid``."""
-        ...
-
-    def corner(self, value: Any, grid: tuple[int, int]) -> Any:
-        """Return the value with only the first rows and columns, as many as ``grid`` says, as fast as can be."""
+    def arrange(self, value: Any, selection: Selection) -> Any:
+        """Return the value with the kept positions laid out on the selection's ``grid``, row by row."""
         ...
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """A tensor ``(batch, prefix + tokens, channels)``: the prefix tokens (class, distillation, registers) come first.
 
-    Prefix tokens are never scored and never dropped.
+    Prefix tokens are never scored and never dropped. Of a tuple the first tensor counts, and the rest stays as it is.
 
     Example:
-        >>> layout = Sequence(prefix=1)
+        >>> layout = TokenSequence(prefix=1)
         >>> value = torch.arange(4.0).view(1, 4, 1)
-        >>> layout.tokens(value).flatten(), layout.keep(value, torch.tensor([[0, 2]])).flatten()
+        >>> layout.tokens(value).flatten(), layout.keep(value, Selection(torch.tensor([[0, 2]]))).flatten()
         (tensor([1., 2., 3.]), tensor([0., 1., 3.]))
     """
 
@@ -78,138 +86,31 @@ class Sequence:
             )
         return tensor[:, self.prefix :]
 
-    def grid(self, value: Any) -> None:
-        """Return ``None``: a sequence does not tell its rows and columns."""
-        return None
-
-    def keep(self, value: Tensor, kept: Tensor) -> Tensor:
-        """Return ``(batch, prefix + kept, channels)``: the prefix and the kept tokens in the order of ``kept``.
-
-        Args:
-            value: ``(batch, prefix + tokens, channels)``.
-            kept: ``(batch, kept)`` int64 positions among the tokens behind the prefix.
-        """
-        positions = kept + self.prefix
-        if self.prefix:
-            prefix = torch.arange(self.prefix, device=kept.device).expand(value.shape[0], -1)
-            positions = torch.cat([prefix, positions], dim=1)
-        return select(value, positions)
-
-    def keep_first(self, value: Tensor, count: int) -> Tensor:
-        """Return ``(batch, prefix + count, channels)``: the prefix and the first tokens behind it."""
-        return value[:, : self.prefix + count]
-
-
-@dataclass(frozen=True)
-class ResidualPair:
-    """A tuple ``(hidden, residual, ...)`` of ``(batch, length, channels)``: a layer's change, and what it is added to.
-
-    As in state space models: the next layer adds both. Class and register tokens are protected: never scored, never
-    dropped. They stand at the head, or the tuple says where in a field ``protected``, ``(batch, number)`` int64, for
-    each image by itself, because pruning may take different numbers of tokens before them.
-
-    Attributes:
-        prefix: How many protected tokens stand at the head, where the tuple does not say it.
-        part: Which tokens are read: those of ``"hidden"``, of the ``"residual"``, or their ``"sum"``.
-    """
-
-    prefix: int = 0
-    part: Literal["hidden", "residual", "sum"] = "hidden"
-
-    def tokens(self, value: Any) -> Tensor:
-        """Return the tokens that are not protected, ``(batch, tokens, channels)``.
-
-        Raises:
-            RepresentationError: If the value holds no such tokens.
-        """
-        tensor = self._read(value)
-        if (protected := getattr(value, "protected", None)) is None:
-            return Sequence(self.prefix).tokens(tensor)
-        return select(tensor, _others(protected, tensor.shape[1]))
+    def put(self, value: Any, tokens: Tensor) -> Any:
+        """Return the prefix of the value and behind it these tokens, ``(batch, tokens, channels)``."""
+        if not self.prefix:
+            return with_first_tensor(value, tokens)
+        return with_first_tensor(value, torch.cat([first_tensor(value)[:, : self.prefix], tokens], dim=1))
 
     def grid(self, value: Any) -> None:
         """Return ``None``: a sequence does not tell its rows and columns."""
         return None
 
-    def positions(self, value: Any, kept: Tensor) -> Tensor:
-        """Say where the kept and the protected tokens stand.
+    def keep(self, value: Any, selection: Selection) -> Any:
+        """Return ``(batch, prefix + kept, channels)``: the prefix and the kept tokens."""
+        tensor = first_tensor(value)
+        if selection.leading:
+            return with_first_tensor(value, tensor[:, : self.prefix + selection.kept.shape[1]])
+        kept = pick(tensor, with_prefix(selection.kept, self.prefix))
+        if tensor.stride(2) != 1 and tensor.stride(1) == 1:
+            # tokens that lie side by side in memory, as some embeddings leave them, stay so: the order in which later
+            # sums are taken, and so their rounding, is that of the dense model
+            kept = kept.mT.contiguous().mT
+        return with_first_tensor(value, kept)
 
-        Args:
-            value: See the class.
-            kept: ``(batch, kept)`` int64 positions among the tokens that are not protected, ascending.
-
-        Returns:
-            ``(batch, kept + protected)`` positions in the sequence, ascending.
-
-        Raises:
-            RepresentationError: If the value is no such tuple.
-        """
-        hidden, _ = _pair(value)
-        if (protected := getattr(value, "protected", None)) is None:
-            protected = torch.arange(self.prefix, device=kept.device).expand(hidden.shape[0], -1)
-        chosen = _others(protected, hidden.shape[1]).gather(1, kept)
-        return torch.cat([protected, chosen], dim=1).sort(dim=1).values
-
-    def keep(self, value: Any, kept: Tensor) -> Any:
-        """Return the tuple with only the kept and the protected tokens, in their order, of everything it holds."""
-        positions = self.positions(value, kept)
-        length = value[0].shape[1]
-
-        def shortened(part: Any) -> Any:
-            if isinstance(part, tuple):
-                return tuple(map(shortened, part))
-            whole = isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == length
-            return select(part, positions) if whole else part
-
-        parts = [shortened(part) for part in value]
-        remade: Any = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-        if (protected := getattr(value, "protected", None)) is None:
-            return remade
-        return remade._replace(protected=(positions.unsqueeze(2) < protected.unsqueeze(1)).sum(1))
-
-    def keep_first(self, value: Any, count: int) -> Any:
-        """Return the tuple with only the first ``count`` tokens that are not protected, and the protected ones."""
-        hidden, _ = _pair(value)
-        return self.keep(value, torch.arange(count, device=hidden.device).expand(hidden.shape[0], -1))
-
-    def _read(self, value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            return value
-        hidden, residual = _pair(value)
-        if self.part == "hidden" or residual is None:  # the first layer starts from the embedding alone
-            return hidden
-        # in float32: rounded to bfloat16, what a small change adds would be lost
-        return residual if self.part == "residual" else residual.float() + hidden.float()
-
-
-def _pair(value: Any) -> tuple[Tensor, Tensor | None]:
-    if not isinstance(value, tuple) or len(value) < 2 or not isinstance(value[0], Tensor):
-        raise RepresentationError(
-            f"Expected a tuple (hidden, residual), got {type(value).__name__}. Choose a module that passes it on."
-        )
-    return value[0], value[1]
-
-
-def select(value: Tensor, positions: Tensor) -> Tensor:
-    """Take tokens out of a sequence.
-
-    Args:
-        value: ``(batch, length, channels)``.
-        positions: ``(batch, number)`` int64, for each image its own.
-
-    Returns:
-        ``(batch, number, channels)``.
-    """
-    batch, length, channels = value.shape
-    # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
-    rows = positions + length * torch.arange(batch, device=positions.device).unsqueeze(1)
-    return value.flatten(0, 1).index_select(0, rows.flatten()).view(batch, positions.shape[1], channels)
-
-
-def _others(positions: Tensor, length: int) -> Tensor:
-    """Return all positions of a sequence but the given ones, ``(batch, length - number)`` ascending."""
-    taken = torch.zeros(positions.shape[0], length, dtype=torch.uint8, device=positions.device).scatter(1, positions, 1)
-    return taken.argsort(dim=1, stable=True)[:, : length - positions.shape[1]]
+    def merge(self, value: Any, selection: Selection, sizes: Tensor | None) -> Any:
+        """Return ``(batch, prefix + kept, channels)``: the prefix and the averages by ``(batch, tokens)`` sizes."""
+        return self.put(value, selection.mean(self.tokens(value), sizes))
 
 
 @dataclass(frozen=True)
@@ -226,42 +127,45 @@ class FeatureMap:
         tensor = self._checked(value)
         return tensor.flatten(1, -2) if self.channels_last else tensor.flatten(2).transpose(1, 2)
 
+    def put(self, value: Any, tokens: Tensor) -> Any:
+        """Return a map of the same rows and columns with these tokens, ``(batch, rows * columns, channels)``."""
+        grid = self.grid(value)
+        laid = tokens.unflatten(1, grid) if self.channels_last else tokens.transpose(1, 2).unflatten(2, grid)
+        return with_first_tensor(value, laid)
+
     def grid(self, value: Any) -> tuple[int, ...]:
         """Return ``(rows, columns)`` or ``(frames, rows, columns)``."""
         shape = self._checked(value).shape
         return tuple(shape[1:-1] if self.channels_last else shape[2:])
 
-    def arrange(self, value: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Lay kept positions out as a smaller map.
+    def arrange(self, value: Any, selection: Selection) -> Any:
+        """Lay kept positions out as a smaller map; where the channels lie together in memory, they still do.
 
         Args:
             value: A map of rows and columns, without frames.
-            kept: ``(batch, rows * columns)`` int64: for each position of the new map in row-major order, which of the
-                old one stands there.
-            grid: Rows and columns of the new map.
-
-        Returns:
-            The new map; where the channels lie together in memory, they still do.
+            selection: With a ``grid``; its ``kept`` says for each position of the new map in row-major order which of
+                the old one stands there.
 
         Raises:
-            RepresentationError: If the value has frames, too.
+            RepresentationError: If the value has frames, too, or the selection has no grid.
         """
-        if value.ndim != 4:
+        tensor, grid, kept = first_tensor(value), selection.grid, selection.kept
+        if tensor.ndim != 4 or grid is None:
             raise RepresentationError(
-                f"Lines are dropped from maps of rows and columns, got {tuple(value.shape)}. Choose another pruner."
+                f"Lines are dropped from maps of rows and columns, got {tuple(tensor.shape)} and the grid {grid}. "
+                "Choose another pruner."
             )
+        if selection.leading:
+            rows, columns = grid
+            corner = tensor[:, :rows, :columns] if self.channels_last else tensor[:, :, :rows, :columns]
+            return with_first_tensor(value, corner)
         if self.channels_last:
-            return select(value.flatten(1, 2), kept).view(value.shape[0], *grid, value.shape[3])
-        if value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous():
-            rows = select(value.permute(0, 2, 3, 1).flatten(1, 2), kept)
-            return rows.view(value.shape[0], *grid, value.shape[1]).permute(0, 3, 1, 2)
-        chosen = kept.unsqueeze(1).expand(-1, value.shape[1], -1)
-        return value.flatten(2).gather(2, chosen).view(*value.shape[:2], *grid)
-
-    def corner(self, value: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the map with only its first rows and columns, as many as ``grid`` says; a view."""
-        rows, columns = grid
-        return value[:, :rows, :columns] if self.channels_last else value[:, :, :rows, :columns]
+            return with_first_tensor(value, pick(tensor.flatten(1, 2), kept).unflatten(1, grid))
+        if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+            rows_of_channels = pick(tensor.permute(0, 2, 3, 1).flatten(1, 2), kept)
+            return with_first_tensor(value, rows_of_channels.unflatten(1, grid).permute(0, 3, 1, 2))
+        chosen = kept.unsqueeze(1).expand(-1, tensor.shape[1], -1)
+        return with_first_tensor(value, tensor.flatten(2).gather(2, chosen).unflatten(2, grid))
 
     @staticmethod
     def _checked(value: Any) -> Tensor:
@@ -282,7 +186,7 @@ def guess_layout(value: Any) -> Layout:
     """
     tensor = first_tensor(value)
     if tensor.ndim == 3:
-        return Sequence()
+        return TokenSequence()
     if tensor.ndim in (4, 5):
         return FeatureMap()
     raise RepresentationError(
@@ -291,18 +195,39 @@ def guess_layout(value: Any) -> Layout:
     )
 
 
-def first_argument(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the value of a forward's first parameter, whether it was given by position or by name.
+def shortened(layout: Any, value: Any, selection: Selection, sizes: Tensor | None = None) -> Any:
+    """Apply what a pruner selected.
 
-    Raises:
-        RepresentationError: If the forward was called without any.
+    Args:
+        layout: How the value holds its tokens.
+        value: What a block returned.
+        selection: What stays of it.
+        sizes: ``(batch, tokens)`` how many places each token stands for; ``None`` for one each.
+
+    Returns:
+        The shorter value.
     """
-    if args:
-        return args[0]
-    for name in inspect.signature(forward).parameters:
-        if name in kwargs:
-            return kwargs[name]
-    raise RepresentationError("A module was called without an input, so there is nothing to watch. Choose another one.")
+    if selection.grid is not None:
+        return layout.arrange(value, selection)
+    if selection.joins is not None:
+        return layout.merge(value, selection, sizes)
+    return layout.keep(layout.align(value, selection) if selection.aligned else value, selection)
+
+
+def with_prefix(positions: Tensor, prefix: int) -> Tensor:
+    """Turn positions among tokens into positions in the sequence that the prefix tokens head.
+
+    Args:
+        positions: ``(batch, kept)`` int64.
+        prefix: How many prefix tokens there are.
+
+    Returns:
+        ``(batch, prefix + kept)``.
+    """
+    if not prefix:
+        return positions
+    heads = torch.arange(prefix, device=positions.device).expand(positions.shape[0], -1)
+    return torch.cat([heads, positions + prefix], dim=1)
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -321,3 +246,12 @@ def first_tensor(value: Any) -> Tensor:
         f"Expected a tensor or a tuple that holds one, got {type(value).__name__}. Choose a module that takes and "
         "returns tensors."
     )
+
+
+def with_first_tensor(value: Any, tensor: Tensor) -> Any:
+    """Return a value with another tensor of any shape where :func:`first_tensor` finds one."""
+    if isinstance(value, Tensor):
+        return tensor
+    place = next(index for index, element in enumerate(value) if isinstance(element, Tensor))
+    parts = [*value[:place], tensor, *value[place + 1 :]]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

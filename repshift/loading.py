@@ -22,7 +22,7 @@ MODELS = Registry("model", ZOO | VISION_MAMBA)
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     *,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
@@ -35,6 +35,8 @@ def load_model(
         name: A model of the embedded zoo (``tiny_vit``, ``tiny_resnet``, ``tiny_vim``), a Vision Mamba (``vim_tiny``,
             ``vim_small``, ``vim_base``, each also with ``_stride8`` for overlapping patches), or any name that
             :func:`timm.create_model` takes, such as ``deit_small_patch16_224``, ``resnet50`` or ``hf-hub:timm/...``.
+            Or a folder that :func:`repshift.save_model` wrote (a path with a slash, or a :class:`pathlib.Path`): the
+            model with its weights, pruned by its recipe if it has one.
         pretrained: Load the published weights: shipped ones for the zoo, downloaded ones for the others.
         checkpoint: Load weights from this file instead, strictly and without unpickling code.
         use_ema: Of a checkpoint that holds averaged weights beside the plain ones (``model_ema`` and ``model``), take
@@ -55,6 +57,10 @@ def load_model(
         Traceback (most recent call last):
         repshift.errors.UnknownNameError: Unknown model 'deit_smal_patch16_224'. Did you mean ...
     """
+    if isinstance(name, Path) or (isinstance(name, str) and _is_folder(name)):
+        if pretrained or checkpoint is not None:
+            raise CheckpointError(f"{name} is a folder with its own weights. Leave pretrained and checkpoint out.")
+        return _load_folder(Path(name), options)
     if not isinstance(name, str):
         raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")
     if pretrained and checkpoint is not None:
@@ -81,6 +87,20 @@ def load_model(
             use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
         load_weights(model, Path(checkpoint), use_ema=use_ema)
     return model.eval()
+
+
+def _is_folder(name: str) -> bool:
+    """Tell a path from a name: names have no slash, but for those with a source (``hf-hub:timm/...``)."""
+    return ":" not in name and ("/" in name or "\\" in name) and Path(name).is_dir()
+
+
+def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
+    from repshift.folders import read_folder
+    from repshift.tracker import ShiftTracker
+
+    saved = read_folder(folder)
+    model = load_model(saved.name, checkpoint=saved.weights, **{**saved.options, **options})
+    return model if saved.recipe is None else ShiftTracker(model).prune(saved.recipe).eval()
 
 
 def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from repshift.selection import compose
+from repshift.selection import Selection, compose
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Origin:
     """Where the tokens at some point of a forward stood in the dense model's value at that point.
 
@@ -20,6 +21,8 @@ class Origin:
         positions: ``(batch, kept)`` which of them are left, in the order of the tokens; ``None`` for all.
         current: Rows and columns of what is left, of feature maps.
         rounds_up: Whether strides take half of an odd side rounded up, as padded convolutions do, or down.
+        joined: ``(batch, tokens)`` for every token of the dense model which of those left it became part of, by its
+            place among them, -1 if it was dropped; ``None`` as long as none became part of another.
     """
 
     tokens: int | None = None
@@ -27,6 +30,7 @@ class Origin:
     positions: Tensor | None = None
     current: tuple[int, ...] | None = None
     rounds_up: bool = True
+    joined: Tensor | None = None
 
     def at(self, grid: tuple[int, ...] | None) -> Origin:
         """Return the origin of a value behind it.
@@ -54,14 +58,35 @@ class Origin:
         positions = (in_rows * columns + in_columns).flatten(1)
         return Origin(rows * columns, (rows, columns), positions, grid, self.rounds_up)
 
-    def cut(self, kept: Tensor, current: tuple[int, ...] | None) -> Origin:
-        """Return the origin behind a cut that kept some of these tokens.
+    def cut(self, selection: Selection, current: tuple[int, ...] | None) -> Origin:
+        """Return the origin behind a cut.
 
         Args:
-            kept: ``(batch, kept)`` positions among them.
+            selection: What was kept of these tokens, and what the others joined.
             current: Rows and columns of what is left, of feature maps.
         """
-        return replace(self, positions=compose(self.positions, kept), current=current)
+        return replace(
+            self,
+            positions=compose(self.positions, selection.kept),
+            current=current,
+            joined=self._joined(selection),
+        )
+
+    def _joined(self, selection: Selection) -> Tensor | None:
+        joins = selection.joins
+        if joins is None:
+            if self.joined is None or self.positions is None:
+                return None
+            # after tokens were merged some are dropped, and with them all that had become part of them
+            gone = torch.full_like(self.positions, -1)
+            places = torch.arange(selection.kept.shape[1], device=gone.device).expand_as(selection.kept)
+            joins = gone.scatter(1, selection.kept, places)
+        if self.joined is not None:
+            return joins.gather(1, self.joined.clamp_min(0)).masked_fill(self.joined < 0, -1)
+        if self.positions is None or self.tokens is None:
+            return joins
+        everywhere = joins.new_full((len(joins), self.tokens), -1)
+        return everywhere.scatter(1, self.positions, joins)
 
     def _strided(self, dense: int, current: int, now: int) -> tuple[int, int]:
         """Return how long a side of the dense model's map is now, and the stride since; strides are powers of two."""

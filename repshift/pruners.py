@@ -1,7 +1,8 @@
-"""What is taken away, given a score for every token."""
+"""What is taken away, given a score for every token. A pruner decides; the engine applies what it selected."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -9,33 +10,100 @@ import torch
 from torch import Tensor
 
 from repshift.errors import UnsupportedModelError
-from repshift.layouts import Layout, MapLayout, ResidualPair, TokenLayout
+from repshift.layouts import Layout
 from repshift.registry import Registry
 from repshift.schedules import Drop, dropped_count
-from repshift.selection import keep_highest
+from repshift.scores import oracle_free
+from repshift.selection import Selection, keep_highest
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a pruner chooses among: the tokens that a block returned, and what is known of them.
+
+    Attributes:
+        value: What the block returned.
+        layout: How the value holds its tokens.
+        ranking: ``(batch, tokens)``, highest for what should stay; ``None`` if nothing was measured.
+        sizes: ``(batch, tokens)`` float32, how many places each token stands for, 0 for padding; ``None`` for one each.
+        block: The block's name, for messages.
+    """
+
+    value: Any
+    layout: Any
+    ranking: Tensor | None
+    sizes: Tensor | None = None
+    block: str = "this block"
+
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens, ``(batch, tokens, channels)``, prefix tokens left out."""
+        tokens: Tensor = self.layout.tokens(self.value)
+        return tokens
+
+    @property
+    def count(self) -> int:
+        """How many tokens there are."""
+        return int((self.tokens if self.ranking is None else self.ranking).shape[1])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a feature map.
+
+        Raises:
+            UnsupportedModelError: If the value is none.
+        """
+        grid = self.layout.grid(self.value)
+        if grid is None or len(grid) != 2:
+            raise UnsupportedModelError(
+                f"Lines are dropped from maps of rows and columns, got a grid {grid}. Choose another pruner."
+            )
+        return grid[0], grid[1]
+
+    @property
+    def scores(self) -> Tensor:
+        """The ranking; where nothing was measured, the places of the tokens, the first ones highest."""
+        if self.ranking is not None:
+            return self.ranking
+        tokens = self.tokens
+        return oracle_free(tokens, tokens)
+
+    def left(self, drop: Drop) -> int:
+        """Say how many tokens stay.
+
+        Args:
+            drop: A share of the tokens or a count of them.
+
+        Raises:
+            ScheduleError: If fewer than one would stay.
+        """
+        count = self.count
+        return count - dropped_count(count, drop, self.block)
+
+    def highest(self, count: int) -> Selection:
+        """Select the tokens that rank highest, in their order; where nothing was measured, the first ones."""
+        if self.ranking is None:
+            return Selection.first(count, self.tokens)
+        return Selection(keep_highest(self.ranking, count))
 
 
 class Pruner(Protocol):
-    """Shortens a value by its scores.
+    """Chooses which tokens stay, and whether the others are dropped or become part of those.
 
     A pruner computes counts from shapes, never from data, so that compiled graphs stay whole; it is stored on the
-    pruned model, so it must pickle. A class attribute ``needs`` may name the methods that the layout must have. With a
-    method ``keep_first(value, drop, layout)`` that takes away as much without any scores, it can serve
-    ``score="oracle_free"``.
+    pruned model, so it must pickle. A class attribute ``needs`` may name the methods that the layout must have. A class
+    attribute ``drops_only = True`` promises that its selections have no ``joins``, so that no sizes need travel on.
     """
 
-    def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: Any) -> tuple[Any, Tensor | None]:
-        """Drop what scores lowest.
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Choose among the tokens behind a block.
 
         Args:
-            value: What the block returned.
-            scores: ``(batch, tokens)``.
+            candidates: The tokens, their scores, and what else is known of them.
             drop: A share of the tokens or a count of them.
-            layout: How the value holds its tokens.
 
         Returns:
-            The shorter value, and the kept positions ``(batch, kept)`` in the order of the shorter value, or ``None``
-            if all were kept.
+            What stays; ``None`` if all do.
         """
         ...
 
@@ -46,29 +114,25 @@ class TokenPruner:
 
     Example:
         >>> import torch
-        >>> from repshift.layouts import Sequence
+        >>> from repshift.layouts import TokenSequence
         >>> tokens, scores = torch.arange(4.0).view(1, 4, 1), torch.tensor([[0.5, 0.1, 0.9, 0.2]])
-        >>> shorter, kept = TokenPruner().shorten(tokens, scores, 0.5, Sequence())
-        >>> shorter.flatten(), kept
-        (tensor([0., 2.]), tensor([[0, 2]]))
+        >>> TokenPruner().choose(Candidates(tokens, TokenSequence(), scores), 0.5).kept
+        tensor([[0, 2]])
 
     Source: arXiv 2508.00367, section 3.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("keep",)
+    drops_only: ClassVar[bool] = True
 
-    def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: TokenLayout) -> tuple[Any, Tensor | None]:
-        """Drop the tokens with the lowest scores ``(batch, tokens)``; see :class:`Pruner`.
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Drop the tokens with the lowest scores; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one token would stay.
         """
-        kept = _kept_tokens(scores, drop)
-        return (value, None) if kept is None else (layout.keep(value, kept), kept)
-
-    def keep_first(self, value: Any, drop: Drop, layout: TokenLayout) -> tuple[Any, Tensor | None]:
-        """Keep the first tokens, as many as scores would keep."""
-        return _first_tokens(value, drop, layout)
+        left = candidates.left(drop)
+        return None if left == candidates.count else candidates.highest(left)
 
 
 @dataclass(frozen=True)
@@ -86,30 +150,21 @@ class SequencePruner:
     """
 
     align: bool = False
-    needs: ClassVar[tuple[str, ...]] = ("keep", "positions")
+    needs: ClassVar[tuple[str, ...]] = ("keep", "align")
+    drops_only: ClassVar[bool] = True
 
-    def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: ResidualPair) -> tuple[Any, Tensor | None]:
-        """Drop the elements with the lowest scores ``(batch, tokens)``; see :class:`Pruner`.
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Drop the elements with the lowest scores; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one element would stay.
-            UnsupportedModelError: If alignment is wanted of a model that does not pass its step sizes on.
         """
-        kept = _kept_tokens(scores, drop)
-        if kept is None:
-            return value, None
-        if self.align:
-            if not hasattr(value, "aligned"):
-                raise UnsupportedModelError(
-                    f"This model's layers return {type(value).__name__} without the step sizes of their scans, which "
-                    "alignment needs. Prune without align=True."
-                )
-            value = value.aligned(layout.positions(value, kept))
-        return layout.keep(value, kept), kept
-
-    def keep_first(self, value: Any, drop: Drop, layout: ResidualPair) -> tuple[Any, Tensor | None]:
-        """Keep the first elements, as many as scores would keep, without alignment."""
-        return _first_tokens(value, drop, layout)
+        left = candidates.left(drop)
+        if left == candidates.count:
+            return None
+        if candidates.ranking is None or not self.align:
+            return candidates.highest(left)
+        return Selection(candidates.highest(left).kept, aligned=True)
 
 
 @dataclass(frozen=True)
@@ -123,34 +178,22 @@ class LinePruner:
         >>> import torch
         >>> from repshift.layouts import FeatureMap
         >>> scores = torch.tensor([[0.0, 0.0, 0.0, 0.0, 2.0, 3.0, 0.0, 4.0, 5.0]])
-        >>> smaller, kept = LinePruner().shorten(scores.view(1, 1, 3, 3), scores, 1, FeatureMap())
-        >>> smaller
-        tensor([[[[2., 3.],
-                  [4., 5.]]]])
+        >>> LinePruner().choose(Candidates(scores.view(1, 1, 3, 3), FeatureMap(), scores), 1).kept
+        tensor([[4, 5, 7, 8]])
 
     Source: arXiv 2508.00367, section 4 (convolutional networks, line-wise).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("arrange",)
+    drops_only: ClassVar[bool] = True
 
-    def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
-        """Drop the lines whose scores ``(batch, tokens)`` have the lowest means; see :class:`Pruner`.
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Drop the lines whose scores have the lowest means; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one line would stay.
         """
-        rows, columns = _grid(value, layout)
-        left = _lines_left(rows, columns, drop)
-        if left == (rows, columns):
-            return value, None
-        scores = scores.float().reshape(-1, rows, columns)
-        kept_rows, kept_columns = keep_highest(scores.mean(2), left[0]), keep_highest(scores.mean(1), left[1])
-        kept = (kept_rows.unsqueeze(2) * columns + kept_columns.unsqueeze(1)).flatten(1)
-        return layout.arrange(value, kept, left), kept
-
-    def keep_first(self, value: Any, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
-        """Keep the first rows and columns, as many as scores would keep."""
-        return _first_lines(value, drop, layout)
+        return _choose_on_map(candidates, drop, _whole_lines)
 
 
 @dataclass(frozen=True)
@@ -163,38 +206,22 @@ class PositionPruner:
         >>> import torch
         >>> from repshift.layouts import FeatureMap
         >>> scores = torch.tensor([[9.0, 0.0, 8.0, 0.0, 7.0, 6.0, 1.0, 2.0, 0.0]])
-        >>> smaller, kept = PositionPruner().shorten(scores.view(1, 1, 3, 3), scores, 1, FeatureMap())
-        >>> smaller
-        tensor([[[[9., 8.],
-                  [7., 6.]]]])
+        >>> PositionPruner().choose(Candidates(scores.view(1, 1, 3, 3), FeatureMap(), scores), 1).kept
+        tensor([[0, 2, 4, 5]])
 
     Source: arXiv 2508.00367, section 4 (convolutional networks, token-wise).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("arrange",)
+    drops_only: ClassVar[bool] = True
 
-    def shorten(self, value: Any, scores: Tensor, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
-        """Drop the lowest of the scores ``(batch, tokens)`` in each row and column; see :class:`Pruner`.
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Drop the lowest of the scores in each row and then in each column; see :class:`Pruner`.
 
         Raises:
             ScheduleError: If fewer than one line would stay.
         """
-        rows, columns = _grid(value, layout)
-        left = _lines_left(rows, columns, drop)
-        if left == (rows, columns):
-            return value, None
-        batch = scores.shape[0]
-        old = torch.arange(rows * columns, device=scores.device).view(1, rows, columns).expand(batch, -1, -1)
-        scores = scores.reshape(batch, rows, columns)
-        in_rows = keep_highest(scores.flatten(0, 1), left[1]).view(batch, rows, left[1])
-        scores, old = scores.gather(2, in_rows), old.gather(2, in_rows)
-        in_columns = keep_highest(scores.transpose(1, 2).flatten(0, 1), left[0]).view(batch, left[1], left[0])
-        kept = old.gather(1, in_columns.transpose(1, 2)).flatten(1)
-        return layout.arrange(value, kept, left), kept
-
-    def keep_first(self, value: Any, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
-        """Keep the first rows and columns, as many as scores would keep."""
-        return _first_lines(value, drop, layout)
+        return _choose_on_map(candidates, drop, _single_positions)
 
 
 def check_layout(pruner: Pruner, layout: Layout, model: str, own: str) -> None:
@@ -210,45 +237,35 @@ def check_layout(pruner: Pruner, layout: Layout, model: str, own: str) -> None:
         )
 
 
-def _kept_tokens(scores: Tensor, drop: Drop) -> Tensor | None:
-    tokens = scores.shape[1]
-    count = dropped_count(tokens, drop, "this block")
-    return keep_highest(scores, tokens - count) if count else None
-
-
-def _first_tokens(value: Any, drop: Drop, layout: TokenLayout) -> tuple[Any, Tensor | None]:
-    tokens = layout.tokens(value)
-    batch, length = tokens.shape[:2]
-    count = length - dropped_count(length, drop, "this block")
-    if count == length:
-        return value, None
-    return layout.keep_first(value, count), torch.arange(count, device=tokens.device).expand(batch, -1)
-
-
-def _first_lines(value: Any, drop: Drop, layout: MapLayout) -> tuple[Any, Tensor | None]:
-    rows, columns = _grid(value, layout)
-    left = _lines_left(rows, columns, drop)
-    if left == (rows, columns):
-        return value, None
-    device = value.device
-    kept = torch.arange(left[0], device=device).unsqueeze(1) * columns + torch.arange(left[1], device=device)
-    return layout.corner(value, left), kept.flatten().expand(len(value), -1)
-
-
-def _grid(value: Any, layout: Layout) -> tuple[int, int]:
-    grid = layout.grid(value)
-    if grid is None or len(grid) != 2:
-        raise UnsupportedModelError(
-            f"Lines are dropped from maps of rows and columns, got a grid {grid}. Choose another pruner."
-        )
-    return grid[0], grid[1]
-
-
-def _lines_left(rows: int, columns: int, drop: Drop) -> tuple[int, int]:
-    return (
-        rows - dropped_count(rows, drop, "this stage", "rows"),
-        columns - dropped_count(columns, drop, "this stage", "columns"),
+def _choose_on_map(
+    candidates: Candidates, drop: Drop, keep: Callable[[Tensor, tuple[int, int]], Tensor]
+) -> Selection | None:
+    """Leave as many rows and columns as a drop says; ``keep`` finds them by scores ``(batch, rows, columns)``."""
+    rows, columns = candidates.grid
+    left = (
+        rows - dropped_count(rows, drop, candidates.block, "rows"),
+        columns - dropped_count(columns, drop, candidates.block, "columns"),
     )
+    if left == (rows, columns):
+        return None
+    if candidates.ranking is None:
+        return Selection.corner((rows, columns), left, candidates.tokens)
+    return Selection(keep(candidates.ranking.reshape(-1, rows, columns), left), grid=left)
+
+
+def _whole_lines(scores: Tensor, left: tuple[int, int]) -> Tensor:
+    scores = scores.float()
+    rows, columns = keep_highest(scores.mean(2), left[0]), keep_highest(scores.mean(1), left[1])
+    return (rows.unsqueeze(2) * scores.shape[2] + columns.unsqueeze(1)).flatten(1)
+
+
+def _single_positions(scores: Tensor, left: tuple[int, int]) -> Tensor:
+    batch, rows, columns = scores.shape
+    old = torch.arange(rows * columns, device=scores.device).view(1, rows, columns).expand(batch, -1, -1)
+    in_rows = keep_highest(scores.flatten(0, 1), left[1]).view(batch, rows, left[1])
+    scores, old = scores.gather(2, in_rows), old.gather(2, in_rows)
+    in_columns = keep_highest(scores.transpose(1, 2).flatten(0, 1), left[0]).view(batch, left[1], left[0])
+    return old.gather(1, in_columns.transpose(1, 2)).flatten(1)
 
 
 PRUNERS = Registry(

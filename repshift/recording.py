@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift.calls import Call, positional_names
 from repshift.errors import RepresentationError
-from repshift.hooks import Hook, in_backward
-from repshift.layouts import Layout, first_argument, first_tensor
+from repshift.finding import has_unordered_tokens
+from repshift.hooks import Hook, attached
+from repshift.layouts import Layout, first_tensor
+from repshift.measuring import add_to_float32
 from repshift.origins import Origin
-from repshift.pruning import cuts
-from repshift.records import Record
-from repshift.roles import Observer, add, require_floating_point
-from repshift.scores import Score, apply_score
+from repshift.participants import cuts
+from repshift.records import Measurement
+from repshift.roles import require_floating_point
+from repshift.scores import READ_ONLY, Score, apply_score
 from repshift.sites import Structure
-from repshift.watching import UNORDERED, AttentionReading, Watched, grid_of, has_proportions, layout_of
+from repshift.stream import Stream, heard
+from repshift.watching import AttentionReading, Watched, grid_of, has_proportions, layout_of
 
 
 @dataclass
@@ -34,7 +38,7 @@ class _Entered:
 
 
 class Recorder:
-    """Sees the forwards of a model and records the shifts of the last one.
+    """Sees the forwards of a model in one thread and records the shifts of the last one.
 
     Args:
         model: Any module, dense or pruned.
@@ -54,33 +58,42 @@ class Recorder:
     ) -> None:
         self.model, self.structure, self.watched = model, structure, watched
         self.score, self.residual = score, residual
-        # anywhere inside, since models are often wrapped
-        self.unordered = any(type(module).__name__ in UNORDERED for module in model.modules())
+        self.unordered = has_unordered_tokens(model)
+        self._stream = Stream()
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        self.records: dict[str, Record] = {}
+        self.measurements: dict[str, Measurement] = {}
         self.kept: dict[str, Tensor] = {}
-        self._entered: dict[str, _Entered] = {}
-        self._queries: dict[str, Tensor] = {}
-        self._origin = Origin()
+        self.joined: dict[str, Tensor] = {}
         self._image: tuple[int, ...] | None = None
         self._batch: int | None = None
+        self._forget_unfinished()
 
-    def forget_unfinished(self) -> None:
+    def _forget_unfinished(self) -> None:
         """Let go of tokens that entered an operation and never left it."""
-        self._entered.clear()
-        self._queries.clear()
+        self._entered: dict[str, _Entered] = {}
+        self._queries: dict[str, Tensor] = {}
 
-    def hooks(self) -> Iterator[Hook]:
-        """List the hooks to attach."""
-        module = self.model.get_submodule
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """See the forwards of this thread while the context lasts."""
         cut = cuts(self.model)
+        # a pruned model follows its tokens itself; for a dense one there is nothing to follow but where they began
+        self._stream = next((role.streams.own for role in cut.values()), Stream())
+        with ExitStack() as stack:
+            stack.callback(self._forget_unfinished)
+            stack.enter_context(heard(self._stream, self))
+            stack.enter_context(attached(self._hooks(set(cut))))
+            yield
+
+    def _hooks(self, cut: set[str]) -> Iterator[Hook]:
+        module = self.model.get_submodule
         yield module(self.structure.embedding if self.structure else ""), "before", self._observe_images
         if self.structure:
-            start = partial(self._observe_start, self.structure.layout)
-            yield module(self.structure.sites[0].name), "before", start
+            yield module(self.structure.sites[0].name), "before", self._observe_start
+        yield self.model, "after", self._observe_end
         for watched in self.watched:
             operation = watched.operation
             if reading := watched.attention:
@@ -92,13 +105,10 @@ class Recorder:
             elif operation.enters not in cut:
                 yield module(operation.enters), "after", partial(self._observe_returned, watched)
             for leaving in operation.leaves:
-                if leaving not in cut:  # a cut shows its output before it is shortened, see _observe_cut
+                if leaving not in cut:  # a cut shows what its block returns before that is shortened, see returned
                     yield module(leaving), "after", partial(self._observe_leaving, watched)
 
-    def observers(self) -> Iterator[tuple[str, Observer]]:
-        """List what wants to see the cuts of a pruned model, by module name."""
-        for name in cuts(self.model):
-            yield name, partial(self._observe_cut, name)
+    # --- what the hooks of modules see ---------------------------------------------------------------------------
 
     def _observe_images(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         images = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
@@ -107,47 +117,28 @@ class Recorder:
                 require_floating_point(images)
             self._image, self._batch = tuple(images.shape[-2:]), len(images)
 
-    def _observe_start(self, layout: Layout, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.kept = {}
-        value = first_argument(module.forward, args, kwargs)
-        grid = layout.grid(value)
-        rounds_up = self.structure is None or self.structure.rounds_up
-        self._origin = Origin(layout.tokens(value).shape[1], grid, None, grid, rounds_up)
+    def _observe_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self.structure is not None
+        self.kept, self.joined = {}, {}
+        value, layout = _first(module, args, kwargs), self.structure.layout
+        self._stream.begin(layout.tokens(value).shape[1], layout.grid(value), self.structure.rounds_up)
+
+    def _observe_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._stream.clear()
 
     def _observe_taken(
         self, watched: Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         with _named(watched.name):
-            self._enter(watched, first_argument(module.forward, args, kwargs))
+            self._enter(watched, _first(module, args, kwargs))
 
     def _observe_returned(self, watched: Watched, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         with _named(watched.name):
             self._enter(watched, output)
 
-    def _enter(self, watched: Watched, value: Any) -> None:
-        shared = watched.layout or self._layout_of(watched.name, value)
-        before, after = watched.operation.before or shared, watched.operation.after or shared
-        # a copy, because layers may change their input in place
-        tokens = before.tokens(value).detach().clone()
-        self._entered[watched.name] = _Entered(tokens, after, before.grid(value))
-
     def _observe_leaving(self, watched: Watched, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         with _named(watched.name), torch.no_grad():
-            entered = self._entered.get(watched.name)
-            if entered is None:
-                raise RepresentationError(
-                    f"{watched.operation.enters!r} did not run before it; choose operation='block'."
-                )
-            entered.branches.append(entered.after.tokens(output).detach())
-            if len(entered.branches) < len(watched.operation.leaves):
-                return
-            del self._entered[watched.name]
-            after = sum(entered.branches[1:], start=entered.branches[0])
-            if self.residual and not watched.operation.on_stream:
-                after = add(entered.before, after)
-            shift = apply_score(self.score, entered.before, after)
-        origin = self._origin.at(entered.grid)
-        self.records[watched.name] = Record(shift, origin, self._grid_for(entered.grid, origin, shift))
+            self._leave(watched, output)
 
     def _observe_queries(self, watched: Watched, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self._queries[watched.name] = output.detach().clone()
@@ -157,32 +148,67 @@ class Recorder:
     ) -> None:
         with torch.no_grad():
             score = reading.score(self._queries.pop(name), output.detach(), reading.heads)
-        origin = self._origin.at(None)
-        self.records[name] = Record(score, origin, self._grid_for(None, origin, score))
+        self._record(name, None, score)
 
-    def _observe_cut(self, name: str, output: Any, shortened: Any, kept: Tensor | None) -> None:
-        if in_backward():
-            return
-        cut = self.model.get_submodule(name)
+    # --- what the cuts of a pruned model show --------------------------------------------------------------------
+
+    def returned(self, block: str, value: Any) -> None:
+        """See what a block returns, before it is shortened."""
         for watched in self.watched:
-            if watched.operation.from_output and name == watched.operation.enters:
-                self._observe_returned(watched, cut, (), output)
-            if name in watched.operation.leaves:
-                self._observe_leaving(watched, cut, (), output)
-        if kept is not None and self.structure:
-            layout = self.structure.layout
-            self._origin = self._origin.at(layout.grid(output)).cut(kept, layout.grid(shortened))
-            if self._origin.positions is not None:
-                self.kept[name] = self._origin.positions
+            with _named(watched.name), torch.no_grad():
+                if watched.operation.from_output and block == watched.operation.enters:
+                    self._enter(watched, value)
+                if block in watched.operation.leaves:
+                    self._leave(watched, value)
+
+    def shortened(self, block: str, origin: Origin) -> None:
+        """See where the tokens stood that are left."""
+        if origin.positions is not None and origin.tokens is not None:
+            self.kept[block] = origin.positions
+            if origin.joined is not None:
+                self.joined[block] = origin.joined
+
+    # --- what becomes of it --------------------------------------------------------------------------------------
+
+    def _enter(self, watched: Watched, value: Any) -> None:
+        shared = watched.layout or self._layout_of(watched.name, value)
+        before, after = watched.operation.before or shared, watched.operation.after or shared
+        # a copy, because layers may change their input in place
+        tokens = before.tokens(value).detach().clone()
+        self._entered[watched.name] = _Entered(tokens, after, before.grid(value))
+
+    def _leave(self, watched: Watched, value: Any) -> None:
+        entered = self._entered.get(watched.name)
+        if entered is None:
+            raise RepresentationError(f"{watched.operation.enters!r} did not run before it; choose operation='block'.")
+        entered.branches.append(entered.after.tokens(value).detach())
+        if len(entered.branches) < len(watched.operation.leaves):
+            return
+        del self._entered[watched.name]
+        after = sum(entered.branches[1:], start=entered.branches[0])
+        if self.residual and not watched.operation.on_stream:
+            after = add_to_float32(entered.before, after)
+        shift = apply_score(self.score, entered.before, after, read_only=self.score in READ_ONLY)
+        self._record(watched.name, entered.grid, shift)
+
+    def _record(self, name: str, grid: tuple[int, ...] | None, shift: Tensor) -> None:
+        origin = (self._stream.origin or Origin()).at(grid)
+        self.measurements[name] = Measurement(shift, origin, self._grid_for(name, grid, origin, shift))
 
     def _layout_of(self, name: str, value: Any) -> Layout:
-        if self.structure and first_tensor(value).ndim == 3:
+        if self.structure and self._is_inside(name) and first_tensor(value).ndim == 3:
             return self.structure.layout
         return layout_of(self.model, name, value, self._image)
 
-    def _grid_for(self, grid: tuple[int, ...] | None, origin: Origin, shift: Tensor) -> tuple[int, ...] | None:
+    def _is_inside(self, name: str) -> bool:
+        root = self.structure.root if self.structure else ""
+        return not root or f"{name}.".startswith(f"{root}.")
+
+    def _grid_for(
+        self, name: str, grid: tuple[int, ...] | None, origin: Origin, shift: Tensor
+    ) -> tuple[int, ...] | None:
         """Return the grid of the tokens, or ``None`` if it cannot be told, so that no scrambled map is drawn."""
-        structure = self.structure
+        structure = self.structure if self._is_inside(name) else None
         if structure and structure.grid and self._image and grid is None:
             return structure.grid((self._image[0], self._image[1]))
         if self.unordered or self._batch not in (None, len(shift)):
@@ -192,6 +218,10 @@ class Recorder:
         if structure:
             return origin.grid
         return grid if self._image is None or has_proportions(grid, self._image) else None
+
+
+def _first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return Call(args, kwargs, () if args else positional_names(module.forward)).first
 
 
 @contextmanager

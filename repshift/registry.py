@@ -38,11 +38,23 @@ class Registry:
         self._targets[name] = target
 
     def __contains__(self, name: object) -> bool:
-        return name in self._targets
+        return isinstance(name, str) and name in self._targets
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}: {', '.join(self._targets)})"
 
     def names(self) -> list[str]:
         """List the names in the order of registration."""
         return list(self._targets)
+
+    def name_of(self, thing: object) -> str | None:
+        """Return the name that an object, or one equal to it, is registered under; ``None`` if there is none."""
+        same = (
+            name
+            for name, target in self._targets.items()
+            if target is thing or (type(target) is type(thing) and not isinstance(target, str) and target == thing)
+        )
+        return next(same, None)
 
     def get(self, name: str) -> Any:
         """Return the object behind a name, importing it if needed.

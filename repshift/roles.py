@@ -1,218 +1,227 @@
-"""What single modules do when a model is pruned: remember, measure, cut."""
+"""What single modules do when a model is pruned: check, cut, tell later blocks what became of the tokens.
+
+How tokens are scored within a block stands in :mod:`repshift.measuring`.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from repshift.attention import AttentionScore, Heads
+from repshift.calls import Call
+from repshift.companions import Companion
 from repshift.errors import RepresentationError, ScheduleError
-from repshift.hooks import in_backward
-from repshift.layouts import Layout
-from repshift.pruners import Pruner
+from repshift.layouts import Layout, first_tensor, shortened, with_first_tensor
+from repshift.origins import Origin
+from repshift.pruners import Candidates, Pruner
+from repshift.restoring import nearest_kept, restored
 from repshift.schedules import Drop
-from repshift.scores import Score, apply_score
+from repshift.selection import Selection
+from repshift.stream import PastCut, Stream, Streams, is_repeated
 
-# Called with what a block returned, what is left of it, and the kept positions (None: all)
-Observer: TypeAlias = Callable[[Any, Any, Tensor | None], None]
-
-
-class Relay(threading.local):
-    """What the modules of one block tell each other during one forward.
-
-    Empty between forwards, and separate in every thread, since servers run one model in several.
-    """
-
-    running: bool
-    before: Tensor | None
-    after: Tensor | None
-    scores: Tensor | None
-    queries: Tensor | None
-
-    def __init__(self) -> None:
-        # once in every thread: an attribute that appears only during the first forward would fail dynamo's guards
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.running = False
-        self.before = self.after = self.scores = self.queries = None
-
-    def __reduce__(self) -> tuple[type[Relay], tuple[()]]:
-        return Relay, ()
+# Whether dropped tokens have their places back in the end, and with what value
+Restoring = Literal[False, True, "left"]
 
 
 class Role(Protocol):
     """What a module does in pruning, around its own forward."""
 
-    def enter(self, value: Any) -> None:
-        """Look at the module's first input."""
+    def enter(self, call: Call) -> Call:
+        """Look at what the module is called with, and return what takes its place."""
         ...
 
     def leave(self, output: Any) -> Any:
-        """Look at the module's output and return what takes its place."""
+        """Look at what the module returns, and return what takes its place."""
         ...
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Clean up after the forward, whether it succeeded or not."""
         ...
 
 
-class _Bystander:
+class Bystander:
     """A role's parts that do nothing."""
 
-    def enter(self, value: Any) -> None:
-        return None
+    def enter(self, call: Call) -> Call:
+        """Let the call pass."""
+        return call
 
     def leave(self, output: Any) -> Any:
+        """Let the output pass."""
         return output
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
+        """Do nothing."""
         return None
 
 
 @dataclass(frozen=True)
-class RequireFloat(_Bystander):
+class RequireFloat(Bystander):
     """Refuses images that are not floating-point, where they enter the model."""
 
-    def enter(self, value: Any) -> None:
+    def enter(self, call: Call) -> Call:
         """Check the images."""
-        require_floating_point(value)
+        require_floating_point(call.first)
+        return call
 
 
 @dataclass(frozen=True)
-class Begin(_Bystander):
-    """Tells the modules of a block that it is running."""
-
-    relay: Relay
-
-    def enter(self, value: Any) -> None:
-        """Begin a forward."""
-        self.relay.running = True
-
-
-@dataclass(frozen=True)
-class Remember(_Bystander):
-    """Remembers the tokens that enter the operation: what a module takes, or what it returns."""
-
-    relay: Relay
-    layout: Layout
-    from_output: bool = False
-
-    def enter(self, value: Any) -> None:
-        """Remember ``x`` if the module takes it."""
-        if self.relay.running and not self.from_output:
-            self.relay.before = self.layout.tokens(value).detach()
-
-    def leave(self, output: Any) -> Any:
-        """Remember ``x`` if the module returns it."""
-        if self.relay.running and self.from_output:
-            self.relay.before = self.layout.tokens(output).detach()
-        return output
-
-
-@dataclass(frozen=True)
-class Measure(_Bystander):
-    """Scores the tokens that leave the operation; of several parallel branches, the last one scores their sum."""
-
-    relay: Relay
-    layout: Layout
-    score: Score
-    add_before: bool
-    last: bool
-
-    def leave(self, output: Any) -> Any:
-        """Add this branch, and score if it was the last."""
-        relay = self.relay
-        if not relay.running:
-            _require_repetition()
-            return output
-        after = self.layout.tokens(output).detach()
-        if relay.after is not None:
-            after = relay.after + after
-        if not self.last:
-            relay.after = after
-        elif relay.before is not None:
-            after = add(relay.before, after) if self.add_before else after
-            relay.scores = apply_score(self.score, relay.before, after)
-        return output
-
-
-@dataclass(frozen=True)
-class Ask(_Bystander):
-    """Remembers the queries of the block's attention."""
-
-    relay: Relay
-
-    def leave(self, output: Any) -> Any:
-        """Remember them."""
-        if self.relay.running:
-            self.relay.queries = output.detach()
-        return output
-
-
-@dataclass(frozen=True)
-class Attend(_Bystander):
-    """Scores the tokens by the attention that they receive, when the keys are there."""
-
-    relay: Relay
-    heads: Heads
-    score: AttentionScore
-
-    def leave(self, output: Any) -> Any:
-        """Compute the attention from queries and keys."""
-        relay = self.relay
-        if not relay.running:
-            _require_repetition()
-        elif relay.queries is not None:
-            relay.scores = self.score(relay.queries, output.detach(), self.heads)
-        return output
-
-
-@dataclass
-class Cut(_Bystander):
-    """Shortens what the block returns.
+class Start(Bystander):
+    """Begins to follow the tokens, where they enter the first block.
 
     Attributes:
-        keep: Whether what scores highest stays (``"top"``) or what scores lowest (``"bottom"``); the ``"first"``
-            tokens stay without any score.
-        least: How many rows and columns of a map must be left for the strides behind.
-        observers: Called at every forward; only a tracker sets them, and only while it is attached.
+        streams: What the modules of the model tell each other.
+        layout: How the value holds its tokens.
+        companions: What the blocks are given beside the tokens.
+        always: Follow them whatever is given; otherwise only if there is a companion to follow them.
     """
 
-    relay: Relay
+    streams: Streams
+    layout: Layout
+    companions: tuple[Companion, ...]
+    always: bool
+
+    def enter(self, call: Call) -> Call:
+        """Begin.
+
+        Raises:
+            RepresentationError: If this repeats a forward whose tokens are known no more.
+        """
+        stream = self.streams.own
+        if not stream.heard_by():
+            stream.clear()
+        given = [(each, call.get(each.argument)) for each in self.companions]
+        given = [(companion, value) for companion, value in given if value is not None]
+        if self.always or given:
+            if is_repeated():
+                raise RepresentationError(
+                    "Gradient checkpointing repeats the blocks in the backward pass, where it is not known any more "
+                    "which tokens were left, and these blocks are told. Switch it off: "
+                    "model.set_grad_checkpointing(False) or model.gradient_checkpointing_disable()."
+                )
+            stream.begin(self.layout.tokens(call.first).shape[1], None)
+        for companion, value in given:
+            if companion.padding:
+                stream.sizes = companion.valid(value)
+        return call
+
+
+@dataclass(frozen=True)
+class Carry(Bystander):
+    """Shortens what a block is given beside the tokens, and tells its attention how many places each stands for.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        companions: Arguments with an entry for each token.
+        bias: The argument that is added to attention's logits.
+        prefix: How many prefix tokens the logits begin with; each stands for itself.
+    """
+
+    streams: Streams
+    companions: tuple[Companion, ...]
+    bias: str | None
+    prefix: int
+
+    def enter(self, call: Call) -> Call:
+        """Change the call."""
+        stream = self.streams.own
+        positions = None if stream.origin is None else stream.origin.positions
+        if positions is None:
+            return call
+        for companion in self.companions:
+            value = call.get(companion.argument)
+            if value is not None:
+                call = call.replaced(companion.argument, companion.shortened(value, positions))
+        if self.bias is None or stream.sizes is None:
+            return call
+        dtype = first_tensor(call.first).dtype
+        return call.replaced(self.bias, _with_sizes(call.get(self.bias), stream.sizes, self.prefix, dtype))
+
+    def close(self, failed: bool) -> None:
+        """Leave nothing behind if the forward ends here."""
+        if failed:
+            self.streams.own.clear()
+
+
+@dataclass(frozen=True)
+class Cut(Bystander):
+    """Shortens what a block returns.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        block: The block's name.
+        layout: How the value holds its tokens.
+        pruner: Chooses what stays.
+        drop: How much goes.
+        keep: Whether what scores highest stays (``"top"``) or what scores lowest (``"bottom"``).
+        measured: Whether tokens are scored; otherwise the first ones stay.
+        least: How many rows and columns of a map must be left for the strides behind.
+        follows: Whether later modules must know what became of the tokens.
+        restoring: Whether the tokens have their places back in the end.
+        words: What is dropped here and by what, for people.
+    """
+
+    streams: Streams
+    block: str
     layout: Layout
     pruner: Pruner
     drop: Drop
+    keep: Literal["top", "bottom"] = "top"
+    measured: bool = True
     least: int = 1
-    keep: Literal["top", "bottom", "first"] = "top"
-    observers: tuple[Observer, ...] = field(default=(), repr=False, compare=False)
+    follows: bool = False
+    restoring: Restoring = False
+    words: str = ""
 
     def leave(self, output: Any) -> Any:
-        """Drop the tokens that scored lowest."""
-        if self.keep == "first":
-            shortened, kept = self.pruner.keep_first(output, self.drop, self.layout)  # type: ignore[attr-defined]
-        else:
-            shortened, kept = self.pruner.shorten(output, self._ranking(), self.drop, self.layout)
-        self._require_lines(self.layout.grid(output), self.layout.grid(shortened))
-        for observe in self.observers:
-            observe(output, shortened, kept)
-        return shortened
+        """Apply what the pruner chooses."""
+        stream = self.streams.own
+        candidates = Candidates(output, self.layout, self._ranking(stream), stream.sizes, repr(self.block))
+        selection = self.pruner.choose(candidates, self.drop)
+        left = output if selection is None else shortened(self.layout, output, selection, stream.sizes)
+        grids = self.layout.grid(output), self.layout.grid(left)
+        self._require_lines(*grids)
+        listeners = stream.heard_by()
+        for listener in listeners:
+            listener.returned(self.block, output)
+        if selection is not None and (self.follows or listeners or (stream.origin is not None and not is_repeated())):
+            if self.restoring:
+                stream.cuts = (*stream.cuts, self._past(candidates.tokens, selection))
+            stream.cut(selection, grids)
+            for listener in listeners:
+                listener.shortened(self.block, stream.origin or Origin())
+        return left
 
-    def _ranking(self) -> Tensor:
-        scores = self.relay.scores
+    def close(self, failed: bool) -> None:
+        """Leave nothing of the block behind, and nothing at all if the forward ends here."""
+        if failed:
+            self.streams.own.clear()
+        else:
+            self.streams.own.leave_block()
+
+    def _ranking(self, stream: Stream) -> Tensor | None:
+        if not self.measured:
+            return None
+        scores = stream.scores
         if scores is None:
             raise RepresentationError(
-                "A block ended without running the operation that scores its tokens. Its forward does not call the "
-                "modules it is described by; choose operation='block'."
+                f"{self.block!r} ended without running the operation that scores its tokens. Its forward does not "
+                "call the modules it is described by; choose operation='block'."
             )
-        return -scores if self.keep == "bottom" else scores
+        if not torch.compiler.is_compiling():
+            _require_numbers(scores, self.block)
+        ranking = -scores if self.keep == "bottom" else scores
+        return ranking if stream.sizes is None else ranking.masked_fill(stream.sizes == 0, -torch.inf)
+
+    def _past(self, tokens: Tensor, selection: Selection) -> PastCut:
+        if selection.joins is not None:
+            return PastCut(selection)
+        if self.restoring == "left":
+            return PastCut(selection, tokens)
+        return PastCut(Selection(selection.kept, joins=nearest_kept(tokens, selection.kept)))
 
     def _require_lines(self, before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> None:
         if before and after and min(after) < self.least and after != before:
@@ -221,40 +230,65 @@ class Cut(_Bystander):
                 f"need at least {self.least}. Drop less there, or give larger images."
             )
 
-    def close(self) -> None:
-        """Leave nothing of this forward behind."""
-        self.relay.clear()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "observers": ()}  # a copy is not watched by the original's tracker
+@dataclass(frozen=True)
+class Weigh(Bystander):
+    """Stands in front of an average over tokens: the mean of weighted tokens is the weighted mean.
 
-
-def _require_repetition() -> None:
-    """Refuse what runs past the block that would drop its tokens, unless it repeats what is done already."""
-    if torch.compiler.is_compiling() or not in_backward():
-        raise RepresentationError(
-            "Modules of a block that drops tokens ran without the block itself, so nothing would be dropped. Gradient "
-            "checkpointing runs the blocks of some convolutional networks so, one by one past their stage: switch it "
-            "off, model.set_grad_checkpointing(False), or run the whole model."
-        )
-
-
-@contextmanager
-def observed(cut: Cut, observer: Observer) -> Iterator[None]:
-    """Let an observer see a cut while the context lasts."""
-    cut.observers = (*cut.observers, observer)
-    try:
-        yield
-    finally:
-        cut.observers = tuple(other for other in cut.observers if other is not observer)
-
-
-def add(stream: Tensor, branch: Tensor) -> Tensor:
-    """Add a branch to the residual stream, ``(batch, tokens, channels)`` both, and return the sum in float32.
-
-    Rounded to bfloat16, what a small branch adds would be lost.
+    Attributes:
+        streams: What the modules of the model tell each other.
+        layout: How the value holds its tokens.
+        with_prefix: Whether prefix tokens take part in the average, each for itself.
     """
-    return stream.float() + branch.float()
+
+    streams: Streams
+    layout: Layout
+    with_prefix: bool
+
+    def leave(self, output: Any) -> Any:
+        """Multiply every token by the places it stands for, over their mean."""
+        sizes = self.streams.own.sizes
+        if sizes is None:
+            return output
+        tokens = self.layout.tokens(output)
+        value = first_tensor(output)
+        prefix = value.shape[1] - tokens.shape[1] if self.with_prefix else 0
+        # the average behind divides by the number of tokens, and should divide by the number of places
+        share = (prefix + tokens.shape[1]) / (prefix + sizes.sum(1)).clamp_min(1e-6)
+        if self.with_prefix:
+            output = with_first_tensor(output, (value * share[:, None, None]).to(value.dtype))
+        weighted = tokens * (sizes * share.unsqueeze(1)).unsqueeze(-1)
+        return self.layout.put(output, weighted.to(tokens.dtype))
+
+
+@dataclass(frozen=True)
+class Restore(Bystander):
+    """Gives the tokens that went their places back."""
+
+    streams: Streams
+    layout: Layout
+
+    def leave(self, output: Any) -> Any:
+        """Undo the cuts, the last one first."""
+        stream = self.streams.own
+        if not stream.cuts:
+            return output
+        whole = restored(self.layout.tokens(output), stream.cuts)
+        stream.cuts, stream.sizes = (), None  # every place has a token again
+        return self.layout.put(output, whole)
+
+
+@dataclass(frozen=True)
+class End(Bystander):
+    """Ends what is known of the tokens, behind the last module that needs it, or whenever the model ends."""
+
+    streams: Streams
+
+    def close(self, failed: bool) -> None:
+        """Forget it, unless somebody listens and will."""
+        stream = self.streams.own
+        if not stream.heard_by():
+            stream.clear()
 
 
 def require_floating_point(value: Any) -> None:
@@ -275,3 +309,28 @@ def require_floating_point(value: Any) -> None:
             "Scale and normalise them as the model was trained, for example with "
             "timm.data.create_transform(**timm.data.resolve_model_data_config(model))."
         )
+
+
+def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
+    """Add the logarithms of the sizes to a mask: a token of size s then counts as s equal ones in the softmax."""
+    bias = torch.nn.functional.pad(sizes, (prefix, 0), value=1.0).log().to(dtype)[:, None, None]
+    if given is None:
+        return bias
+    if given.dtype == torch.bool:
+        given = torch.zeros(given.shape, dtype=dtype, device=given.device).masked_fill(~given, -torch.inf)
+    return given + bias
+
+
+def _require_numbers(scores: Tensor, block: str) -> None:
+    """Refuse scores that are not numbers: they would rank as the highest and as the lowest at once."""
+    is_traced = type(scores) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(scores)
+    is_captured = scores.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if is_traced or is_captured or scores.device.type == "meta" or not bool(scores.isnan().any()):
+        return
+    each = scores.isnan().sum(1)
+    image = int(each.argmax())
+    raise RepresentationError(
+        f"{int(each[image])} of the {scores.shape[1]} scores of image {image} at {block!r} are not a number (NaN), as "
+        f"are some of {int((each > 0).sum())} of the {len(each)} images, so they cannot be ranked. Look for NaN in the "
+        "images and the weights, or for numbers too large for the dtype; check the score if it is your own."
+    )

@@ -16,7 +16,7 @@ ScheduleLike: TypeAlias = "Schedule | Mapping[int, Drop] | Sequence[Drop] | str"
 
 FORMS = (
     "Give a dictionary of blocks and drops {0: 0.2, 3: 0.2}, a list with one entry a block [0.2, 0, 0, ...], "
-    "or a string '0.2@0,3,6'."
+    "or a string '0.2@0,3,6' or '0.2@0::3' (every third block)."
 )
 
 
@@ -28,6 +28,7 @@ class Schedule:
         drops: Block (counted from zero) to drop: a float in (0, 1) is a share of the tokens that are there when the
             block ends, an int is a count of them. Blocks that drop nothing are left out.
         entries: Number of blocks that the schedule speaks of, if it was given as a list with one entry a block.
+        repeated: Drops that are made at every so many blocks, however many a model has, see :meth:`every`.
 
     Raises:
         ScheduleError: If a block is no number from zero, a share is outside (0, 1), a count is negative, or nothing is
@@ -46,6 +47,7 @@ class Schedule:
 
     drops: Mapping[int, Drop]
     entries: int | None = None
+    repeated: tuple[Repeated, ...] = ()
 
     def __post_init__(self) -> None:
         drops = {}
@@ -53,11 +55,48 @@ class Schedule:
             checked = _checked(block, drop)
             if checked != 0:
                 drops[int(block)] = checked
-        if not drops:
+        if not drops and not self.repeated:
             raise ScheduleError(
                 f"The schedule {self.drops!r} drops nothing. Use the model as it is, or drop something."
             )
         object.__setattr__(self, "drops", {block: drops[block] for block in sorted(drops)})
+
+    @classmethod
+    def every(cls, drop: Drop, step: int, start: int = 0) -> Schedule:
+        """Drop the same after every so many blocks, to the end of whatever model it is used on.
+
+        Args:
+            drop: A share of the tokens that are there or a count of them.
+            step: How many blocks lie between two cuts, and one.
+            start: The first block.
+
+        Raises:
+            ScheduleError: If one of them is no such number.
+
+        Example:
+            >>> from repshift import Schedule
+            >>> str(Schedule.every(0.2, 3)), Schedule.every(0.2, 3).over(12).drops
+            ('0.2@0::3', {0: 0.2, 3: 0.2, 6: 0.2, 9: 0.2})
+        """
+        return cls({}, repeated=(Repeated(drop, step, start),))
+
+    def over(self, blocks: int) -> Schedule:
+        """Return the schedule for a model of so many blocks, in which nothing is left to be repeated.
+
+        Raises:
+            ScheduleError: If a block is named twice, or none is left to drop at.
+        """
+        if not self.repeated:
+            return self
+        drops = dict(self.drops)
+        for each in self.repeated:
+            for block in range(each.start, blocks, each.step):
+                if block in drops:
+                    raise ScheduleError(f"The schedule {self} names block {block} twice. Name each block once.")
+                drops[block] = each.drop
+        if not drops:
+            raise ScheduleError(f"The schedule {self} begins behind the model's {blocks} blocks. Begin earlier.")
+        return Schedule(drops, self.entries)
 
     @classmethod
     def of(cls, schedule: ScheduleLike) -> Schedule:
@@ -65,7 +104,8 @@ class Schedule:
 
         Args:
             schedule: A :class:`Schedule`; a dictionary of blocks and drops; a list with one entry a block, 0 where
-                nothing is dropped; or a string, ``"0.2@0,3,6"``, ``"0.2@0,3;16@6"`` or ``"[0.2,0,0]"``.
+                nothing is dropped; or a string, ``"0.2@0,3,6"``, ``"0.2@0,3;16@6"``, ``"0.2@0::3"`` (every third
+                block) or ``"[0.2,0,0]"``.
 
         Raises:
             ScheduleError: If it has none of these forms, a share is outside (0, 1), a count is negative, or nothing
@@ -80,12 +120,13 @@ class Schedule:
         """
         if isinstance(schedule, Schedule):
             return schedule
-        read = _parse(schedule) if isinstance(schedule, str) else schedule
-        if isinstance(read, Mapping):
-            return cls(read)
-        if isinstance(read, Sequence):
-            return cls(dict(enumerate(read)), len(read))
-        raise ScheduleError(f"A schedule cannot be a {type(schedule).__name__}: {schedule!r}. {FORMS}")
+        if isinstance(schedule, str):
+            return _parse(schedule)
+        if isinstance(schedule, Mapping):
+            return cls(schedule)
+        if isinstance(schedule, Sequence) and not isinstance(schedule, (bytes, bytearray, range)):
+            return cls(dict(enumerate(schedule)), len(schedule))
+        raise ScheduleError(f"This is no schedule ({type(schedule).__name__}): {schedule!r}. {FORMS}")
 
     def check(self, blocks: int, tokens: int | None, unit: str = "block") -> None:
         """Check that the schedule fits a model.
@@ -99,6 +140,8 @@ class Schedule:
             ScheduleError: If a list has the wrong length, a block does not exist, fewer than one token would stay,
                 or the schedule comes to dropping no token at all.
         """
+        if self.repeated:
+            return self.over(blocks).check(blocks, tokens, unit)
         if self.entries is not None and self.entries != blocks:
             raise ScheduleError(f"The schedule has {self.entries} entries, the model has {blocks} {unit}s. {FORMS}")
         for block in self.drops:
@@ -123,13 +166,15 @@ class Schedule:
             Numbers of tokens by block, in order.
 
         Raises:
-            ScheduleError: If fewer than one token would stay.
+            ScheduleError: If fewer than one token would stay, or it depends on the number of blocks (:meth:`over`).
 
         Example:
             >>> from repshift import Schedule
             >>> Schedule.of("0.5@0;16@1").kept(64)
             {0: 32, 1: 16}
         """
+        if self.repeated:
+            raise ScheduleError(f"The schedule {self} depends on the number of blocks. Say it: schedule.over(blocks).")
         left = {}
         for block, drop in self.drops.items():
             tokens -= dropped_count(tokens, drop, f"block {block}")
@@ -138,10 +183,41 @@ class Schedule:
 
     def __str__(self) -> str:
         """Write the schedule in the form that :meth:`of` reads."""
-        blocks_of: dict[Drop, list[int]] = {}
+        blocks_of: dict[Drop, list[str]] = {}
         for block, drop in self.drops.items():
-            blocks_of.setdefault(drop, []).append(block)
-        return ";".join(f"{drop}@{','.join(map(str, blocks))}" for drop, blocks in blocks_of.items())
+            blocks_of.setdefault(drop, []).append(str(block))
+        for each in self.repeated:
+            blocks_of.setdefault(each.drop, []).append(f"{each.start}::{each.step}")
+        return ";".join(f"{drop}@{','.join(blocks)}" for drop, blocks in blocks_of.items())
+
+    def __hash__(self) -> int:
+        """Equal schedules have one hash, so that they can be keys."""
+        return hash((tuple(self.drops.items()), self.entries, self.repeated))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A drop after every so many blocks.
+
+    Attributes:
+        drop: A share of the tokens or a count of them.
+        step: From one block to the next.
+        start: The first block.
+
+    Raises:
+        ScheduleError: If one of them is no such number.
+    """
+
+    drop: Drop
+    step: int
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "drop", _checked(self.start, self.drop))
+        if isinstance(self.step, bool) or not isinstance(self.step, Integral) or self.step < 1:
+            raise ScheduleError(f"A schedule drops at every block (1) or every so many, got {self.step!r}. {FORMS}")
+        if self.drop == 0:
+            raise ScheduleError("A schedule that drops nothing at every so many blocks drops nothing. Drop something.")
 
 
 def dropped_count(tokens: int, drop: Drop, where: str, unit: str = "tokens") -> int:
@@ -179,19 +255,25 @@ def _checked(block: object, drop: object) -> Drop:
     return share
 
 
-def _parse(text: str) -> dict[int, Drop] | list[Drop]:
+def _parse(text: str) -> Schedule:
     stripped = text.strip()
     try:
         if "@" not in stripped:
-            return [_number(entry) for entry in stripped.strip("[]").split(",")]
+            entries = [_number(entry) for entry in stripped.strip("[]").split(",")]
+            return Schedule(dict(enumerate(entries)), len(entries))
         drops: dict[int, Drop] = {}
+        repeated: list[Repeated] = []
         for group in stripped.split(";"):
             drop, blocks = group.split("@")
             for block in blocks.split(","):
+                if "::" in block:
+                    start, step = block.split("::")
+                    repeated.append(Repeated(_number(drop), int(step), int(start or 0)))
+                    continue
                 if int(block) in drops:
                     raise ScheduleError(f"The schedule {text!r} names block {int(block)} twice. Name each block once.")
                 drops[int(block)] = _number(drop)
-        return drops
+        return Schedule(drops, repeated=tuple(repeated))
     except ScheduleError:
         raise
     except ValueError as error:

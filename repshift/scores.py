@@ -8,13 +8,14 @@ of :mod:`repshift.attention` are read from queries and keys instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from repshift.attention import AttentionScore, cls_attention, mean_attention
-from repshift.distances import DISTANCES, length
+from repshift.distances import DISTANCES, cosine, l1, l2, length
 from repshift.errors import RepresentationError
 from repshift.registry import Registry
 
@@ -56,48 +57,68 @@ def random(before: Tensor, after: Tensor) -> Tensor:
     return torch.rand(before.shape[:-1], device=before.device)
 
 
-def oracle_free(before: Tensor, after: Tensor) -> Tensor:
-    """Score tokens by their place, the first ones highest.
+@dataclass(frozen=True)
+class PlaceScore:
+    """Scores tokens by their place, the first ones highest.
 
     Not a method but the limit of all: a model pruned by it keeps the first tokens without measuring, ranking or
     gathering anything, so no score can be faster with the same schedule.
-
-    Args:
-        before: ``(batch, tokens, channels)``; only its shape and device matter.
-        after: The same shape; not looked at.
-
-    Returns:
-        ``(batch, tokens)`` float32, descending.
 
     Example:
         >>> import torch
         >>> oracle_free(torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
         tensor([[3., 2., 1.]])
     """
-    places = torch.arange(before.shape[1], 0, -1, dtype=torch.float32, device=before.device)
-    return places.expand(before.shape[0], -1)
+
+    def __call__(self, before: Tensor, after: Tensor) -> Tensor:
+        """Score tokens by their place.
+
+        Args:
+            before: ``(batch, tokens, channels)``; only its shape and device matter.
+            after: The same shape; not looked at.
+
+        Returns:
+            ``(batch, tokens)`` float32, descending.
+        """
+        places = torch.arange(before.shape[1], 0, -1, dtype=torch.float32, device=before.device)
+        return places.expand(before.shape[0], -1)
 
 
-def apply_score(score: Score, before: Tensor, after: Tensor) -> Tensor:
+oracle_free = PlaceScore()
+
+# What an operation does is not looked at, so nothing of its input need be kept until it ends
+OF_BEFORE = (norm, random)
+# These never write into what they are given
+READ_ONLY = (l2, l1, cosine, norm, random, oracle_free)
+
+
+def apply_score(score: Score, before: Tensor, after: Tensor, *, read_only: bool) -> Tensor:
     """Score tokens and check that there is one number for each.
 
     Args:
         score: Any function of the tokens before and after.
         before: ``(batch, tokens, channels)``.
         after: The same shape.
+        read_only: Whether the score is known never to write into these; any other one gets copies, since they are the
+            model's own tensors.
 
     Returns:
         ``(batch, tokens)``, as the score gives them.
 
     Raises:
-        RepresentationError: If the score returns anything else.
+        RepresentationError: If the score returns anything else than real floating-point numbers, one for each token.
     """
-    scores = score(before, after)
+    scores = score(before, after) if read_only else score(before.clone(), after.clone())
     if not isinstance(scores, Tensor) or scores.shape != before.shape[:2]:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise RepresentationError(
             f"A score gives one number for each token, {tuple(before.shape[:2])} for (batch, tokens), got {got}. "
             "Reduce the channels in the score."
+        )
+    if not scores.is_floating_point() or scores.layout != torch.strided or scores.device != before.device:
+        raise RepresentationError(
+            f"A score gives real floating-point numbers in a plain tensor on {before.device}, got {scores.dtype}, "
+            f"{scores.layout}, on {scores.device}. Convert what the score returns, for example with .float()."
         )
     return scores
 

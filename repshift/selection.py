@@ -1,9 +1,136 @@
-"""Positions that were kept: choose them, compose them, bring values back to the grid."""
+"""What a pruner answers: which tokens stay, and where the others go."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from repshift.errors import RepresentationError
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which tokens stay, and which of them the others become part of. A pruner decides it, the engine applies it.
+
+    Attributes:
+        kept: ``(batch, kept)`` int64 positions of the tokens that stay, in the order of the shorter value; of a
+            sequence ascending.
+        joins: ``(batch, tokens)`` int64: for every token which of the kept ones, by its place among them, it becomes
+            part of; a kept token joins itself. ``None``: what is not kept is dropped.
+        grid: Of a feature map, rows and columns of what stays; ``kept`` then lists its positions row by row.
+        aligned: Of a state space model: what is dropped still decays the states of later scans.
+        leading: The kept tokens are the first ones of every image, so a slice serves for picking them out.
+
+    Example:
+        >>> import torch
+        >>> merged = Selection(torch.tensor([[0, 2]]), joins=torch.tensor([[0, 0, 1]]))
+        >>> values = torch.tensor([[[1.0], [3.0], [5.0]]])
+        >>> merged.take(values).flatten(), merged.mean(values).flatten()
+        (tensor([1., 5.]), tensor([2., 5.]))
+    """
+
+    kept: Tensor
+    joins: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    aligned: bool = False
+    leading: bool = False
+
+    @staticmethod
+    def first(count: int, like: Tensor) -> Selection:
+        """Keep the first tokens of every image, without looking at any.
+
+        Args:
+            count: How many.
+            like: ``(batch, ...)``; only its length and device matter.
+        """
+        kept = torch.arange(count, device=like.device).expand(like.shape[0], -1)
+        return Selection(kept, leading=True)
+
+    @staticmethod
+    def corner(grid: tuple[int, int], left: tuple[int, int], like: Tensor) -> Selection:
+        """Keep the first rows and columns of every map, without looking at any.
+
+        Args:
+            grid: Rows and columns that are there.
+            left: Rows and columns that stay.
+            like: ``(batch, ...)``; only its length and device matter.
+        """
+        rows, columns = (torch.arange(side, device=like.device) for side in left)
+        kept = (rows.unsqueeze(1) * grid[1] + columns).flatten().expand(like.shape[0], -1)
+        return Selection(kept, grid=left, leading=True)
+
+    def take(self, values: Tensor) -> Tensor:
+        """Pick out what belongs to the kept tokens.
+
+        Args:
+            values: ``(batch, tokens, ...)``.
+
+        Returns:
+            ``(batch, kept, ...)``.
+        """
+        return values[:, : self.kept.shape[1]] if self.leading else pick(values, self.kept)
+
+    def add(self, values: Tensor) -> Tensor:
+        """Add up what belongs to each kept token and to the tokens that join it.
+
+        Args:
+            values: ``(batch, tokens, ...)``.
+
+        Returns:
+            ``(batch, kept, ...)`` of the same dtype; where nothing is joined, what :meth:`take` gives.
+        """
+        if self.joins is None:
+            return self.take(values)
+        batch, kept = self.kept.shape
+        sums = values.new_zeros(batch * kept, *values.shape[2:])
+        return sums.index_add(0, rows_of(self.joins, kept), values.flatten(0, 1)).unflatten(0, (batch, kept))
+
+    def mean(self, values: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Average each kept token with the tokens that join it, weighted by their sizes.
+
+        Args:
+            values: ``(batch, tokens, channels)``.
+            sizes: ``(batch, tokens)`` how many places each token stands for; ``None`` for one each. Tokens of size 0
+                weigh nothing, unless a whole group has size 0: it keeps the value of its kept token.
+
+        Returns:
+            ``(batch, kept, channels)`` of the values' dtype, computed in float32 at least. A token that nothing joins
+            keeps its value bit for bit.
+        """
+        if self.joins is None:
+            return self.take(values)
+        weights = torch.ones_like(self.joins, dtype=torch.float32) if sizes is None else sizes
+        totals = self.add(weights).gather(1, self.joins)
+        itself = torch.zeros_like(weights).scatter(1, self.kept, 1.0)
+        # first divided, so that the weight of a token alone is exactly 1
+        weights = torch.where(totals > 0, weights / totals.clamp_min(torch.finfo(totals.dtype).tiny), itself)
+        wide = values if values.dtype == torch.float64 else values.float()
+        return self.add(wide * weights.unsqueeze(-1)).to(values.dtype)
+
+    def back(self, values: Tensor, before: Tensor | None = None) -> Tensor:
+        """Give every token its place back.
+
+        Args:
+            values: ``(batch, kept, channels)``.
+            before: ``(batch, tokens, channels)``, what the tokens were like when they were dropped; not needed if
+                every token joins a kept one.
+
+        Returns:
+            ``(batch, tokens, channels)``: tokens that joined a kept one have its value, dropped ones their own before.
+
+        Raises:
+            RepresentationError: If tokens were dropped and it is not known what they were like.
+        """
+        if self.joins is not None:
+            return pick(values, self.joins)
+        if before is None:
+            raise RepresentationError(
+                "Dropped tokens come back as they were before, which was not given. Give before, (batch, tokens, "
+                "channels)."
+            )
+        return before.scatter(1, self.kept.unsqueeze(-1).expand_as(values), values.to(before.dtype))
 
 
 def keep_highest(scores: Tensor, count: int) -> Tensor:
@@ -22,6 +149,38 @@ def keep_highest(scores: Tensor, count: int) -> Tensor:
         tensor([[1, 3]])
     """
     return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def rows_of(positions: Tensor, length: int) -> Tensor:
+    """Say which rows of one long table the positions of every image are.
+
+    Args:
+        positions: ``(batch, number)`` int64.
+        length: Rows an image.
+
+    Returns:
+        ``(batch * number,)`` int64.
+    """
+    batch = positions.shape[0]
+    return (positions + length * torch.arange(batch, device=positions.device).unsqueeze(1)).flatten()
+
+
+def pick(values: Tensor, positions: Tensor) -> Tensor:
+    """Take entries out of every image's own sequence.
+
+    Args:
+        values: ``(batch, length, ...)``.
+        positions: ``(batch, number)`` int64, for each image its own.
+
+    Returns:
+        ``(batch, number, ...)``.
+    """
+    if values.ndim == 2:
+        return values.gather(1, positions)
+    batch, length = values.shape[:2]
+    # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
+    chosen = values.flatten(0, 1).index_select(0, rows_of(positions, length))
+    return chosen.unflatten(0, (batch, positions.shape[1]))
 
 
 def compose(earlier: Tensor | None, later: Tensor) -> Tensor:

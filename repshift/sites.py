@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
-
-from torch import nn
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from repshift.attention import AttentionScore, Heads
-from repshift.errors import UnknownNameError, UnsupportedModelError
+from repshift.companions import Companion
+from repshift.errors import RepshiftWarning, UnknownNameError, UnsupportedModelError
 from repshift.layouts import Layout
-from repshift.registry import Registry, suggest
+from repshift.registry import suggest
 
+# The names that families share; one may have names of its own beside them
 OPERATIONS = ("attn", "mlp", "block", "stage", "mixer")
 
 
@@ -28,6 +28,8 @@ class Operation:
         from_output: ``x`` is what ``enters`` returns instead of what it takes, as behind a shortcut.
         before: How ``x`` is held, if not as between the blocks.
         after: How what leaves is held, if not as between the blocks.
+        cheap: ``enters`` may run a second time instead of what it returns being kept: it takes little work, and
+            running it has no effect.
     """
 
     enters: str
@@ -36,6 +38,16 @@ class Operation:
     from_output: bool = False
     before: Layout | None = None
     after: Layout | None = None
+    cheap: bool = False
+
+    @staticmethod
+    def across(name: str) -> Operation:
+        """Compare what any module returns with what it takes."""
+        return Operation(name, (name,))
+
+    def within(self, prefix: str) -> Operation:
+        """Return the same operation of a model that is a part of another."""
+        return replace(self, enters=inner(prefix, self.enters), leaves=tuple(inner(prefix, n) for n in self.leaves))
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,11 @@ class Site:
 
     Attributes:
         name: The block's module name; its output is what is shortened.
-        operations: What can be watched, by the names in :data:`OPERATIONS`.
-        absent: Why an operation is missing.
+        operations: What can be watched, by name: those of other families where they mean the same (``attn``, ``mlp``,
+            ``block``, ``stage``, ``mixer``), or names of the family's own.
+        absent: Why something is missing: an operation that others have, or ``"heads"``.
         least: Of a feature map, how many rows and columns must be left for the strides behind it.
-        heads: Where the queries and keys of its attention can be watched, if it has one of its own.
+        heads: Where the queries and keys of its attention can be watched, if that is known.
     """
 
     name: str
@@ -63,9 +76,9 @@ class Site:
             UnsupportedModelError: If it cannot be; the message says why.
         """
         if self.heads is None:
+            why = self.absent.get("heads", "where its queries and keys are is not described")
             raise UnsupportedModelError(
-                f"{self.name} has no attention map to score by: {self.absent.get('heads', 'it has no attention')}. "
-                "Choose another score, such as score='shift'."
+                f"{self.name} has no attention map to score by: {why}. Choose another score, such as score='shift'."
             )
         if score.rows == "class" and not self.heads.class_token:
             raise UnsupportedModelError(
@@ -73,22 +86,14 @@ class Site:
             )
         return self.heads
 
-    def operation(self, name: str) -> Operation:
-        """Return an operation of this block.
-
-        Raises:
-            UnknownNameError: If there is no operation of this name at all.
-            UnsupportedModelError: If this block does not have it; the message says why.
-        """
-        if name in self.operations:
-            return self.operations[name]
-        if name in OPERATIONS:
-            choice = " or ".join(repr(known) for known in self.operations)
-            raise UnsupportedModelError(
-                f"{self.name} has no operation {name!r} to watch: {self.absent.get(name, 'it is built otherwise')}. "
-                f"Choose {f'operation={choice}' if choice else 'another block'}."
-            )
-        raise UnknownNameError(f"Unknown operation {name!r}. {suggest(name, OPERATIONS)}")
+    def within(self, prefix: str) -> Site:
+        """Return the same site of a model that is a part of another."""
+        return replace(
+            self,
+            name=inner(prefix, self.name),
+            operations={name: operation.within(prefix) for name, operation in self.operations.items()},
+            heads=self.heads and self.heads.within(prefix),
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,13 @@ class Structure:
         grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model refuses them,
             because the tokens that are left may happen to fit another grid.
         rounds_up: Whether strides take half of an odd side of a feature map rounded up, or down.
+        companions: Arguments of the blocks that have an entry for each token.
+        bias: The argument of the blocks that is added to attention's logits, ``(batch, heads, queries, keys)``: there
+            attention is told how many places each merged token stands for. ``None`` if there is none.
+        weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
+        weighs_prefix: Whether prefix tokens take part in that average.
+        restores: Name of the module behind which dropped and merged tokens can have their places back.
+        root: Name of the module that all this was found in; empty for the model itself.
     """
 
     sites: tuple[Site, ...]
@@ -122,39 +134,75 @@ class Structure:
     parts: Mapping[str, Operation] = field(default_factory=dict)
     grid_methods: tuple[str, ...] = ()
     rounds_up: bool = True
+    companions: tuple[Companion, ...] = ()
+    bias: str | None = None
+    weighs: str | None = None
+    weighs_prefix: bool = False
+    restores: str | None = None
+    root: str = ""
 
-
-class Backbone(Protocol):
-    """A family of models that the engine can serve."""
-
-    def matches(self, model: nn.Module) -> bool:
-        """Say whether a model belongs to the family."""
-        ...
-
-    def structure(self, model: nn.Module) -> Structure:
-        """Describe a model of the family.
+    def at(self, site: Site, operation: str) -> Operation:
+        """Return an operation of one of the sites.
 
         Raises:
-            UnsupportedModelError: If this one cannot be served; the message says why.
+            UnknownNameError: If none of the sites has or lacks an operation of this name.
+            UnsupportedModelError: If this one lacks it; the message says why, and which ones have it.
         """
-        ...
+        if operation in site.operations:
+            return site.operations[operation]
+        self.check_operation(operation)
+        why = site.absent.get(operation, "it is built otherwise")
+        message = f"{site.name} has no operation {operation!r} to watch: {why}."
+        if having := [str(number) for number, other in enumerate(self.sites) if operation in other.operations]:
+            of = f"of the {self.unit}s 0 to {len(self.sites) - 1}"
+            message += f" It can be watched at {', '.join(having)} {of}: name one of these, or choose"
+        else:
+            message += " Choose"
+        own = " or ".join(f"operation={name!r}" for name in site.operations)
+        raise UnsupportedModelError(f"{message} {own or f'another {self.unit}'}.")
+
+    def check_operation(self, operation: str) -> None:
+        """Check that an operation is known here: at least one site has it, or says why it has not.
+
+        Raises:
+            UnknownNameError: If none does; the message has the closest names.
+        """
+        names = [name for site in self.sites for name in site.operations]
+        absent = [name for site in self.sites for name in site.absent if name != "heads"]
+        if operation not in (*names, *absent, *OPERATIONS):
+            raise UnknownNameError(
+                f"Unknown operation {operation!r}. {suggest(operation, dict.fromkeys((*names, *OPERATIONS)))}"
+            )
+
+    def within(self, prefix: str) -> Structure:
+        """Return the same structure of a model that is a part of another.
+
+        Args:
+            prefix: The name that the model has there.
+        """
+        return replace(
+            self,
+            sites=tuple(site.within(prefix) for site in self.sites),
+            embedding=inner(prefix, self.embedding),
+            parts={inner(prefix, name): operation.within(prefix) for name, operation in self.parts.items()},
+            weighs=self.weighs and inner(prefix, self.weighs),
+            restores=self.restores and inner(prefix, self.restores),
+            root=inner(prefix, self.root),
+        )
 
 
-BACKBONES = Registry(
-    "backbone",
-    {
-        "vit": "repshift.backbones.vit:VIT",
-        "resnet": "repshift.backbones.resnet:RESNET",
-        "convnet": "repshift.backbones.convnet:CONVNET",
-        "vim": "repshift.backbones.vim:VIM",
-    },
-)
+def say_second_residual(operations: Iterable[Operation]) -> None:
+    """Warn that adding the residual changes nothing, if all that these operations yield contains it already."""
+    contained = [operation.on_stream for operation in operations]
+    if contained and all(contained):
+        warnings.warn(
+            "residual=True adds x to what an operation yields, but this one yields the whole stream, x included (as "
+            "'block' and 'stage' do), so nothing is added. Leave residual out, or choose another operation.",
+            RepshiftWarning,
+            stacklevel=3,
+        )
 
 
-def find_structure(model: nn.Module) -> Structure | None:
-    """Describe a model if a registered backbone knows it, else return ``None``."""
-    for name in BACKBONES.names():
-        backbone: Backbone = BACKBONES.get(name)
-        if backbone.matches(model):
-            return backbone.structure(model)
-    return None
+def inner(prefix: str, name: str) -> str:
+    """Name a module of a part: its name within the part, behind the part's own."""
+    return ".".join(part for part in (prefix, name) if part)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from repshift.attention import AttentionScore
-from repshift.errors import UnknownNameError, UnsupportedModelError
-from repshift.hooks import attached
+from repshift.errors import RecipeError, UnknownNameError, UnsupportedModelError
+from repshift.finding import find_structure, find_structure_if_served, require_structure
 from repshift.modules import refuse_compiled
-from repshift.pruners import PRUNERS, Pruner
-from repshift.pruning import Pruning, cuts, prune
+from repshift.pruners import Pruner
+from repshift.pruning import prune
+from repshift.recipes import Recipe, check_residual
 from repshift.recording import Recorder
-from repshift.records import Maps, Records
+from repshift.records import Maps, PerModule
 from repshift.registry import suggest
-from repshift.roles import observed
-from repshift.schedules import Schedule, ScheduleLike
-from repshift.scores import Score, oracle_free, resolve_distance, resolve_score
-from repshift.sites import OPERATIONS
-from repshift.watching import choose, choose_attention, choose_operation, structure_of, unknown
+from repshift.roles import Restoring
+from repshift.schedules import ScheduleLike
+from repshift.scores import Score, resolve_distance, resolve_score
+from repshift.sites import OPERATIONS, say_second_residual
+from repshift.watching import watched_attention, watched_operations
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,10 +55,7 @@ class ShiftTracker(Generic[Model]):
         distance: ``"l2"``, ``"l1"``, ``"cosine"``, or a function of the tokens before and after.
         residual: ``False`` compares ``F(x)`` with ``x``, as the paper prints it; ``True`` compares ``x + F(x)`` with
             ``x``, the change of the residual stream. The operations ``block`` and ``stage`` contain the residual
-            either way.
-        reference: Of a convolutional network, what a stage's output is compared with: ``"stage"`` (default), the
-            stage's input, brought to its size and channels by the stage's own first shortcut (our reading: the paper
-            leaves it open), or ``"block"``, the input of the stage's last residual block. The same as ``operation``.
+            already: there ``True`` changes nothing, which is said in a warning.
         score: What is recorded, and pruned by, instead of the shift: ``"cls_attention"`` or ``"mean_attention"``, how
             much attention each token receives (a part of the map is then computed once more, from queries and keys);
             ``"norm"``, ``"random"``; or a function of the tokens before and after.
@@ -88,7 +87,6 @@ class ShiftTracker(Generic[Model]):
         operation: str | None = None,
         distance: str | Score = "l2",
         residual: bool = False,
-        reference: str | None = None,
         score: str | Score | AttentionScore | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -97,49 +95,100 @@ class ShiftTracker(Generic[Model]):
                 "Build it first, for example with repshift.load_model(name)."
             )
         refuse_compiled(model)
-        if operation is not None and operation not in OPERATIONS:
-            raise UnknownNameError(f"Unknown operation {operation!r}. {suggest(operation, OPERATIONS)}")
+        check_residual(residual)
         self.model = model
         self.residual = residual
-        self._distance = resolve_distance(distance)
-        self._score = resolve_score(score, self._distance)
-        self._structure = structure_of(model, required=sites is None)
-        self.operation = choose_operation(self._structure, operation, reference)
-        if isinstance(self._score, AttentionScore):
-            watched, measure = choose_attention(model, self._structure, sites, self._score), self._distance
+        self.distance = distance
+        self.score = "shift" if score is None else score
+        measured = resolve_score(score, distance)
+        self._structure = find_structure(model) if sites is None else find_structure_if_served(model)
+        self.operation = self._which_operation(operation)
+        if isinstance(measured, AttentionScore):
+            watched = watched_attention(model, self._structure, sites, measured)
+            measured = resolve_distance(distance)
         else:
-            watched, measure = choose(model, self._structure, sites, self.operation), self._score
-        self._recorder = Recorder(model, self._structure, watched, measure, residual)
+            watched = watched_operations(model, self._structure, sites, self.operation)
+            if residual:
+                say_second_residual(each.operation for each in watched)
+        self._recorder = Recorder(model, self._structure, watched, measured, residual)
         self._stack: ExitStack | None = None
+        self.output: Any = None
+
+    def _which_operation(self, asked: str | None) -> str:
+        """Settle which operation is watched: the one asked for, or the model's own."""
+        if asked is None:
+            return self._structure.operation if self._structure else "block"
+        if self._structure is not None:
+            self._structure.check_operation(asked)
+        elif asked not in OPERATIONS:
+            raise UnknownNameError(f"Unknown operation {asked!r}. {suggest(asked, OPERATIONS)}")
+        return asked
+
+    def __repr__(self) -> str:
+        watched = self._recorder.watched
+        what = f"{self.distance} of {self.operation}" if self.score == "shift" else str(self.score)
+        named = watched[0].name if len(watched) == 1 else f"{watched[0].name} to {watched[-1].name} ({len(watched)})"
+        return f"{type(self).__name__}({type(self.model).__name__}, {what} at {named})"
 
     # --- recording ---------------------------------------------------------------------------------------------
 
     @property
-    def shifts(self) -> Records:
+    def shifts(self) -> PerModule:
         """Shifts of the last forward, ``(batch, tokens)`` float32 by module name, in the units of the distance.
 
-        With another ``score``, what that gave.
-
-        On a pruned model, those of the tokens that were still there.
+        With another ``score``, what that gave. On a pruned model, those of the tokens that were still there. A block
+        can also be named by its number, as in a schedule; ``shifts.stacked()`` is ``(modules, batch, tokens)``.
         """
-        return Records({name: record.shift for name, record in self._recorder.records.items()})
+        measured = self._recorder.measurements
+        return PerModule({name: each.shift for name, each in measured.items()}, self._blocks())
 
     @property
-    def maps(self) -> Mapping[str, Tensor]:
+    def maps(self) -> Maps:
         """The same, laid out as ``(batch, rows, columns)``; NaN where a pruned model had dropped the token before.
 
-        Maps of video have ``(batch, frames, rows, columns)``.
+        A token that was merged into another one shows what that has. Maps of video have ``(batch, frames, rows,
+        columns)``.
         """
-        return Maps(self._recorder.records)
+        return Maps(self._recorder.measurements, self._blocks())
 
     @property
-    def kept(self) -> Records:
+    def kept(self) -> PerModule:
         """Original positions that each cut of a pruned model kept, ``(batch, kept)`` int64, by module name.
 
         Positions count the tokens of the dense model behind that block, for a feature map row by row. They ascend,
         but for maps pruned by single positions, which are in the order of the smaller map.
         """
-        return Records(self._recorder.kept)
+        return PerModule(self._recorder.kept, self._blocks())
+
+    @property
+    def joined(self) -> PerModule:
+        """What each original token became part of, behind each cut of a model that merges tokens.
+
+        ``(batch, tokens)`` int64 by module name: which of the kept tokens, by its place among them; -1 for dropped.
+        """
+        return PerModule(self._recorder.joined, self._blocks())
+
+    def _blocks(self) -> tuple[str, ...]:
+        return tuple(site.name for site in self._structure.sites) if self._structure else ()
+
+    def run(self, images: Any) -> ShiftTracker[Model]:
+        """Record one forward, without gradients: the commonest three lines in one.
+
+        Args:
+            images: What the model takes, ``(batch, channels, rows, columns)``.
+
+        Returns:
+            The tracker itself; what the model returned is its ``output``.
+
+        Example:
+            >>> import torch
+            >>> from repshift import ShiftTracker, load_model
+            >>> ShiftTracker(load_model("tiny_vit")).run(torch.rand(2, 3, 64, 64)).shifts.stacked().shape
+            torch.Size([6, 2, 256])
+        """
+        with self, torch.no_grad():
+            self.output = self.model(images)
+        return self
 
     def __enter__(self) -> ShiftTracker[Model]:
         if self._stack is not None:
@@ -147,10 +196,7 @@ class ShiftTracker(Generic[Model]):
         refuse_compiled(self.model)
         self._recorder.clear()
         with ExitStack() as stack:
-            stack.enter_context(attached(self._recorder.hooks()))
-            cut = cuts(self.model)
-            for name, observer in self._recorder.observers():
-                stack.enter_context(observed(cut[name], observer))
+            stack.enter_context(self._recorder.attached())
             self._stack = stack.pop_all()
         return self
 
@@ -158,7 +204,6 @@ class ShiftTracker(Generic[Model]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         stack, self._stack = self._stack, None
-        self._recorder.forget_unfinished()
         if stack is not None:
             stack.close()
 
@@ -166,16 +211,18 @@ class ShiftTracker(Generic[Model]):
 
     def prune(
         self,
-        schedule: ScheduleLike,
+        schedule: ScheduleLike | Recipe,
         *,
         pruner: str | Pruner | None = None,
         score: str | Score | AttentionScore | None = None,
         keep: Literal["top", "bottom"] = "top",
+        restore: Restoring = False,
     ) -> Model:
         """Make a pruned model that shares the weights of this one.
 
         Args:
-            schedule: What to drop after which block, see :meth:`Schedule.of`.
+            schedule: What to drop after which block, see :meth:`Schedule.of`; or a whole :class:`repshift.Recipe`,
+                which says everything else, too, whatever the tracker was told.
             pruner: A registered name or an object; by default what suits the model: ``"tokens"`` for a transformer,
                 ``"sequence"`` for a state space model, ``"lines"`` (or ``"positions"``) for a convolutional network.
             score: By default the tracker's own; ``"shift"`` with its operation, distance and residual; the attention
@@ -183,12 +230,15 @@ class ShiftTracker(Generic[Model]):
                 controls ``"norm"`` and ``"random"``; ``"oracle_free"``, which keeps the first tokens without scoring
                 and is the limit of speed; or a function of the tokens before and after the operation.
             keep: ``"top"`` keeps what scores highest; ``"bottom"`` keeps the lowest, the paper's control.
+            restore: ``True`` gives every token its place back behind the last block, ``"left"`` with the value that
+                it had when it was dropped; see :class:`repshift.Recipe`.
 
         Returns:
-            A model of the same class with the same ``state_dict`` keys, whose parameters and buffers are those of
-            the original, which is not touched. It can be compiled, exported, copied, pickled and trained. Move the
-            original to its device and dtype first: moving either later moves weights that both use. A share that
-            comes to less than one token of a small image drops none of it.
+            A model of the same class (where tokens are merged, restored or followed by tables of positions, of a class
+            derived from it) with the same ``state_dict`` keys. It has the original's very tables of parameters and
+            buffers, so moving, converting or loading either model does so for both; replacing a module of one does
+            not. The original is not touched. The pruned model can be compiled, exported, copied, pickled and trained.
+            A share that comes to less than one token of a small image drops none of it.
 
         Raises:
             UnsupportedModelError: If the model cannot be pruned; the message says why.
@@ -202,43 +252,27 @@ class ShiftTracker(Generic[Model]):
             >>> pruned = ShiftTracker(model).prune({0: 0.2, 3: 0.2})
             >>> type(pruned) is type(model), pruned.head.weight is model.head.weight
             (True, True)
-            >>> with ShiftTracker(pruned) as tracker:
-            ...     logits = pruned(torch.rand(2, 3, 64, 64))
-            >>> tracker.kept["blocks.3"].shape
+            >>> ShiftTracker(pruned).run(torch.rand(2, 3, 64, 64)).kept["blocks.3"].shape
             torch.Size([2, 164])
 
         Source: arXiv 2508.00367, section 3.
         """
-        structure = self._structure or structure_of(self.model, required=True)
-        if structure is None:
-            raise UnsupportedModelError(unknown(self.model))
-        if pruner is None or isinstance(pruner, str):
-            chosen: Pruner = PRUNERS.get(pruner or structure.pruner)
-        else:
-            chosen = pruner
-        if isinstance(chosen, type) or not callable(getattr(chosen, "shorten", None)):
-            raise UnknownNameError(
-                f"{chosen!r} is no pruner: expected an object with a method shorten. Give one of {PRUNERS.names()}."
-            )
-        parsed = Schedule.of(schedule)
-        scored = self._score if score is None else resolve_score(score, self._distance)
-        kept = _which(keep, scored, chosen)
-        return prune(self.model, structure, Pruning(parsed, self.operation, scored, self.residual, chosen, kept))
-
-
-def _which(
-    keep: Literal["top", "bottom"], score: Score | AttentionScore, pruner: Pruner
-) -> Literal["top", "bottom", "first"]:
-    """Check which end of the ranking is to stay."""
-    if keep not in ("top", "bottom"):
-        raise UnknownNameError(f"keep is 'top' or 'bottom' of the scores, got {keep!r}. Leave it out for 'top'.")
-    if score is not oracle_free:
-        return keep
-    if keep == "bottom":
-        raise UnsupportedModelError("oracle_free ranks nothing, so it has no bottom. Leave keep out.")
-    if not callable(getattr(pruner, "keep_first", None)):
-        raise UnsupportedModelError(
-            f"{type(pruner).__name__} cannot keep the first tokens without scores. Give it a method keep_first(value, "
-            "drop, layout), or choose another score."
+        structure = self._structure or require_structure(self.model)
+        if isinstance(schedule, Recipe):
+            if (pruner, score, keep, restore) != (None, None, "top", False):
+                raise RecipeError(
+                    "A recipe says everything, so nothing else can be given beside it. Change it instead: "
+                    "dataclasses.replace(recipe, score='norm')."
+                )
+            return prune(self.model, structure, schedule)
+        recipe = Recipe(
+            schedule,
+            self.operation,
+            self.distance,
+            self.residual,
+            self.score if score is None else score,
+            pruner,
+            keep,
+            restore,
         )
-    return "first"
+        return prune(self.model, structure, recipe)

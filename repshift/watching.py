@@ -11,29 +11,10 @@ from torch import Tensor, nn
 
 from repshift.attention import AttentionScore, Heads
 from repshift.errors import UnsupportedModelError
-from repshift.layouts import FeatureMap, Layout, Sequence, first_tensor, guess_layout
+from repshift.finding import why_unserved
+from repshift.layouts import FeatureMap, Layout, TokenSequence, first_tensor, guess_layout
 from repshift.modules import find_modules
-from repshift.sites import Operation, Structure, find_structure
-
-# Models whose tokens do not stand in row order inside the blocks, so that a map of them would be scrambled
-UNORDERED = ("Hiera",)
-
-# Why well-known models are tracked but not pruned, by class name
-WINDOWS = "it attends within windows of a fixed grid, which dropped tokens would tear apart"
-TABLE = "its attention looks positions up in a table or rotation of a fixed grid, one entry for each token"
-SCANS = "it scans the grid in several directions, which needs all rows and columns"
-STRIDES = "its later layers take strides over the grid of tokens, which needs all rows and columns"
-FIXED = {
-    **dict.fromkeys(
-        ("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "MaxxVit", "DaVit", "GlobalContextVit"), WINDOWS
-    ),
-    **dict.fromkeys(
-        ("Nest", "Twins", "Hiera", "HieraDet", "VisionTransformerSAM", "TinyVit", "EfficientVitMsra"), WINDOWS
-    ),
-    **dict.fromkeys(("Beit", "Eva", "VisionTransformerRelPos", "Levit", "LevitDistilled", "MultiScaleVit"), TABLE),
-    **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
-    **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
-}
+from repshift.sites import Operation, Structure
 
 
 @dataclass(frozen=True)
@@ -61,7 +42,7 @@ class Watched:
     attention: AttentionReading | None = None
 
 
-def choose_attention(
+def watched_attention(
     model: nn.Module, structure: Structure | None, sites: str | Iterable[str] | None, score: AttentionScore
 ) -> list[Watched]:
     """List the blocks whose attention is to be watched: those named, or all.
@@ -88,7 +69,7 @@ def choose_attention(
     ]
 
 
-def choose(
+def watched_operations(
     model: nn.Module, structure: Structure | None, sites: str | Iterable[str] | None, operation: str
 ) -> list[Watched]:
     """List what to watch: the blocks of a known backbone at an operation, other modules at their input and output.
@@ -99,69 +80,22 @@ def choose(
     """
     if structure is None:
         if sites is None:
-            raise UnsupportedModelError(unknown(model))
-        return [Watched(name, Operation(name, (name,)), None) for name in find_modules(model, sites)]
+            raise UnsupportedModelError(why_unserved(model))
+        return [Watched(name, Operation.across(name), None) for name in find_modules(model, sites)]
     known = {site.name: site for site in structure.sites}
     if sites is None:
         # some stages may lack what all others have; if none has it, asking the first one says why
         having = [site for site in known.values() if operation in site.operations] or list(known.values())[:1]
-        return [Watched(site.name, site.operation(operation), structure.layout) for site in having]
+        return [Watched(site.name, structure.at(site, operation), structure.layout) for site in having]
     watched = []
     for name in find_modules(model, sites):
         if name in known:
-            watched.append(Watched(name, known[name].operation(operation), structure.layout))
+            watched.append(Watched(name, structure.at(known[name], operation), structure.layout))
         elif name in structure.parts:
             watched.append(Watched(name, structure.parts[name], structure.layout))
         else:
-            watched.append(Watched(name, Operation(name, (name,)), None))
+            watched.append(Watched(name, Operation.across(name), None))
     return watched
-
-
-def choose_operation(structure: Structure | None, operation: str | None, reference: str | None) -> str:
-    """Settle which operation is watched: the one asked for, or the model's own.
-
-    Raises:
-        UnsupportedModelError: If a reference is given for a model without stages, or beside another operation.
-    """
-    if reference is not None:
-        if structure is None or structure.operation != "stage" or reference not in ("stage", "block"):
-            raise UnsupportedModelError(
-                f"Got reference={reference!r}: the stages of a convolutional network are compared with 'stage' or "
-                "'block', other models have no such choice. Leave reference out, or choose operation."
-            )
-        if operation not in (None, reference):
-            raise UnsupportedModelError(
-                f"Got operation={operation!r} and reference={reference!r}, which contradict each other. Give one."
-            )
-        return reference
-    return operation or (structure.operation if structure else "block")
-
-
-def structure_of(model: nn.Module, *, required: bool) -> Structure | None:
-    """Describe a model; a refusal matters only if the description is needed, not to watch modules by name."""
-    try:
-        return find_structure(model)
-    except UnsupportedModelError:
-        if required:
-            raise
-        return None
-
-
-def unknown(model: nn.Module) -> str:
-    """Say what can be done with a model that no backbone matches."""
-    children = [name for name, _ in model.named_children()]
-    reason = next((FIXED[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in FIXED), None)
-    why = (
-        f"can be tracked but not pruned: {reason}"
-        if reason
-        else "belongs to no known backbone: pruning serves timm's plain vision transformers, ResNets and other plain "
-        "convolutional networks, and Vision Mamba"
-    )
-    return (
-        f"{type(model).__name__} {why}. "
-        f"Any model can be tracked by names or globs of its modules: ShiftTracker(model, sites=...), here for example "
-        f"{children[:4]} or repshift.repeated_blocks(model, images)."
-    )
 
 
 def layout_of(model: nn.Module, name: str, value: Any, image: tuple[int, ...] | None) -> Layout:
@@ -178,7 +112,7 @@ def layout_of(model: nn.Module, name: str, value: Any, image: tuple[int, ...] | 
         # some models declare prefix tokens that join only behind the blocks: believe the number that fits the image
         declared = _declared(model, name, "num_prefix_tokens", 0)
         fits = [prefix for prefix in (declared, 0) if grid_of(tensor.shape[1] - prefix, image)]
-        return Sequence(fits[0] if fits else declared)
+        return TokenSequence(fits[0] if fits else declared)
     if tensor.ndim == 4:
         return FeatureMap(_channels_last(model, name, tensor))
     return guess_layout(value)

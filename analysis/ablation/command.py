@@ -64,8 +64,8 @@ def ablate(
     from repshift.analysis.samples.data import open_samples
     from repshift.analysis.samples.processes import Processes
     from repshift.analysis.subjects.variants import block_numbers
+    from repshift.finding import require_structure
     from repshift.loading import load_model
-    from repshift.watching import structure_of
 
     chosen_blocks = block_numbers(blocks)
     studies = choose_studies(name.strip() for text in study or ["all"] for name in text.split(","))
@@ -84,7 +84,7 @@ def ablate(
         points = _measure(loaded, settings, samples, batch_size, workers, seed)
     except KeyboardInterrupt:
         raise interrupted("nothing was written") from None
-    unit = getattr(structure_of(loaded, required=True), "unit", "block")
+    unit = require_structure(loaded).unit
     measured = {"model": name, "data": dataset or data, "batch": batch_size, "seed": seed, **environment(place)}
     _show(points, f"{name} on {dataset or data}", unit)
     files = write_ablation(output, points, measured, unit)

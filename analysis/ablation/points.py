@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repshift import DataError, UnsupportedModelError
+from repshift import DataError
 from repshift.analysis.ablation.settings import CONTROLS, Setting, device_of
 from repshift.analysis.ablation.shared_blocks import SharedBlocks
 from repshift.analysis.output.paired import gain
 from repshift.analysis.samples.data import Samples, loader
 from repshift.analysis.subjects.variants import Variant
-from repshift.watching import structure_of, unknown
+from repshift.finding import require_structure
 
 DENSE = Variant()
 
@@ -89,9 +89,7 @@ def run_ablation(
         DataError: If there are no images, or the labels are not those of the model's classes.
         ScheduleError: If a network cannot spare so many lines.
     """
-    structure = structure_of(model, required=True)
-    if structure is None:
-        raise UnsupportedModelError(unknown(model))
+    structure = require_structure(model)
     shared = SharedBlocks(model, structure, max(setting.block for setting in settings))
     models = {DENSE: model}
     for variant, block in _variants_at(settings).items():

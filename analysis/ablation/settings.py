@@ -12,10 +12,10 @@ from torch import nn
 
 from repshift import DISTANCES, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
 from repshift.analysis.subjects.variants import Variant
+from repshift.finding import require_structure
 from repshift.registry import suggest
 from repshift.schedules import Drop, dropped_count
 from repshift.sites import Site, Structure
-from repshift.watching import structure_of, unknown
 
 STUDIES = ("operation", "distance", "residual", "score", "half")
 CONTROLS = ("random", "norm")  # a part of every study
@@ -89,9 +89,7 @@ def plan(
         UnsupportedModelError: If the model cannot be pruned, or has none of the studies.
         ScheduleError: If more is to be dropped than there is.
     """
-    structure = structure_of(model, required=True)
-    if structure is None:
-        raise UnsupportedModelError(unknown(model))
+    structure = require_structure(model)
     if count is not None and count < 1:
         raise ScheduleError(f"{count} tokens cannot be dropped. Give a count of 1 or more.")
     grids = _grids(model, size, structure, blocks)
@@ -136,7 +134,7 @@ def _variants(study: str, base: Variant, site: Site) -> list[tuple[str, Variant]
     elif study == "distance":
         varied = [(name, replace(base, distance=name)) for name in DISTANCES.names()]
     elif study == "residual":
-        if site.operation(str(base.operation)).on_stream:
+        if site.operations[str(base.operation)].on_stream:
             return []
         varied = [(f"residual={residual}", replace(base, residual=residual)) for residual in (False, True)]
     else:

@@ -24,8 +24,8 @@ from repshift.analysis.output.paired import MEANING, gain, verdict
 from repshift.analysis.samples.canvases import Canvases, batches, evaluation_canvases
 from repshift.analysis.samples.images import data_config, normalised, pixels
 from repshift.analysis.subjects.macs import count_macs
-from repshift.pruning import cuts
-from repshift.sites import find_structure
+from repshift.finding import find_structure
+from repshift.participants import cuts
 
 # Each model with a mild and a stronger schedule, after blocks, stages and layers counted from zero
 SCHEDULES = {

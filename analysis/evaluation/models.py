@@ -16,7 +16,7 @@ from repshift.analysis.samples.preprocessing import evaluation_config
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.sizes import resized
 from repshift.errors import first_line
-from repshift.watching import structure_of
+from repshift.finding import find_structure_if_served
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
 def _facts(
     name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any], settings: EvaluationSettings
 ) -> dict[str, Any]:
-    variant, structure = settings.variant, structure_of(model, required=False)
+    variant, structure = settings.variant, find_structure_if_served(model)
     is_pruned, by_shift = variant.drop is not None, variant.drop is not None and variant.score == "shift"
     try:
         work, dense = (count_work(counted, config["input_size"]) for counted in (pruned, model))

@@ -55,8 +55,8 @@ def heatmap(
     from repshift.analysis.samples.preprocessing import evaluation_config
     from repshift.analysis.subjects.sizes import resized
     from repshift.analysis.subjects.variants import Variant, block_numbers, choose_drop
+    from repshift.finding import find_structure
     from repshift.loading import load_model
-    from repshift.sites import find_structure
 
     check_figure_path(output)
     check_scale(scale)

@@ -24,10 +24,10 @@ from repshift.analysis.heatmap.shown_blocks import chosen_names
 from repshift.analysis.output.overlays import kept_mask, show_map_on_image
 from repshift.attention import AttentionScore
 from repshift.errors import RepshiftError, first_line
-from repshift.pruning import cuts
+from repshift.finding import find_structure_if_served
+from repshift.participants import cuts
 from repshift.registry import suggest
 from repshift.scores import Score
-from repshift.watching import structure_of
 
 __all__ = [
     "NORMALISATIONS",
@@ -198,7 +198,7 @@ def attention_score(model: nn.Module) -> str:
     Raises:
         UnsupportedModelError: If the model has no attention maps, or where they are is not known.
     """
-    structure = structure_of(model, required=False)
+    structure = find_structure_if_served(model)
     heads = next((site.heads for site in structure.sites if site.heads), None) if structure else None
     if heads is None:
         raise UnsupportedModelError(
@@ -254,7 +254,7 @@ def _measured(
     if score is not None and score != "shift":
         word = score if isinstance(score, str) else getattr(score, "__name__", type(score).__name__)
         return MEASURES.get(word, (word, word))
-    structure = structure_of(model, required=False)
+    structure = find_structure_if_served(model)
     # other modules are watched at their own input and output, whatever the operation
     known = structure is not None and {site.name for site in structure.sites} >= set(names)
     words = [operation or structure.operation] if structure is not None and known else []

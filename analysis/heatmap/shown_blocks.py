@@ -14,8 +14,8 @@ from repshift import (
     UnsupportedModelError,
     repeated_blocks,
 )
+from repshift.finding import find_structure
 from repshift.modules import find_modules
-from repshift.sites import find_structure
 
 
 def chosen_names(

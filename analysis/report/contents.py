@@ -26,7 +26,7 @@ from repshift.analysis.report.tables import TITLES, make_table
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.variants import Variant
 from repshift.errors import RepshiftError
-from repshift.sites import find_structure
+from repshift.finding import find_structure
 
 Fact = tuple[str, str]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from repshift import RepresentationError, ShiftTracker, UnsupportedModelError, repeated_blocks
 from repshift.analysis.heatmap.maps import kept_mask
 from repshift.analysis.subjects.variants import Variant
-from repshift.sites import find_structure
+from repshift.finding import find_structure
 
 BATCH = 16
 SEED = 0  # of the random score

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repshift import ShiftTracker, UnsupportedModelError
+from repshift import ShiftTracker
 from repshift.distances import DISTANCES
-from repshift.sites import Structure, find_structure
-from repshift.watching import unknown
+from repshift.sites import Structure
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,6 @@ class Setting:
         return ShiftTracker(
             model, sites, operation=self.operation, distance=distance, residual=self.residual, score=self.score
         )
-
-
-def structure_of(model: nn.Module) -> Structure:
-    """Describe a model.
-
-    Raises:
-        UnsupportedModelError: If no backbone knows it, so that its operations cannot be told apart.
-    """
-    structure = find_structure(model)
-    if structure is None:
-        raise UnsupportedModelError(unknown(model))
-    return structure
 
 
 def own_setting(structure: Structure) -> Setting:

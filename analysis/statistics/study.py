@@ -20,8 +20,8 @@ from repshift.analysis.statistics.score_settings import (
     observe,
     own_setting,
     shift_settings,
-    structure_of,
 )
+from repshift.finding import require_structure
 
 VERSION = 1  # of the layout of the file
 
@@ -40,7 +40,7 @@ class Study:
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None) -> None:
-        structure = structure_of(model)
+        structure = require_structure(model)
         self.model = model
         self.unit = structure.unit
         self.own = own_setting(structure).name

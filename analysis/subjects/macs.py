@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repshift.errors import UnsupportedModelError
+from repshift.finding import find_structure
 from repshift.hooks import Hook, attached
 from repshift.layouts import Layout
-from repshift.sites import Structure, find_structure
+from repshift.sites import Structure
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
-from repshift.watching import structure_of
+from repshift.finding import find_structure_if_served
 
 MIB = 2**20
 Seconds = Mapping[str, tuple[float, ...]]
@@ -156,7 +156,7 @@ class Comparison:
 
     def _measured_by(self, name: str) -> dict[str, Any]:
         """Say what the shift measures, by the names of the results of an evaluation."""
-        shift, structure = name == SHIFT, structure_of(self.models[DENSE], required=False)
+        shift, structure = name == SHIFT, find_structure_if_served(self.models[DENSE])
         operation = self.pruned.operation or (structure.operation if structure else None)
         return {
             "operation": operation if shift else None,

@@ -10,8 +10,8 @@ from torch import nn
 
 from repshift import ScheduleError, ShiftTracker, UnsupportedModelError
 from repshift.backbones.convnet import CONVNET
+from repshift.finding import find_structure
 from repshift.layouts import FeatureMap
-from repshift.sites import find_structure
 
 
 def on_meta(name):
@@ -120,9 +120,9 @@ SMALLEST = [
 ]
 
 
-@pytest.mark.parametrize("reference", ["stage", "block"])
+@pytest.mark.parametrize("operation", ["stage", "block"])
 @pytest.mark.parametrize("name", SMALLEST)
-def test_every_stage_with_a_shortcut_has_shifts_of_the_size_of_its_output(name, reference):
+def test_every_stage_with_a_shortcut_has_shifts_of_the_size_of_its_output(name, operation):
     model = on_meta(name).eval()
     structure, sides = find_structure(model), {}
 
@@ -131,7 +131,7 @@ def test_every_stage_with_a_shortcut_has_shifts_of_the_size_of_its_output(name, 
 
     for site in structure.sites:
         model.get_submodule(site.name).register_forward_hook(partial(watch, site.name))
-    with ShiftTracker(model, reference=reference) as tracker, torch.no_grad():
+    with ShiftTracker(model, operation=operation) as tracker, torch.no_grad():
         model(torch.empty(2, 3, 64, 96, device="meta"))
     assert len(tracker.shifts) >= 2
     for stage, shift in tracker.maps.items():
@@ -168,7 +168,10 @@ def test_a_stage_is_compared_with_the_output_of_the_last_block_that_has_no_short
 
 def test_a_stage_without_any_shortcut_cannot_be_pruned_and_says_why():
     model = inverted("ir_r2_k3_s1_e1_c8", "ir_r1_k3_s2_e2_c16")
-    message = r"blocks\.1 has no operation 'stage'.*last block changes the map's size.*no shortcut.*another block"
+    message = (
+        r"blocks\.1 has no operation 'stage'.*last block changes the map's size.*no shortcut. "
+        r"It can be watched at 0 of the stages 0 to 1: name one of these, or choose another stage"
+    )
     with pytest.raises(UnsupportedModelError, match=message):
         ShiftTracker(model).prune({1: 2})
     assert ShiftTracker(model).prune({0: 2})(torch.randn(1, 3, 32, 32)).shape == (1, 3)

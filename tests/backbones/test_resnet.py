@@ -8,7 +8,7 @@ from torch import nn
 from repshift import ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
 from repshift.analysis.subjects.macs import count_macs
 from repshift.backbones.resnet import RESNET
-from repshift.sites import find_structure
+from repshift.finding import find_structure
 
 
 def tiny(block=BasicBlock, layers=(2, 1, 1, 1), **options):
@@ -112,9 +112,17 @@ def test_a_stage_that_begins_with_the_identity_is_compared_with_its_input_others
 @pytest.mark.parametrize(("name", "dense", "pruned"), [("resnet34", 3.66, 2.46), ("resnet50", 4.09, 2.70)])
 def test_the_papers_schedule_costs_the_papers_multiply_accumulates(name, dense, pruned, library, pruner):
     model = on_meta(name, library)
-    shorter = ShiftTracker(model).prune({0: 8, 1: 4}, pruner=pruner)
+    shorter = ShiftTracker(model).prune({0: 8, 1: 4}, pruner=pruner, score="norm")
     assert count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(dense, abs=0.005)
     assert count_macs(shorter, (3, 224, 224)) / 1e9 == pytest.approx(pruned, abs=0.005)
+
+
+def test_the_shift_costs_the_first_shortcut_of_a_stage_a_second_time():
+    model = on_meta("resnet50", timm.create_model)
+    costs = [
+        count_macs(ShiftTracker(model).prune({0: 8, 1: 4}, score=score), (3, 224, 224)) for score in ("shift", "norm")
+    ]
+    assert costs[0] - costs[1] == 64 * 256 * 56 * 56  # of the second stage the output is smaller and is kept
 
 
 def test_the_papers_schedule_leaves_48_and_20_lines():
@@ -154,7 +162,7 @@ def test_a_small_image_of_which_nothing_is_dropped_is_welcome(model):
 
 
 def test_a_count_that_leaves_no_line_is_refused(model, images):
-    with pytest.raises(ScheduleError, match=r"Dropping 16 at this stage leaves fewer than one of the 16 rows"):
+    with pytest.raises(ScheduleError, match=r"Dropping 16 at 'layer1' leaves fewer than one of the 16 rows"):
         ShiftTracker(model).prune({0: 16})(images)
 
 
@@ -198,29 +206,14 @@ def test_a_pruner_of_sequences_is_refused_with_the_one_that_fits(model, pruner, 
 
 @pytest.mark.parametrize("operation", ["attn", "mlp"])
 def test_operations_of_transformers_are_refused_with_those_of_a_resnet(model, operation):
-    message = rf"layer1 has no operation '{operation}'.*it is convolutional.*operation='stage' or 'block'"
+    message = rf"layer1 has no operation '{operation}'.*it is convolutional.*operation='stage' or operation='block'"
     with pytest.raises(UnsupportedModelError, match=message):
         ShiftTracker(model, operation=operation)
 
 
-def test_an_unknown_reference_is_refused_with_those_there_are(model):
-    with pytest.raises(UnsupportedModelError, match=r"reference='input'.*compared with 'stage' or 'block'"):
-        ShiftTracker(model, reference="input")
-
-
-def test_a_reference_and_another_operation_are_refused(model):
-    with pytest.raises(UnsupportedModelError, match=r"operation='block' and reference='stage', which contradict"):
-        ShiftTracker(model, operation="block", reference="stage")
-
-
-def test_a_reference_is_refused_where_there_are_no_stages(vit):
-    with pytest.raises(UnsupportedModelError, match=r"reference='stage'.*other models have no such choice"):
-        ShiftTracker(vit, reference="stage")
-
-
 def test_a_pruner_of_maps_is_refused_for_a_vit(vit):
     for pruner, kind in (("lines", "LinePruner"), ("positions", "PositionPruner")):
-        with pytest.raises(UnsupportedModelError, match=rf"{kind} cannot shorten the Sequence.*pruner='tokens'"):
+        with pytest.raises(UnsupportedModelError, match=rf"{kind} cannot shorten the TokenSequence.*pruner='tokens'"):
             ShiftTracker(vit).prune({0: 2}, pruner=pruner)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from repshift import ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
 from repshift.backbones.vim import VIM
 from repshift.backbones.vim_model import VisionMamba
-from repshift.sites import find_structure
+from repshift.finding import find_structure
 
 SMALL = {"img_size": (16, 24), "patch_size": 4, "embed_dim": 16, "depth": 3, "d_state": 4, "num_classes": 5}
 
@@ -124,11 +124,6 @@ def test_single_layers_can_be_watched(make_vim, images):
 def test_operations_of_transformers_are_refused_with_the_reason(make_vim, operation):
     with pytest.raises(UnsupportedModelError, match=rf"no operation '{operation}'.*one branch, its mixer.*'mixer'"):
         ShiftTracker(make_vim(), operation=operation)
-
-
-def test_a_reference_is_for_convolutional_networks(make_vim):
-    with pytest.raises(UnsupportedModelError, match=r"reference='stage'.*other models have no such choice"):
-        ShiftTracker(make_vim(), reference="stage")
 
 
 @pytest.mark.parametrize("pruner", ["lines", "positions"])

@@ -5,7 +5,7 @@ from torch import nn
 
 from repshift import ShiftTracker, UnsupportedModelError, load_model
 from repshift.backbones.vit import VIT
-from repshift.sites import find_structure
+from repshift.finding import find_structure
 
 BLOCKS = {
     "plain": {},

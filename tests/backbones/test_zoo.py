@@ -9,7 +9,7 @@ from safetensors import safe_open
 from repshift import CheckpointError, ShiftTracker, UnknownNameError, load_model
 from repshift.analysis.samples.canvases import evaluation_canvases
 from repshift.backbones.checkpoints import shipped_weights
-from repshift.sites import find_structure
+from repshift.finding import find_structure
 
 ZOO = ("tiny_vit", "tiny_resnet", "tiny_vim")
 every_model = pytest.mark.parametrize("name", ZOO)

@@ -59,7 +59,7 @@ class Mine(nn.Module):
 
 def use():
     import repshift
-    from repshift.layouts import Sequence
+    from repshift.layouts import TokenSequence
     from repshift.sites import Operation, Site, Structure
 
     class Backbone:
@@ -69,7 +69,7 @@ def use():
             sites = tuple(
                 Site(name, {"mlp": Operation(f"{name}.norm", (f"{name}.mlp",))}) for name in ("blocks.0", "blocks.1")
             )
-            return Structure(sites, Sequence(), "embed", lambda size: (size[0] // 4, size[1] // 4), 16)
+            return Structure(sites, TokenSequence(), "embed", lambda size: (size[0] // 4, size[1] // 4), 16)
 
     model, images = Mine(), torch.rand(2, 3, 16, 16)
     with repshift.ShiftTracker(model, "blocks.*.mlp") as tracker:

@@ -2,20 +2,23 @@
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
 import pytest
 import torch
+
+from repshift import Selection
 
 
 @dataclass(frozen=True)
 class KeepAll:
     """Takes every position as kept, through the layout, instead of leaving the value alone."""
 
-    def shorten(self, value, scores, drop, layout):
-        kept = torch.arange(scores.shape[1]).expand(scores.shape[0], -1)
-        if hasattr(layout, "arrange"):
-            return layout.arrange(value, kept, layout.grid(value)), kept
-        return layout.keep(value, kept), kept
+    drops_only: ClassVar[bool] = True
+
+    def choose(self, candidates, drop):
+        kept = torch.arange(candidates.count).expand(len(candidates.scores), -1)
+        return Selection(kept, grid=candidates.layout.grid(candidates.value))
 
 
 @pytest.fixture

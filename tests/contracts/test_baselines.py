@@ -10,8 +10,9 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from repshift import ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
+from repshift import Selection, ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
 from repshift.pruners import SequencePruner
+from repshift.selection import keep_highest
 
 MODELS = {
     "class token": {},
@@ -268,13 +269,15 @@ def test_the_free_oracle_has_no_bottom(vit):
         ShiftTracker(vit).prune({0: 0.5}, score="oracle_free", keep="bottom")
 
 
-def test_a_pruner_that_needs_scores_cannot_be_free(vit):
+def test_a_pruner_that_ranks_by_itself_ranks_the_first_tokens_highest_without_scores(vit, images):
     class Own:
-        def shorten(self, value, scores, drop, layout):
-            return value, None
+        drops_only = True
 
-    with pytest.raises(UnsupportedModelError, match="Own cannot keep the first tokens without scores"):
-        ShiftTracker(vit).prune({0: 0.5}, pruner=Own(), score="oracle_free")
+        def choose(self, candidates, drop):
+            return Selection(keep_highest(candidates.scores, candidates.left(drop)))
+
+    pruned = ShiftTracker(vit).prune({0: 0.5}, pruner=Own(), score="oracle_free")
+    assert torch.equal(pruned(images), ShiftTracker(vit).prune({0: 0.5}, score="oracle_free")(images))
 
 
 def test_the_free_oracle_of_a_sequence_that_aligns_is_free_of_alignment():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from repshift import ShiftTracker, UnsupportedModelError
+from repshift.testing import leftovers
 
 HOOKS = (
     "_forward_hooks",
@@ -71,15 +72,6 @@ def assert_untouched(model, images, before):
 def fragile(vit):
     vit.blocks[2].drop_path1 = Fragile()
     return vit
-
-
-def relays(model):
-    roles = [role for module in model.modules() for role in getattr(module, "repshift_roles", ())]
-    return [role.relay for role in roles if hasattr(role, "relay")]
-
-
-def holds_nothing(relay):
-    return relay.before is None and relay.after is None and relay.scores is None
 
 
 def test_the_model_is_untouched_by_tracking(vit, images):
@@ -169,8 +161,7 @@ def test_nothing_of_a_forward_is_left_on_the_pruned_model(vit, images, operation
     pruned = ShiftTracker(vit, operation=operation).prune({0: 0.2, 2: 0.2})
     before = {name: set(vars(module)) for name, module in pruned.named_modules()}
     pruned(images)
-    assert relays(pruned)
-    assert all(map(holds_nothing, relays(pruned)))
+    assert not leftovers(pruned)
     assert {name: set(vars(module)) for name, module in pruned.named_modules()} == before
 
 
@@ -184,7 +175,7 @@ def test_nothing_is_left_on_the_pruned_model_by_an_exception_in_its_forward(vit,
     part.fails = True
     with pytest.raises(BrokenError):
         pruned(images)
-    assert all(map(holds_nothing, relays(pruned)))
+    assert not leftovers(pruned)
     part.fails = False
     assert torch.equal(pruned(images), expected)
 

@@ -1,30 +1,30 @@
 import pytest
 import torch
 
-from repshift import RepresentationError
-from repshift.layouts import FeatureMap, Sequence, first_tensor, guess_layout
+from repshift import RepresentationError, Selection
+from repshift.layouts import FeatureMap, TokenSequence, first_tensor, guess_layout
 
 
 def test_a_sequence_leaves_its_prefix_out():
     value = torch.randn(2, 7, 3)
-    assert torch.equal(Sequence(prefix=2).tokens(value), value[:, 2:])
+    assert torch.equal(TokenSequence(prefix=2).tokens(value), value[:, 2:])
 
 
 def test_a_sequence_keeps_its_prefix_and_the_kept_tokens():
     value = torch.arange(7.0).reshape(1, 7, 1).expand(2, 7, 3)
-    kept = Sequence(prefix=2).keep(value, torch.tensor([[0, 4], [1, 2]]))
+    kept = TokenSequence(prefix=2).keep(value, Selection(torch.tensor([[0, 4], [1, 2]])))
     assert kept[..., 0].tolist() == [[0, 1, 2, 6], [0, 1, 3, 4]]
 
 
 def test_a_sequence_without_prefix_keeps_the_kept_tokens_alone():
     value = torch.arange(5.0).reshape(1, 5, 1)
-    assert Sequence().keep(value, torch.tensor([[1, 3]]))[..., 0].tolist() == [[1, 3]]
+    assert TokenSequence().keep(value, Selection(torch.tensor([[1, 3]])))[..., 0].tolist() == [[1, 3]]
 
 
 @pytest.mark.parametrize("shape", [(2, 7), (2, 3, 4, 4), (2, 2, 8)])
 def test_a_sequence_refuses_what_holds_no_token_behind_the_prefix(shape):
     with pytest.raises(RepresentationError) as caught:
-        Sequence(prefix=2).tokens(torch.zeros(shape))
+        TokenSequence(prefix=2).tokens(torch.zeros(shape))
     assert f"more than 2 prefix token(s), got {shape}. Choose a module" in str(caught.value)
 
 
@@ -66,7 +66,7 @@ def test_a_feature_map_refuses_a_sequence():
 
 
 def test_layouts_are_guessed_by_the_number_of_dimensions():
-    assert guess_layout(torch.zeros(1, 2, 3)) == Sequence(0)
+    assert guess_layout(torch.zeros(1, 2, 3)) == TokenSequence(0)
     assert guess_layout(torch.zeros(1, 2, 3, 4)) == FeatureMap(False)
     assert guess_layout(torch.zeros(1, 2, 3, 4, 5)) == FeatureMap(False)
 

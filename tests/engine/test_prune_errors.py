@@ -126,5 +126,5 @@ def test_a_refused_schedule_is_refused_before_anything_is_copied(vit):
 
 
 def test_a_pruner_s_class_is_no_pruner(vit):
-    with pytest.raises(UnknownNameError, match="expected an object with a method shorten"):
+    with pytest.raises(UnknownNameError, match="expected an object with a method choose"):
         ShiftTracker(vit).prune({0: 2}, pruner=TokenPruner)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from repshift import ScheduleError, UnsupportedModelError
-from repshift.layouts import FeatureMap, Sequence
-from repshift.pruners import PRUNERS, LinePruner, PositionPruner, TokenPruner, check_layout
+from repshift.layouts import FeatureMap, TokenSequence, shortened
+from repshift.pruners import PRUNERS, Candidates, LinePruner, PositionPruner, TokenPruner, check_layout
 
 SIDES = [(6, 6), (5, 8), (9, 4)]
 ON_MAPS = {"lines": LinePruner(), "positions": PositionPruner()}
@@ -18,6 +18,12 @@ def example(rows, columns, channels=3, batch=4):
     """A map whose every number is different, and scores."""
     value = torch.arange(float(batch * channels * rows * columns)).reshape(batch, channels, rows, columns)
     return value, torch.rand(batch, rows * columns)
+
+
+def shorten(pruner, value, scores, drop, layout):
+    """Let a pruner choose and apply it, as a cut does."""
+    selection = pruner.choose(Candidates(value, layout, scores), drop)
+    return (value, None) if selection is None else (shortened(layout, value, selection), selection.kept)
 
 
 def highest(scores, count):
@@ -57,7 +63,7 @@ BY_HAND = {"lines": lines_by_hand, "positions": positions_by_hand}
 @pytest.mark.parametrize("name", ON_MAPS)
 def test_what_is_kept_of_each_image_equals_loops_over_its_own_scores(name, sides, drop):
     value, scores = example(*sides)
-    _, kept = ON_MAPS[name].shorten(value, scores, drop, FeatureMap())
+    _, kept = shorten(ON_MAPS[name], value, scores, drop, FeatureMap())
     expected = [BY_HAND[name](score.view(sides).tolist(), sides[0] - drop, sides[1] - drop) for score in scores]
     assert kept.tolist() == expected
     assert expected[0] != expected[1]
@@ -77,7 +83,7 @@ MEMORY = {
 def test_the_shorter_map_holds_the_kept_positions_in_their_order(pruner, sides, memory):
     value, scores = example(*sides)
     layout, held = MEMORY[memory]
-    shorter, kept = pruner.shorten(held(value), scores, 2, layout)
+    shorter, kept = shorten(pruner, held(value), scores, 2, layout)
     shorter = shorter.permute(0, 3, 1, 2) if layout.channels_last else shorter
     assert shorter.shape == (4, 3, sides[0] - 2, sides[1] - 2)
     for image, whole, positions in zip(shorter, value, kept.tolist(), strict=True):
@@ -90,7 +96,7 @@ def test_the_shorter_map_holds_the_kept_positions_in_their_order(pruner, sides, 
 def test_channels_that_lie_together_in_memory_still_do(pruner, memory):
     value, scores = example(5, 6)
     layout, held = MEMORY[memory]
-    shorter, _ = pruner.shorten(held(value), scores, 1, layout)
+    shorter, _ = shorten(pruner, held(value), scores, 1, layout)
     together = memory in ("channels first, last in memory", "channels last")
     if together:
         assert shorter.stride(-1 if layout.channels_last else 1) == 1
@@ -100,16 +106,16 @@ def test_channels_that_lie_together_in_memory_still_do(pruner, memory):
 
 def test_lines_go_by_their_mean_and_not_by_their_highest_position():
     scores = torch.tensor([[9.0, 0.0, 1.0], [4.0, 4.0, 5.0], [5.0, 5.0, 6.0]])
-    _, kept = LinePruner().shorten(torch.zeros(1, 1, 3, 3), scores.view(1, 9), 1, FeatureMap())
+    _, kept = shorten(LinePruner(), torch.zeros(1, 1, 3, 3), scores.view(1, 9), 1, FeatureMap())
     assert kept.tolist() == [[3, 5, 6, 8]]  # rows 1 and 2, columns 0 and 2
 
 
 def test_positions_go_from_the_rows_before_they_go_from_the_columns():
     scores = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
-    _, kept = PositionPruner().shorten(torch.zeros(1, 1, 2, 2), scores.view(1, 4), 1, FeatureMap())
+    _, kept = shorten(PositionPruner(), torch.zeros(1, 1, 2, 2), scores.view(1, 4), 1, FeatureMap())
     assert kept.tolist() == [[2]]
     scores = torch.tensor([[5.0, 9.0, 6.0], [8.0, 1.0, 2.0], [3.0, 4.0, 7.0]])
-    _, kept = PositionPruner().shorten(torch.zeros(1, 1, 3, 3), scores.view(1, 9), 1, FeatureMap())
+    _, kept = shorten(PositionPruner(), torch.zeros(1, 1, 3, 3), scores.view(1, 9), 1, FeatureMap())
     # rows leave 9 6 | 8 2 | 4 7 at positions 1 2 | 3 5 | 7 8; then the columns lose 4 and 2
     assert kept.tolist() == [[1, 2, 3, 8]]
 
@@ -118,7 +124,7 @@ def test_means_of_half_precision_scores_are_taken_in_float32():
     low, high = [256.0, 0.0, 0.0, 0.0], [256.0, 1.0, 0.0, 0.0]  # means 64 and 64.25, which bfloat16 cannot tell apart
     for rows in ([low, high], [high, low]):
         scores = torch.tensor(rows, dtype=torch.bfloat16).view(1, 8)
-        _, kept = LinePruner().shorten(torch.zeros(1, 1, 2, 4), scores, 1, FeatureMap())
+        _, kept = shorten(LinePruner(), torch.zeros(1, 1, 2, 4), scores, 1, FeatureMap())
         assert {position // 4 for position in kept[0].tolist()} == {rows.index(high)}
 
 
@@ -140,7 +146,7 @@ def test_means_of_half_precision_scores_are_taken_in_float32():
 @every_pruner_of_maps
 def test_a_count_and_a_share_are_taken_of_rows_and_of_columns(pruner, sides, drop, left):
     value, scores = example(*sides, channels=1, batch=2)
-    shorter, kept = pruner.shorten(value, scores, drop, FeatureMap())
+    shorter, kept = shorten(pruner, value, scores, drop, FeatureMap())
     assert shorter.shape == (2, 1, *left)
     assert kept.shape == (2, left[0] * left[1])
 
@@ -148,7 +154,7 @@ def test_a_count_and_a_share_are_taken_of_rows_and_of_columns(pruner, sides, dro
 @every_pruner_of_maps
 def test_a_share_of_less_than_one_line_leaves_the_map_alone(pruner):
     value, scores = example(4, 4)
-    shorter, kept = pruner.shorten(value, scores, 0.2, FeatureMap())
+    shorter, kept = shorten(pruner, value, scores, 0.2, FeatureMap())
     assert shorter is value
     assert kept is None
 
@@ -156,35 +162,35 @@ def test_a_share_of_less_than_one_line_leaves_the_map_alone(pruner):
 @pytest.mark.parametrize(
     ("sides", "drop", "message"),
     [
-        ((6, 9), 6, r"Dropping 6 at this stage leaves fewer than one of the 6 rows there. Drop at most 5"),
-        ((9, 6), 6, r"Dropping 6 at this stage leaves fewer than one of the 6 columns there. Drop at most 5"),
+        ((6, 9), 6, r"Dropping 6 at this block leaves fewer than one of the 6 rows there. Drop at most 5"),
+        ((9, 6), 6, r"Dropping 6 at this block leaves fewer than one of the 6 columns there. Drop at most 5"),
         ((3, 3), 50, r"fewer than one of the 3 rows.*at most 2"),
     ],
 )
 @every_pruner_of_maps
 def test_a_count_that_leaves_no_line_is_refused_with_the_side(pruner, sides, drop, message):
     with pytest.raises(ScheduleError, match=message):
-        pruner.shorten(*example(*sides), drop, FeatureMap())
+        shorten(pruner, *example(*sides), drop, FeatureMap())
 
 
 @every_pruner_of_maps
 def test_tied_scores_still_leave_a_map_of_distinct_positions(pruner):
     value, _ = example(5, 7)
-    shorter, kept = pruner.shorten(value, torch.zeros(4, 35), 2, FeatureMap())
+    shorter, kept = shorten(pruner, value, torch.zeros(4, 35), 2, FeatureMap())
     assert shorter.shape == (4, 3, 3, 5)
     assert all(len(set(positions)) == 15 for positions in kept.tolist())
 
 
 def test_tied_lines_are_kept_in_ascending_order():
     value, _ = example(5, 7)
-    _, kept = LinePruner().shorten(value, torch.zeros(4, 35), 2, FeatureMap())
+    _, kept = shorten(LinePruner(), value, torch.zeros(4, 35), 2, FeatureMap())
     assert torch.equal(kept, kept.sort(dim=1).values)
 
 
 @every_pruner_of_maps
 def test_a_single_position_can_be_left(pruner):
     value, scores = example(3, 3)
-    shorter, kept = pruner.shorten(value, scores, 2, FeatureMap())
+    shorter, kept = shorten(pruner, value, scores, 2, FeatureMap())
     for image, whole, (position,) in zip(shorter, value, kept.tolist(), strict=True):
         assert torch.equal(image.flatten(), whole.flatten(1)[:, position])
 
@@ -192,7 +198,7 @@ def test_a_single_position_can_be_left(pruner):
 @pytest.mark.parametrize(("channels_last", "shape"), [(False, (0, 3, 5, 7)), (True, (0, 5, 7, 3))])
 @every_pruner_of_maps
 def test_a_batch_of_no_images_is_shortened_all_the_same(pruner, channels_last, shape):
-    shorter, kept = pruner.shorten(torch.zeros(shape), torch.zeros(0, 35), 1, FeatureMap(channels_last))
+    shorter, kept = shorten(pruner, torch.zeros(shape), torch.zeros(0, 35), 1, FeatureMap(channels_last))
     assert shorter.shape == ((0, 4, 6, 3) if channels_last else (0, 3, 4, 6))
     assert kept.shape == (0, 24)
 
@@ -201,7 +207,7 @@ def test_a_batch_of_no_images_is_shortened_all_the_same(pruner, channels_last, s
 def test_the_gradient_is_one_where_a_position_is_kept_and_zero_elsewhere(pruner):
     value, scores = example(5, 6, channels=1)
     value.requires_grad_()
-    shorter, kept = pruner.shorten(value, scores, 2, FeatureMap())
+    shorter, kept = shorten(pruner, value, scores, 2, FeatureMap())
     shorter.sum().backward()
     assert torch.equal(value.grad.flatten(1), torch.zeros(4, 30).scatter(1, kept, 1.0))
 
@@ -210,7 +216,7 @@ def test_the_gradient_is_one_where_a_position_is_kept_and_zero_elsewhere(pruner)
 def test_the_map_itself_is_not_changed(pruner):
     value, scores = example(5, 6)
     before, scores_before = value.clone(), scores.clone()
-    pruner.shorten(value, scores, 2, FeatureMap())
+    shorten(pruner, value, scores, 2, FeatureMap())
     assert torch.equal(value, before)
     assert torch.equal(scores, scores_before)
 
@@ -222,7 +228,7 @@ def test_the_map_itself_is_not_changed(pruner):
 @pytest.mark.parametrize(("drop", "left"), [(3, 7), (0.29, 8), (9, 1)])
 def test_tokens_kept_of_each_image_equal_a_loop_over_its_own_scores(prefix, drop, left):
     value, scores = torch.rand(4, prefix + 10, 5), torch.rand(4, 10)
-    shorter, kept = TokenPruner().shorten(value, scores, drop, Sequence(prefix))
+    shorter, kept = shorten(TokenPruner(), value, scores, drop, TokenSequence(prefix))
     expected = [highest(score.tolist(), left) for score in scores]
     assert kept.tolist() == expected
     for image, whole, positions in zip(shorter, value, expected, strict=True):
@@ -231,14 +237,14 @@ def test_tokens_kept_of_each_image_equal_a_loop_over_its_own_scores(prefix, drop
 
 def test_a_share_of_less_than_one_token_leaves_the_sequence_alone():
     value = torch.rand(2, 4, 3)
-    shorter, kept = TokenPruner().shorten(value, torch.rand(2, 4), 0.2, Sequence())
+    shorter, kept = shorten(TokenPruner(), value, torch.rand(2, 4), 0.2, TokenSequence())
     assert shorter is value
     assert kept is None
 
 
 def test_a_count_that_leaves_no_token_is_refused():
     with pytest.raises(ScheduleError, match=r"Dropping 4 at .*fewer than one of the 4 tokens.*at most 3"):
-        TokenPruner().shorten(torch.rand(2, 5, 3), torch.rand(2, 4), 4, Sequence(1))
+        shorten(TokenPruner(), torch.rand(2, 5, 3), torch.rand(2, 4), 4, TokenSequence(1))
 
 
 # --- which pruner for which layout ------------------------------------------------------------------------------------
@@ -246,9 +252,11 @@ def test_a_count_that_leaves_no_token_is_refused():
 
 @pytest.mark.parametrize("name", ["lines", "positions"])
 def test_pruners_of_maps_refuse_sequences_and_name_the_right_one(name):
-    message = rf"{type(PRUNERS.get(name)).__name__} cannot shorten the Sequence of Some.*no arrange.*pruner='tokens'"
+    message = (
+        rf"{type(PRUNERS.get(name)).__name__} cannot shorten the TokenSequence of Some.*no arrange.*pruner='tokens'"
+    )
     with pytest.raises(UnsupportedModelError, match=message):
-        check_layout(PRUNERS.get(name), Sequence(), "Some", "tokens")
+        check_layout(PRUNERS.get(name), TokenSequence(), "Some", "tokens")
 
 
 @pytest.mark.parametrize("name", ["tokens", "sequence"])
@@ -259,14 +267,14 @@ def test_pruners_of_tokens_refuse_maps_and_name_the_right_one(name):
 
 
 def test_a_pruner_that_says_nothing_of_its_needs_is_welcome_everywhere():
-    for layout in (FeatureMap(), Sequence()):
+    for layout in (FeatureMap(), TokenSequence()):
         check_layout(object(), layout, "Some", "lines")
 
 
 @every_pruner_of_maps
 def test_maps_of_video_are_refused(pruner):
     with pytest.raises(UnsupportedModelError, match=r"maps of rows and columns, got a grid \(2, 4, 4\)"):
-        pruner.shorten(torch.zeros(1, 3, 2, 4, 4), torch.zeros(1, 32), 1, FeatureMap())
+        shorten(pruner, torch.zeros(1, 3, 2, 4, 4), torch.zeros(1, 32), 1, FeatureMap())
 
 
 @pytest.mark.parametrize("name", PRUNERS.names())

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from repshift import RepresentationError
-from repshift.layouts import ResidualPair
+from repshift import RepresentationError, Selection
+from repshift.residual_pairs import ResidualPair
+
+SPREAD = ResidualPair(protected="protected")
 
 
 class Spread(NamedTuple):
@@ -66,12 +68,15 @@ def test_the_prefix_is_left_out(pair, part):
 
 
 def test_protected_tokens_are_left_out_for_each_image_at_their_own_places(spread):
-    assert first(ResidualPair().tokens(spread)) == [[0, 2, 4], [101, 102, 103]]
-    assert first(ResidualPair(part="sum").tokens(spread)) == [[1000, 1004, 1008], [1202, 1204, 1206]]
+    assert first(SPREAD.tokens(spread)) == [[0, 2, 4], [101, 102, 103]]
+    assert first(ResidualPair(part="sum", protected="protected").tokens(spread)) == [
+        [1000, 1004, 1008],
+        [1202, 1204, 1206],
+    ]
 
 
 def test_what_the_value_says_goes_before_the_prefix(spread):
-    assert first(ResidualPair(prefix=1).tokens(spread)) == [[0, 2, 4], [101, 102, 103]]
+    assert first(ResidualPair(prefix=1, protected="protected").tokens(spread)) == [[0, 2, 4], [101, 102, 103]]
 
 
 def test_a_pair_does_not_tell_its_grid(pair):
@@ -99,42 +104,42 @@ def test_positions_without_any_protected_token_are_the_kept_ones(pair):
 def test_positions_ascend_with_the_protected_tokens_among_them(spread):
     # the others are at 0, 2, 4 and at 1, 2, 3
     kept = torch.tensor([[0, 2], [1, 2]])
-    assert ResidualPair().positions(spread, kept).tolist() == [[0, 1, 3, 4], [0, 2, 3, 4]]
+    assert SPREAD.positions(spread, kept).tolist() == [[0, 1, 3, 4], [0, 2, 3, 4]]
 
 
 # --- keeping -------------------------------------------------------------------------------------------------------
 
 
 def test_both_parts_lose_the_same_tokens(pair):
-    hidden, residual = ResidualPair(prefix=1).keep(pair, torch.tensor([[0, 3], [1, 2]]))
+    hidden, residual = ResidualPair(prefix=1).keep(pair, Selection(torch.tensor([[0, 3], [1, 2]])))
     assert first(hidden) == [[0, 1, 4], [100, 102, 103]]
     assert torch.equal(residual, hidden + 1000)
 
 
 def test_a_pair_without_protected_tokens_keeps_the_kept_ones_alone(pair):
-    hidden, residual = ResidualPair().keep(pair, torch.tensor([[0, 3], [1, 2]]))
+    hidden, residual = ResidualPair().keep(pair, Selection(torch.tensor([[0, 3], [1, 2]])))
     assert first(hidden) == [[0, 3], [101, 102]]
     assert torch.equal(residual, hidden + 1000)
 
 
 def test_a_plain_tuple_stays_a_plain_tuple(pair):
-    assert type(ResidualPair().keep(pair, torch.tensor([[0], [1]]))) is tuple
+    assert type(ResidualPair().keep(pair, Selection(torch.tensor([[0], [1]])))) is tuple
 
 
 def test_a_pair_before_the_first_layer_keeps_its_missing_stream(pair):
-    hidden, residual = ResidualPair(prefix=1).keep((pair[0], None), torch.tensor([[0], [1]]))
+    hidden, residual = ResidualPair(prefix=1).keep((pair[0], None), Selection(torch.tensor([[0], [1]])))
     assert hidden.shape == (2, 2, 3)
     assert residual is None
 
 
 def test_protected_tokens_stay_in_their_order_among_the_kept(spread):
-    kept = ResidualPair().keep(spread, torch.tensor([[0, 2], [1, 2]]))
+    kept = SPREAD.keep(spread, Selection(torch.tensor([[0, 2], [1, 2]])))
     assert first(kept.hidden) == [[0, 1, 3, 4], [100, 102, 103, 104]]
     assert torch.equal(kept.residual, kept.hidden + 1000)
 
 
 def test_protected_tokens_are_found_where_they_stand_afterwards(spread):
-    kept = ResidualPair().keep(spread, torch.tensor([[0, 2], [1, 2]]))
+    kept = SPREAD.keep(spread, Selection(torch.tensor([[0, 2], [1, 2]])))
     assert kept.protected.tolist() == [[1, 2], [0, 3]]
     assert kept.protected.dtype == torch.int64
     places = kept.protected.unsqueeze(2).expand(-1, -1, 3)
@@ -142,15 +147,15 @@ def test_protected_tokens_are_found_where_they_stand_afterwards(spread):
 
 
 def test_cuts_in_a_row_follow_the_protected_tokens(spread):
-    layout = ResidualPair()
-    once = layout.keep(spread, torch.tensor([[1, 2], [0, 1]]))
-    twice = layout.keep(once, torch.tensor([[1], [0]]))
+    layout = SPREAD
+    once = layout.keep(spread, Selection(torch.tensor([[1, 2], [0, 1]])))
+    twice = layout.keep(once, Selection(torch.tensor([[1], [0]])))
     assert first(twice.hidden) == [[1, 3, 4], [100, 101, 104]]
     assert twice.protected.tolist() == [[0, 1], [0, 2]]
 
 
 def test_protected_tokens_alone_can_be_left(spread):
-    kept = ResidualPair().keep(spread, torch.zeros(2, 0, dtype=torch.int64))
+    kept = SPREAD.keep(spread, Selection(torch.zeros(2, 0, dtype=torch.int64)))
     assert first(kept.hidden) == [[1, 3], [100, 104]]
     assert kept.protected.tolist() == [[0, 1], [0, 1]]
 
@@ -158,9 +163,9 @@ def test_protected_tokens_alone_can_be_left(spread):
 def test_registers_spread_over_the_sequence_are_all_protected():
     places = torch.stack([torch.arange(0, 30, 5), torch.arange(4, 30, 5)])
     value = Spread(numbered(2, 30), numbered(2, 30), places)
-    layout = ResidualPair()
+    layout = SPREAD
     assert layout.tokens(value).shape == (2, 24, 3)
-    kept = layout.keep(value, torch.arange(0, 24, 3).expand(2, -1))
+    kept = layout.keep(value, Selection(torch.arange(0, 24, 3).expand(2, -1)))
     assert kept.hidden.shape == (2, 6 + 8, 3)
     registers = kept.hidden.gather(1, kept.protected.unsqueeze(2).expand(-1, -1, 3))
     assert first(registers) == [places[0].tolist(), (places[1] + 100).tolist()]
@@ -170,7 +175,7 @@ def test_registers_spread_over_the_sequence_are_all_protected():
 def test_whatever_else_has_one_entry_a_token_is_shortened_too(spread):
     steps, table = numbered(2, 5, channels=7) + 50, torch.zeros(2, 9)
     value = spread._replace(extra=(steps, (steps + 1,), table, None, "name"))
-    kept = ResidualPair().keep(value, torch.tensor([[0, 2], [1, 2]]))
+    kept = SPREAD.keep(value, Selection(torch.tensor([[0, 2], [1, 2]])))
     own, (nested,), *rest = kept.extra
     assert first(own) == [[50, 51, 53, 54], [150, 152, 153, 154]]
     assert torch.equal(nested, own + 1)
@@ -179,19 +184,19 @@ def test_whatever_else_has_one_entry_a_token_is_shortened_too(spread):
 
 
 def test_keeping_all_tokens_changes_nothing(spread):
-    kept = ResidualPair().keep(spread, torch.arange(3).expand(2, -1))
+    kept = SPREAD.keep(spread, Selection(torch.arange(3).expand(2, -1)))
     assert all(map(torch.equal, kept[:3], spread[:3]))
 
 
 def test_gradients_go_to_the_kept_and_the_protected_tokens_alone(spread):
     hidden = spread.hidden.clone().requires_grad_()
-    ResidualPair().keep(spread._replace(hidden=hidden), torch.tensor([[0], [1]])).hidden.sum().backward()
+    SPREAD.keep(spread._replace(hidden=hidden), Selection(torch.tensor([[0], [1]]))).hidden.sum().backward()
     assert first(hidden.grad) == [[1, 1, 0, 1, 0], [1, 0, 1, 0, 1]]
 
 
 def test_the_given_value_is_not_changed(spread):
     before = [part.clone() for part in spread[:3]]
-    ResidualPair().keep(spread, torch.tensor([[0], [1]]))
+    SPREAD.keep(spread, Selection(torch.tensor([[0], [1]])))
     assert all(map(torch.equal, spread[:3], before))
 
 
@@ -208,12 +213,12 @@ def test_what_is_no_pair_is_refused_with_its_type(value, part):
 @pytest.mark.parametrize("value", [None, {}, (), (torch.zeros(1, 2, 3),), [torch.zeros(1, 2, 3)] * 2, (None, None)])
 def test_tokens_of_what_is_no_pair_cannot_be_kept(value):
     with pytest.raises(RepresentationError, match=rf"\(hidden, residual\), got {type(value).__name__}\. Choose"):
-        ResidualPair().keep(value, torch.tensor([[0]]))
+        ResidualPair().keep(value, Selection(torch.tensor([[0]])))
 
 
 def test_tokens_of_a_bare_tensor_cannot_be_kept_since_its_stream_is_missing(pair):
     with pytest.raises(RepresentationError, match=r"\(hidden, residual\), got Tensor\. Choose"):
-        ResidualPair().keep(pair[0], torch.tensor([[0], [1]]))
+        ResidualPair().keep(pair[0], Selection(torch.tensor([[0], [1]])))
 
 
 def test_a_sequence_with_nothing_behind_the_prefix_is_refused(pair):

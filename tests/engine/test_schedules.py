@@ -167,5 +167,5 @@ def test_a_block_named_twice_is_refused():
 
 @pytest.mark.parametrize("schedule", [0.2, 5, None, {0, 3}])
 def test_something_that_is_no_schedule_is_refused_with_the_forms(schedule):
-    with pytest.raises(ScheduleError, match=rf"cannot be a {type(schedule).__name__}: .*Give a dictionary"):
+    with pytest.raises(ScheduleError, match=rf"This is no schedule \({type(schedule).__name__}\): .*Give a dictionary"):
         Schedule.of(schedule)

@@ -7,7 +7,7 @@ from timm.models.mambaout import MambaOut
 
 from repshift import ShiftTracker, load_model
 from repshift.analysis.ablation.shared_blocks import SharedBlocks
-from repshift.sites import find_structure
+from repshift.finding import find_structure
 
 
 def build(name):

@@ -17,10 +17,10 @@ from repshift.analysis.statistics.score_settings import (
     foreground_settings,
     observe,
     shift_settings,
-    structure_of,
 )
 from repshift.analysis.statistics.study import Study
 from repshift.errors import DataError, UnknownNameError, UnsupportedModelError
+from repshift.finding import require_structure
 
 # --- settings ---------------------------------------------------------------------------------------------------
 
@@ -33,26 +33,26 @@ def test_a_transformer_is_scored_by_all_operations_distances_and_residuals(vit):
     distances = ("l2", "l1", "cosine")
     expected = {f"{operation} {distance}" for operation in ("attn", "mlp", "block") for distance in distances}
     expected |= {f"{operation} {distance} residual" for operation in ("attn", "mlp") for distance in distances}
-    found = names(shift_settings(structure_of(vit)))
+    found = names(shift_settings(require_structure(vit)))
     assert set(found) == expected
     assert len(found) == len(expected)
-    assert names(controls(structure_of(vit))) == ["norm", "cls attention"]
+    assert names(controls(require_structure(vit))) == ["norm", "cls attention"]
 
 
 def test_a_model_without_class_token_is_held_against_the_mean_attention(build_vit):
     model = build_vit(class_token=False, global_pool="avg")
-    assert names(controls(structure_of(model))) == ["norm", "mean attention"]
+    assert names(controls(require_structure(model))) == ["norm", "mean attention"]
 
 
 @pytest.mark.parametrize(
     ("name", "own"), [("tiny_resnet", ["stage l2"]), ("tiny_vim", ["mixer l2", "mixer l2 residual"])]
 )
 def test_chance_and_norm_stand_beside_the_shift_of_every_model(name, own):
-    assert names(foreground_settings(structure_of(load_model(name)))) == [*own, "norm", "random"]
+    assert names(foreground_settings(require_structure(load_model(name)))) == [*own, "norm", "random"]
 
 
 def test_one_forward_gives_what_a_tracker_for_each_setting_gives(vit, images):
-    settings = [*shift_settings(structure_of(vit)), *controls(structure_of(vit))]
+    settings = [*shift_settings(require_structure(vit)), *controls(require_structure(vit))]
     observed = observe(vit, images, settings)
     for setting in settings:
         score = None if setting.score is None else setting.score

@@ -42,18 +42,6 @@ def test_a_baseline_that_a_model_cannot_have_is_an_error_if_asked_for_by_name():
         choose_methods(load_model("tiny_resnet"), Variant("4@0"), ["shift", "cls_attention"])
 
 
-def test_a_limit_that_a_pruner_cannot_have_is_left_out_with_a_note(small_vit):
-    class Own:
-        needs = ("keep",)
-
-        def shorten(self, value, scores, drop, layout):
-            return value, None
-
-    models, notes = choose_methods(small_vit, Variant("0.2@0", pruner=Own()), ["shift"])
-    assert list(models) == ["dense", "shift"]
-    assert notes[0].startswith("without oracle_free: Own cannot keep the first tokens")
-
-
 def test_dense_and_the_limit_are_always_among_them(small_vit):
     models, _ = choose_methods(small_vit, PRUNED, ["norm"])
     assert list(models) == ["dense", "norm", "oracle_free"]

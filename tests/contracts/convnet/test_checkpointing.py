@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from repshift import RepresentationError, ShiftTracker
+from repshift.testing import leftovers
 
 # where timm's checkpointing runs the blocks one by one, past their stage
 PAST_THE_STAGE = ["timm ResNet", "timm ResNet-d", "EfficientNet"]
@@ -13,7 +14,7 @@ WITHIN_THE_STAGE = ["ConvNeXt", "RegNet", "ResNetV2", "MambaOut"]
 @pytest.mark.parametrize("reference", ["stage", "block"])
 @pytest.mark.parametrize("family", PAST_THE_STAGE, indirect=True)
 def test_checkpointing_that_would_run_past_the_cuts_is_refused(net, model, images, reference):
-    pruned = ShiftTracker(model, reference=reference).prune(dict(net.drops))
+    pruned = ShiftTracker(model, operation=reference).prune(dict(net.drops))
     expected = pruned(images)
     pruned.set_grad_checkpointing()
     with pytest.raises(RepresentationError, match=r"without the block itself.*set_grad_checkpointing\(False\)"):
@@ -36,14 +37,7 @@ def test_checkpointing_within_the_stages_gives_the_same_gradients(pruned, images
 def test_nothing_of_a_checkpointed_forward_is_left_on_the_pruned_model_after_its_backward(pruned, images):
     pruned.set_grad_checkpointing()
     pruned(images).square().sum().backward()
-    relays = [
-        role.relay
-        for module in pruned.modules()
-        for role in getattr(module, "repshift_roles", ())
-        if hasattr(role, "relay")
-    ]
-    assert relays
-    assert all(relay.before is None and relay.after is None and relay.scores is None for relay in relays)
+    assert not leftovers(pruned)
 
 
 @pytest.mark.parametrize("family", PAST_THE_STAGE + WITHIN_THE_STAGE, indirect=True)

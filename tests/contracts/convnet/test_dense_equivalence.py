@@ -11,7 +11,7 @@ from repshift import ShiftTracker
 def test_keeping_every_position_is_the_dense_model_bit_for_bit(net, model, images, reference, memory, keep_all):
     model.to(memory_format=memory)
     inputs = images.to(memory_format=memory)
-    pruned = ShiftTracker(model, reference=reference).prune(dict(net.drops), pruner=keep_all)
+    pruned = ShiftTracker(model, operation=reference).prune(dict(net.drops), pruner=keep_all)
     assert torch.equal(pruned(inputs), model(inputs))
 
 

@@ -16,9 +16,8 @@ def test_tracked_shifts_of_the_stages_equal_the_definition(net, model, sized_ima
     assert_maps_equal(record(model, sized_images), written_out(net, model, sized_images).stages)
 
 
-@pytest.mark.parametrize("options", [{"reference": "block"}, {"operation": "block"}])
-def test_tracked_shifts_against_the_last_block_equal_the_definition(net, model, images, options, written_out, record):
-    assert_maps_equal(record(model, images, **options), written_out(net, model, images).last_blocks)
+def test_tracked_shifts_against_the_last_block_equal_the_definition(net, model, images, written_out, record):
+    assert_maps_equal(record(model, images, operation="block"), written_out(net, model, images).last_blocks)
 
 
 def test_tracked_shifts_of_all_residual_blocks_equal_the_definition(net, model, sized_images, written_out, record):

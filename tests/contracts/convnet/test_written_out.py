@@ -37,7 +37,7 @@ def test_the_drops_of_these_tests_change_the_logits_by_far_more_than_the_toleran
 
 @pytest.mark.parametrize("reference", ["stage", "block"])
 def test_pruned_logits_equal_a_written_out_forward(net, model, sized_images, reference, written_out, assert_close):
-    pruned = ShiftTracker(model, reference=reference).prune(dict(net.drops))
+    pruned = ShiftTracker(model, operation=reference).prune(dict(net.drops))
     assert_close(pruned(sized_images), written_out(net, model, sized_images, net.drops, reference).logits)
 
 

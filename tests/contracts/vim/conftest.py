@@ -8,8 +8,8 @@ from torch import nn
 
 from repshift import BACKBONES, ShiftTracker
 from repshift.backbones.vim_model import VisionMamba
-from repshift.layouts import ResidualPair
 from repshift.pruners import SequencePruner
+from repshift.residual_pairs import ResidualPair
 from repshift.sites import Operation, Site, Structure
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 4, "d_state": 4, "num_classes": 10}

@@ -1,0 +1,97 @@
+"""Arguments of the blocks that have an entry for each token: masks, rotary tables, relative positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repshift.errors import RepresentationError
+from repshift.layouts import with_prefix
+from repshift.selection import pick
+
+
+@dataclass(frozen=True)
+class Companion:
+    """An argument of every block that has an entry for each token, so that it must be shortened with the tokens.
+
+    Attributes:
+        argument: Its name among the parameters of the block's forward.
+        pattern: Its dimensions in words, in the manner of einops; those called ``token`` are shortened, one called
+            ``batch`` has an entry for each image, or a single one for all. What it becomes stands behind an arrow, if
+            that is more: ``"token channels -> batch 1 token channels"``, because each image keeps tokens of its own.
+            A value with fewer dimensions lacks the first ones.
+        prefix: How many of the entries of a dimension of tokens belong to prefix tokens.
+        optional: Models are usually called without it.
+        padding: It is an attention mask that says where there is nothing: ``False``, or a large negative number.
+
+    Example:
+        >>> table = torch.arange(8.0).view(4, 2)
+        >>> rotary = Companion("rope", "token channels -> batch 1 token channels")
+        >>> rotary.shortened(table, torch.tensor([[0, 3], [1, 2]])).shape
+        torch.Size([2, 1, 2, 2])
+    """
+
+    argument: str
+    pattern: str
+    prefix: int = 0
+    optional: bool = False
+    padding: bool = False
+
+    def __post_init__(self) -> None:
+        taken, given = self._names()
+        missing = [name for name in taken if name not in given]
+        if "token" not in taken or given[:1] != ["batch"] or missing:
+            raise RepresentationError(
+                f"The dimensions of {self.argument!r} are written {self.pattern!r}. Expected at least one 'token', and "
+                "that it becomes 'batch ...' with all the dimensions it had, for example "
+                "'token channels -> batch 1 token channels'."
+            )
+
+    def shortened(self, value: Tensor, positions: Tensor) -> Tensor:
+        """Take the entries of the tokens that are left.
+
+        Args:
+            value: Of the dimensions that the pattern names.
+            positions: ``(batch, kept)`` int64: where the tokens stood that are left.
+
+        Returns:
+            For each image the entries of its prefix tokens and of the tokens that it kept.
+
+        Raises:
+            RepresentationError: If the value has other dimensions.
+        """
+        taken, given = self._names()
+        if value.ndim > len(taken):
+            raise RepresentationError(
+                f"Expected {self.argument!r} to have the dimensions {' '.join(taken)!r}, got {tuple(value.shape)}. "
+                "Prune without this argument, or describe it to the backbone."
+            )
+        names = taken[len(taken) - value.ndim :]
+        for place, name in enumerate(given):
+            if place >= len(names) or names[place] != name:
+                value, names = value.unsqueeze(place), [*names[:place], name, *names[place:]]
+        value = value.expand(positions.shape[0], *value.shape[1:])
+        where = with_prefix(positions, self.prefix)
+        for place, name in enumerate(names):
+            if name == "token" and value.shape[place] > 1:  # a single entry serves all tokens
+                value = pick(value.transpose(1, place), where).transpose(1, place)
+        return value
+
+    def valid(self, value: Tensor) -> Tensor:
+        """Read from an attention mask which tokens are there.
+
+        Args:
+            value: ``(batch, ..., queries, keys)``, boolean, or added to the logits.
+
+        Returns:
+            ``(batch, tokens)`` float32: 1 for what every query may look at, 0 for padding; prefix tokens left out.
+        """
+        last = value.flatten(1, -2)[:, -1] if value.ndim > 2 else value
+        last = last[:, self.prefix :]
+        return (last if last.dtype == torch.bool else last > -1).float()
+
+    def _names(self) -> tuple[list[str], list[str]]:
+        taken, _, given = self.pattern.partition("->")
+        return taken.split(), (given or taken).split()

@@ -1,0 +1,168 @@
+"""A model in a folder: its weights, and beside them what it is and how it is pruned."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repshift.errors import CheckpointError, RecipeError, first_line
+from repshift.pruning import recipe_of
+from repshift.recipes import VERSION, Recipe
+
+DESCRIPTION = "repshift.json"
+WEIGHTS = ("model.safetensors", "model_best.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What the description in a folder says.
+
+    Attributes:
+        weights: The file of the weights.
+        name: The model's, for :func:`repshift.load_model`.
+        options: What the model is built with.
+        recipe: How it is pruned; ``None`` for a dense model.
+    """
+
+    weights: Path
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+
+
+def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **options: Any) -> None:
+    """Save a model so that ``load_model(folder)`` brings it back: ``model.safetensors`` and ``repshift.json``.
+
+    The weights are the dense model's; a pruned model's recipe stands in the description.
+
+    Args:
+        model: Dense or pruned.
+        folder: Made if needed; a model that is there already is replaced.
+        name: The model's name for :func:`repshift.load_model`; may be left out for models that know it, as timm's do.
+        **options: What it was built with, for example ``num_classes=10``; must be plain values.
+
+    Raises:
+        CheckpointError: If the model does not know its name, or the folder cannot be written to.
+        RecipeError: If the recipe, or an option, cannot be written down.
+
+    Example:
+        >>> import tempfile
+        >>> from repshift import ShiftTracker, load_model, recipe_of, save_model
+        >>> pruned = ShiftTracker(load_model("tiny_vit", pretrained=True)).prune("0.2@0,2")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(pruned, folder, "tiny_vit")
+        ...     str(recipe_of(load_model(folder)).schedule)
+        '0.2@0,2'
+    """
+    from safetensors.torch import save_model as save_weights
+
+    known = getattr(model, "pretrained_cfg", None) or {}
+    name = name or known.get("architecture")
+    if not name:
+        raise CheckpointError(
+            f"{type(model).__name__} does not know its name. Give the one that load_model takes: "
+            "save_model(model, folder, 'tiny_vit')."
+        )
+    write_json(Path(folder) / DESCRIPTION, _described(model, name, options))
+    unfinished = Path(folder) / f".unfinished-{WEIGHTS[0]}"
+    try:
+        save_weights(model, str(unfinished))
+        unfinished.replace(Path(folder) / WEIGHTS[0])
+    except OSError as error:
+        raise CheckpointError(f"Cannot write the weights to {folder} ({error}). Give another folder.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def describe_folder(folder: Path, name: str, recipe: Recipe | None, **options: Any) -> None:
+    """Write only the description beside weights that are in a folder already.
+
+    Raises:
+        RecipeError: If the recipe or an option cannot be written down.
+    """
+    write_json(folder / DESCRIPTION, _said(name, options, recipe))
+
+
+def read_folder(folder: Path) -> SavedModel:
+    """Read what a folder holds.
+
+    Raises:
+        CheckpointError: If it holds no model.
+        RecipeError: If its description cannot be read.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no {DESCRIPTION}, so which model it is cannot be told. Give a folder that save_model "
+            "wrote, or a name and checkpoint=FILE."
+        )
+    try:
+        said = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is no JSON ({first_line(error)}). Save the model again.") from error
+    if not isinstance(said, dict) or not isinstance(said.get("model"), str):
+        raise CheckpointError(f"{path} does not name a model. Load it by name, with checkpoint=FILE.")
+    options = said.get("options", {})
+    if not isinstance(options, dict):
+        raise RecipeError(f"{path} should list the model's options by name, got {options!r}. Save the model again.")
+    weights = [folder / file for file in WEIGHTS if (folder / file).is_file()]
+    if not weights:
+        raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}. Put the weights there.")
+    recipe = said.get("recipe")
+    return SavedModel(weights[0], said["model"], options, None if recipe is None else Recipe.from_dict(recipe))
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Write plain values to a file, which is there whole or not at all; its folder is made if needed.
+
+    Raises:
+        RecipeError: If they are not plain, or the file cannot be written.
+    """
+    try:
+        text = json.dumps(plain, indent=2)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{path.name} holds plain values only ({error}). Leave out what is none.") from error
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise RecipeError(f"{path} is no regular file, so it is not replaced. Give another name.")
+        unfinished.write_text(f"{text}\n", encoding="utf-8")
+        unfinished.replace(path.resolve())
+    except OSError as error:
+        raise RecipeError(f"Cannot write {path} ({error.strerror}). Give another name.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        RecipeError: If there is none, or it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path} does not exist. Give a file that Recipe.save wrote.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path} cannot be read ({first_line(error)}). Give a file that Recipe.save wrote."
+        ) from error
+
+
+def _described(model: nn.Module, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    return _said(name, options, recipe_of(model))
+
+
+def _said(name: str, options: dict[str, Any], recipe: Recipe | None) -> dict[str, Any]:
+    return {
+        "repshift": VERSION,
+        "model": name,
+        "options": options,
+        "recipe": None if recipe is None else recipe.to_dict(),
+    }

@@ -1,0 +1,98 @@
+"""Modules that take part in pruning: a generated subclass of their own class, with roles to play.
+
+As ``torch.nn.utils.parametrize`` does it. Hooks would not do: ``torch.compile`` does not guard them, so a hooked copy
+of a model that was compiled before would silently run the dense graph. Subclasses and their attributes are guarded,
+leave the names of modules and keys of ``state_dict`` alone, pickle and export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import nn
+
+from repshift.calls import Call, positional_names
+from repshift.roles import Cut, Role
+
+
+class Participant(nn.Module):
+    """Mixed into the class of every module that takes part in pruning."""
+
+    repshift_roles: tuple[Role, ...]
+    repshift_names: ClassVar[tuple[str, ...]]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward and play its roles around it."""
+        roles, failed = self.repshift_roles, True
+        try:
+            call = Call(args, kwargs, self.repshift_names)
+            for role in roles:
+                call = role.enter(call)
+            output = super().forward(*call.args, **call.kwargs)
+            for role in roles:
+                output = role.leave(output)
+            failed = False
+            return output
+        finally:
+            for role in roles:
+                role.close(failed)
+
+    def extra_repr(self) -> str:
+        """Say what is dropped here."""
+        cuts = [role.words for role in self.repshift_roles if isinstance(role, Cut)]
+        return ", ".join(filter(None, [super().extra_repr(), *cuts]))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # the generated class cannot be found by name, so rebuild it from the module's own class
+        return _rebuild, (own_class(self),), dict(vars(self))
+
+
+def take_part(module: nn.Module, roles: tuple[Role, ...]) -> None:
+    """Let a module play roles."""
+    module.__class__ = _participant(type(module))
+    module.repshift_roles = roles  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
+
+
+def take_leave(module: nn.Module) -> None:
+    """Make a module what it was before it took part."""
+    if isinstance(module, Participant):
+        module.__class__ = own_class(module)
+        del module.repshift_roles
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module has, or had before it took part in pruning."""
+    return type(module).__mro__[2] if isinstance(module, Participant) else type(module)
+
+
+def participants(model: nn.Module) -> Iterator[tuple[str, Participant]]:
+    """List the modules of a model that take part in pruning, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, Participant):
+            yield name, module
+
+
+def cuts(model: nn.Module) -> dict[str, Cut]:
+    """List where a pruned model drops tokens, by module name; empty for a dense model."""
+    return {
+        name: role for name, module in participants(model) for role in module.repshift_roles if isinstance(role, Cut)
+    }
+
+
+_participants: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _participant(base: type[nn.Module]) -> type[nn.Module]:
+    """Generate the subclass, once for each class, so that compiled code recognises it."""
+    if base not in _participants:
+        # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
+        own = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        own["repshift_names"] = positional_names(base.forward)[1:]
+        _participants[base] = type(base.__name__, (Participant, base), own)
+    return _participants[base]
+
+
+def _rebuild(base: type[nn.Module]) -> nn.Module:
+    generated = _participant(base)
+    return generated.__new__(generated)

@@ -1,0 +1,252 @@
+"""A recipe: how a model is pruned, in words that can be printed, saved and read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from repshift.attention import AttentionScore
+from repshift.distances import DISTANCES
+from repshift.errors import RecipeError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
+from repshift.pruners import PRUNERS, Pruner
+from repshift.registry import Registry
+from repshift.roles import Restoring
+from repshift.schedules import Schedule
+from repshift.scores import SCORES, PlaceScore, Score
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is pruned: one word for all that :meth:`repshift.ShiftTracker.prune` can be told.
+
+    Attributes:
+        schedule: What goes after which block, in any form that :meth:`repshift.Schedule.of` reads.
+        operation: Which change is scored, by its name; ``None`` for the model's own.
+        distance: ``"l2"``, ``"l1"``, ``"cosine"``, or a function of the tokens before and after.
+        residual: Whether ``x + F(x)`` is compared with ``x``, or ``F(x)`` alone.
+        score: ``"shift"``, the name of another score, or a function of the tokens before and after.
+        pruner: A registered name or an object with a method ``choose``; ``None`` for what suits the model.
+        keep: ``"top"`` keeps what scores highest, ``"bottom"`` what scores lowest.
+        restore: ``True`` gives every token its place back behind the last block: merged ones what their group became,
+            dropped ones what the kept token became that was most similar. ``"left"``: dropped ones as they were.
+
+    What is registered under a name is kept as that name, so that two recipes of the same are equal.
+
+    Raises:
+        ScheduleError: If the schedule cannot be read or drops nothing.
+        UnknownNameError: If a name is not registered, or a choice is none.
+
+    Example:
+        >>> from repshift import Recipe
+        >>> recipe = Recipe("0.2@0,3,6", score="norm")
+        >>> recipe
+        Recipe('0.2@0,3,6', score='norm')
+        >>> Recipe.from_json(recipe.to_json()) == recipe
+        True
+    """
+
+    schedule: Any
+    operation: str | None = None
+    distance: str | Score = "l2"
+    residual: bool = False
+    score: str | Score | AttentionScore = "shift"
+    pruner: str | Pruner | None = None
+    keep: Literal["top", "bottom"] = "top"
+    restore: Restoring = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", Schedule.of(self.schedule))
+        object.__setattr__(self, "distance", _named(DISTANCES, self.distance))
+        score = self.score if self.score == "shift" else _named(SCORES, self.score)
+        object.__setattr__(self, "score", score)
+        object.__setattr__(self, "pruner", None if self.pruner is None else _named(PRUNERS, self.pruner))
+        if self.operation is not None and not isinstance(self.operation, str):
+            raise UnknownNameError(f"An operation is asked for by its name, got {self.operation!r}. Give a string.")
+        check_residual(self.residual)
+        if self.restore not in (False, True, "left") or isinstance(self.restore, int) != isinstance(self.restore, bool):
+            raise UnknownNameError(
+                f"restore is False, True (each dropped token becomes what the most similar kept one became) or 'left' "
+                f"(as it was when it was dropped), got {self.restore!r}."
+            )
+        if self.keep not in ("top", "bottom"):
+            raise UnknownNameError(
+                f"keep is 'top' or 'bottom' of the scores, got {self.keep!r}. Leave it out for 'top'."
+            )
+        if isinstance(self.the_score, PlaceScore) and self.keep == "bottom":
+            raise UnsupportedModelError("oracle_free ranks nothing, so it has no bottom. Leave keep out.")
+
+    @property
+    def the_score(self) -> Score | AttentionScore:
+        """The function behind the score."""
+        if self.score == "shift":
+            return _object(DISTANCES, self.distance)
+        return _object(SCORES, self.score)
+
+    def the_pruner(self, default: str) -> Pruner:
+        """Return the object behind the pruner, or behind the name of the one that suits a model.
+
+        Raises:
+            UnknownNameError: If it is no pruner.
+        """
+        found = _object(PRUNERS, default if self.pruner is None else self.pruner)
+        if isinstance(found, type) or not callable(getattr(found, "choose", None)):
+            raise UnknownNameError(
+                f"{found!r} is no pruner: expected an object with a method choose(candidates, drop). "
+                f"Give one of {PRUNERS.names()}."
+            )
+        pruner: Pruner = found
+        return pruner
+
+    # --- words -------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold, all fields in order.
+
+        Raises:
+            RecipeError: If a distance, score or pruner has no name: a function cannot be written down.
+        """
+        schedule = self.schedule
+        entries = (
+            None if schedule.entries is None else [schedule.drops.get(block, 0) for block in range(schedule.entries)]
+        )
+        plain: dict[str, Any] = {"schedule": entries or str(schedule)}
+        registries = {"distance": DISTANCES, "score": SCORES, "pruner": PRUNERS}
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            plain[field.name] = _written(registries[field.name], value) if field.name in registries else value
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
+        """Read what :meth:`to_dict` wrote; what is left out has its default.
+
+        Raises:
+            RecipeError: If it says something else, or something of a wrong kind.
+        """
+        if not isinstance(plain, Mapping) or "schedule" not in plain:
+            raise RecipeError(f"A recipe is an object with at least a schedule, got {plain!r}.")
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in plain if name not in known]:
+            raise RecipeError(f"A recipe says {', '.join(known)}; it does not say {', '.join(map(repr, unknown))}.")
+        read = dict(plain)
+        if isinstance(read.get("pruner"), Mapping):
+            read["pruner"] = _with_settings(read["pruner"])
+        for name in ("distance", "score", "pruner"):
+            if isinstance(read.get(name), (Mapping, list, int, float)):
+                raise RecipeError(f"A recipe names its {name}, got {read[name]!r}.")
+        try:
+            return cls(**read)
+        except (TypeError, ScheduleError, UnknownNameError) as error:
+            raise RecipeError(f"The recipe {dict(plain)!r} cannot be read: {first_line(error)}") from error
+
+    def to_json(self) -> str:
+        """Return the recipe as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            RecipeError: If the text is no JSON or no recipe.
+        """
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"A recipe is written in JSON, and this is none ({first_line(error)}).") from error
+        return cls.from_dict(plain.get("recipe", plain) if isinstance(plain, dict) else plain)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe to a file, in one piece.
+
+        Raises:
+            RecipeError: If it cannot be written down (see :meth:`to_dict`), or the file cannot be written.
+        """
+        from repshift.folders import write_json
+
+        write_json(Path(path), {"repshift": VERSION, "recipe": self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a file.
+
+        Raises:
+            RecipeError: If the file cannot be read or holds none.
+        """
+        from repshift.folders import read_text
+
+        return cls.from_json(read_text(Path(path)))
+
+    def __repr__(self) -> str:
+        """Name the schedule and what is not as by default."""
+        said = [repr(str(self.schedule))]
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                said.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+def check_residual(residual: object) -> None:
+    """Check that a residual setting is one.
+
+    Raises:
+        UnknownNameError: If it is not a bool: any other value would count as ``True``.
+    """
+    if not isinstance(residual, bool):
+        raise UnknownNameError(
+            f"residual is True (compare x + F(x) with x) or False (compare F(x) with x), got {residual!r}."
+        )
+
+
+def _named(registry: Registry, given: Any) -> Any:
+    """Return the name that an object is registered under, or the object itself.
+
+    Raises:
+        UnknownNameError: If it is a name that is not registered, or nothing that could be meant.
+    """
+    if isinstance(given, str):
+        registry.get(given)
+        return given
+    name = registry.name_of(given)
+    if name is not None:
+        return name
+    if not callable(given) and not hasattr(given, "choose"):
+        raise UnknownNameError(f"Unknown {registry.kind} {given!r}. Give one of {registry.names()}, or an object.")
+    return given
+
+
+def _object(registry: Registry, named: Any) -> Any:
+    return registry.get(named) if isinstance(named, str) else named
+
+
+def _written(registry: Registry, value: Any) -> Any:
+    """Write an object down: by its name, or by the name of one of its kind and what is set otherwise."""
+    if value is None or isinstance(value, str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        for name in registry.names():
+            other = registry.get(name)
+            if type(other) is type(value):
+                own, default = asdict(value), asdict(other)
+                return {"name": name, **{key: own[key] for key in own if own[key] != default[key]}}
+    raise RecipeError(
+        f"A recipe with {value!r} cannot be written down, since that has no name. Give it one: "
+        f"repshift.{registry.kind.upper()}S.register('name', ...)."
+    )
+
+
+def _with_settings(said: Mapping[str, Any]) -> Any:
+    name, *_ = [said.get("name"), None]
+    if name not in PRUNERS:
+        raise RecipeError(f"A pruner with settings has a name, one of {PRUNERS.names()}, got {dict(said)!r}.")
+    registered = PRUNERS.get(name)
+    try:
+        return type(registered)(**{**asdict(registered), **{key: said[key] for key in said if key != "name"}})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The pruner {dict(said)!r} cannot be made: {first_line(error)}") from error

@@ -1,0 +1,145 @@
+"""What is known of the tokens while they travel through a model: one forward, one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from repshift.hooks import in_backward, is_compiled
+from repshift.origins import Origin
+from repshift.selection import Selection
+
+
+class Listener(Protocol):
+    """Who wants to see what the cuts of a pruned model do; a tracker's recorder is one."""
+
+    def returned(self, block: str, value: Any) -> None:
+        """See what a block returns, before it is shortened."""
+        ...
+
+    def shortened(self, block: str, origin: Origin) -> None:
+        """See where the tokens stood that are left."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PastCut:
+    """A cut that may have to be undone.
+
+    Attributes:
+        selection: What it kept; with ``joins`` where every token finds a value in the end.
+        before: ``(batch, tokens, channels)``, what the tokens were like, if dropped ones come back as they went.
+    """
+
+    selection: Selection
+    before: Tensor | None = None
+
+
+class Stream:
+    """What is known of the tokens during one forward; empty between forwards.
+
+    Plain attributes of a plain object, because that is what dynamo follows through graph breaks.
+
+    Attributes:
+        origin: Where the tokens stood; ``None`` unless somebody needs it (see :class:`repshift.roles.Cut`).
+        sizes: ``(batch, tokens)`` float32, how many places each token stands for: 0 for padding, ``None`` for one each.
+        cuts: The cuts so far, if they are undone in the end.
+        block: Name of the block that is running, if it drops tokens.
+        before: ``x``, ``(batch, tokens, channels)``.
+        source: What ``x`` is computed from once more, instead.
+        after: What the branches so far add up to, same shape.
+        scores: ``(batch, tokens)``.
+        queries: Of the block's attention.
+        listeners: Who wants to see the cuts of this thread; they stay until they are taken off.
+    """
+
+    origin: Origin | None
+    sizes: Tensor | None
+    cuts: tuple[PastCut, ...]
+    block: str | None
+    before: Tensor | None
+    source: Tensor | None
+    after: Tensor | None
+    scores: Tensor | None
+    queries: Tensor | None
+
+    def __init__(self) -> None:
+        self.listeners: tuple[Listener, ...] = ()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything of a forward."""
+        self.origin = self.sizes = None
+        self.cuts = ()
+        self.leave_block()
+
+    def leave_block(self) -> None:
+        """Forget what the modules of one block told each other."""
+        self.block = None
+        self.before = self.source = self.after = self.scores = self.queries = None
+
+    def heard_by(self) -> tuple[Listener, ...]:
+        """Return who listens to this forward: nobody, if it is compiled or repeats another one."""
+        if torch.compiler.is_compiling() or not self.listeners or is_compiled() or in_backward():
+            return ()
+        return self.listeners
+
+    def begin(self, tokens: int, grid: tuple[int, ...] | None, rounds_up: bool = True) -> None:
+        """Begin a forward: all tokens are there, each for itself.
+
+        Args:
+            tokens: How many there are.
+            grid: Rows and columns, of feature maps.
+            rounds_up: See :class:`repshift.origins.Origin`.
+        """
+        self.clear()
+        self.origin = Origin(tokens, grid, None, grid, rounds_up)
+
+    def cut(self, selection: Selection, grids: Sequence[tuple[int, ...] | None]) -> None:
+        """Follow the tokens through a cut.
+
+        Args:
+            selection: What was kept.
+            grids: Rows and columns before and after, of feature maps.
+        """
+        self.origin = (self.origin or Origin()).at(grids[0]).cut(selection, grids[1])
+        if self.sizes is None and selection.joins is not None:
+            self.sizes = torch.ones_like(selection.joins, dtype=torch.float32)
+        if self.sizes is not None:
+            self.sizes = selection.add(self.sizes)
+
+
+class Streams(threading.local):
+    """The stream of each thread, since servers run one model in several.
+
+    The stream is an object *in* the thread's own attributes and not these attributes themselves: dynamo writes what a
+    graph changed past the machinery of ``threading.local``, into a dictionary that no thread reads.
+    """
+
+    def __init__(self) -> None:
+        self.own = Stream()  # once in every thread
+
+    def __reduce__(self) -> tuple[type[Streams], tuple[()]]:
+        return Streams, ()
+
+
+def is_repeated() -> bool:
+    """Say whether this forward repeats an earlier one in the backward pass, as gradient checkpointing does."""
+    return not torch.compiler.is_compiling() and in_backward()
+
+
+@contextmanager
+def heard(stream: Stream, listener: Listener) -> Iterator[None]:
+    """Let somebody listen to a stream while the context lasts; afterwards nothing is left on it."""
+    stream.listeners = (*stream.listeners, listener)
+    try:
+        yield
+    finally:
+        stream.listeners = tuple(other for other in stream.listeners if other is not listener)
+        stream.clear()
