@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repshift.analysis.ablation.points import Point
-    from repshift.analysis.ablation.settings import Setting
+    from repshift.analysis.ablation.settings import StudySetting
     from repshift.analysis.samples.data import Samples
 
 DEFAULT_MODEL = "tiny_vit"
@@ -92,7 +92,7 @@ def ablate(
 
 
 def _measure(
-    model: nn.Module, settings: Sequence[Setting], samples: Samples, batch_size: int, workers: int, seed: int
+    model: nn.Module, settings: Sequence[StudySetting], samples: Samples, batch_size: int, workers: int, seed: int
 ) -> list[Point]:
     """Run all settings under a bar of progress.
 

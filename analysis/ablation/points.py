@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift import DataError
-from repshift.analysis.ablation.settings import CONTROLS, Setting, device_of
+from repshift.analysis.ablation.settings import CONTROLS, StudySetting, device_of
 from repshift.analysis.ablation.shared_blocks import SharedBlocks
 from repshift.analysis.output.paired import gain
 from repshift.analysis.samples.data import Samples, loader
@@ -67,7 +67,7 @@ class Point:
 
 def run_ablation(
     model: nn.Module,
-    settings: Sequence[Setting],
+    settings: Sequence[StudySetting],
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
@@ -97,7 +97,7 @@ def run_ablation(
         shared.take_over(models[variant], block)
     with shared.remembered(), torch.random.fork_rng(), torch.inference_mode():
         right = _judge(models, batches, seed, observe)
-    dense = Setting("dense", -1, "dense", DENSE, DENSE, 0)
+    dense = StudySetting("dense", -1, "dense", DENSE, DENSE, 0)
     return [_point(setting, right) for setting in (dense, *settings)]
 
 
@@ -116,12 +116,12 @@ def labelled_batches(
         yield batch.images.to(device), torch.tensor(batch.labels, device=device)
 
 
-def count_models(settings: Sequence[Setting]) -> int:
+def count_models(settings: Sequence[StudySetting]) -> int:
     """Say how many models :func:`run_ablation` compares, the dense one included."""
     return 1 + len(_variants_at(settings))
 
 
-def _variants_at(settings: Sequence[Setting]) -> dict[Variant, int]:
+def _variants_at(settings: Sequence[StudySetting]) -> dict[Variant, int]:
     """List the distinct variants, controls included, with the block at which each drops."""
     return {
         variant: setting.block
@@ -160,7 +160,7 @@ def _check_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _point(setting: Setting, right: Mapping[Variant, Tensor]) -> Point:
+def _point(setting: StudySetting, right: Mapping[Variant, Tensor]) -> Point:
     variant, own = setting.variant, right[setting.variant]
     dense = variant.drop is None
     share, share_of_dense = _share(own), _share(right[DENSE])

@@ -24,7 +24,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class Setting:
+class StudySetting:
     """One way to drop tokens at one block, and what a study calls it.
 
     Attributes:
@@ -70,7 +70,7 @@ def plan(
     studies: Sequence[str] = STUDIES,
     blocks: Sequence[int] | None = None,
     count: int | None = None,
-) -> list[Setting]:
+) -> list[StudySetting]:
     """List what is to be compared.
 
     What a model lacks is left out: attention as a score where there is none, and the study of the residual where the
@@ -102,7 +102,7 @@ def plan(
             dropped = _dropped(grid, drop, f"{structure.unit} {block}")
             base = Variant(f"{drop}@{block}", operation=_own_operation(structure, structure.sites[block]))
             settings += [
-                Setting(study, block, label, variant, base, dropped)
+                StudySetting(study, block, label, variant, base, dropped)
                 for label, variant in _variants(study, base, structure.sites[block])
             ]
     if not settings:

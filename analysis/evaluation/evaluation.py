@@ -16,7 +16,7 @@ from torch import nn
 
 from repshift.analysis.evaluation.loop import EvaluationLoop, Part
 from repshift.analysis.evaluation.models import Subject, build_subject, load_classifier
-from repshift.analysis.evaluation.records import PartialResults, Records, Row, holds_records
+from repshift.analysis.evaluation.records import PartialResults, Recorded, Row, holds_records
 from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
 from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
 from repshift.analysis.output.files import output_file
@@ -141,7 +141,7 @@ class Evaluation:
         return found
 
     def _evaluate(self, name: str, number: int) -> Row:
-        records: Records = {}
+        records: Recorded = {}
         with self.processes.together():
             subject = build_subject(name, self.settings, self.device)
             samples = self._open(subject.classifier, subject.config)
@@ -193,7 +193,7 @@ class Evaluation:
         }
 
     def _row(
-        self, name: str, subject: Subject, samples: Samples | Stream, before: Records, parts: Sequence[Part]
+        self, name: str, subject: Subject, samples: Samples | Stream, before: Recorded, parts: Sequence[Part]
     ) -> Row:
         records, failures = self._merge(samples, before, parts)
         answers = None
@@ -224,8 +224,8 @@ class Evaluation:
         return row
 
     def _merge(
-        self, samples: Samples | Stream, before: Records, parts: Sequence[Part]
-    ) -> tuple[Records, dict[int, Failure]]:
+        self, samples: Samples | Stream, before: Recorded, parts: Sequence[Part]
+    ) -> tuple[Recorded, dict[int, Failure]]:
         """Put the records of all processes together, and count that no sample is missing or there twice."""
         records = dict(before)
         failures: dict[int, Failure] = {}

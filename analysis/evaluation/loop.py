@@ -14,7 +14,7 @@ from timm.utils.decay_batch import decay_batch_step
 from torch import Tensor, nn
 
 from repshift.analysis.evaluation.models import Subject
-from repshift.analysis.evaluation.records import PartialResults, Record, Records
+from repshift.analysis.evaluation.records import PartialResults, Recorded, SampleRecord
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.samples.batches import Batch, Failure, Share, unreadable
 from repshift.analysis.samples.data import Samples, loader
@@ -63,7 +63,7 @@ class Part:
         batch_size: The last one, smaller than asked for if memory ran out.
     """
 
-    records: Records = field(default_factory=dict)
+    records: Recorded = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     rate: float | None = None
     dense_rate: float | None = None
@@ -159,7 +159,7 @@ class EvaluationLoop:
         if self.subject.dense is not None:
             dense = self._predict(self.subject.dense, images, batch.indices[0], self._timings[1])
         made = zip(batch.indices, batch.labels, predicted, dense, strict=True)
-        records = {index: Record(label, ours, theirs) for index, label, ours, theirs in made}
+        records = {index: SampleRecord(label, ours, theirs) for index, label, ours, theirs in made}
         if self.partial is not None:
             self.partial.add(records)
         self.part.records |= records

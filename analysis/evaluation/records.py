@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Record:
+class SampleRecord:
     """What was predicted for one sample.
 
     Attributes:
@@ -32,7 +32,7 @@ class Record:
     dense: tuple[int, ...] | None = None
 
 
-Records = dict[int, Record]  # by the number of the sample, so that none counts twice
+Recorded = dict[int, SampleRecord]  # by the number of the sample, so that none counts twice
 
 
 class PartialResults:
@@ -52,7 +52,7 @@ class PartialResults:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as it will be read
         self._file: TextIO | None = None
 
-    def resume(self) -> Records:
+    def resume(self) -> Recorded:
         """Read what was recorded, if anything was.
 
         Raises:
@@ -72,7 +72,7 @@ class PartialResults:
                 f"The partial results in {self.folder} belong to another evaluation: {told}. Give what was given "
                 "then, or begin anew: --no-resume."
             )
-        records: Records = {}
+        records: Recorded = {}
         for file in sorted(self.folder.glob("*.jsonl")):
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 for index, record in _parse(line).items():
@@ -85,7 +85,7 @@ class PartialResults:
         if not (self.folder / "settings.json").is_file():
             write_text(self.folder / "settings.json", json.dumps(self.settings, indent=2) + "\n")
 
-    def add(self, records: Records) -> None:
+    def add(self, records: Recorded) -> None:
         """Keep the records of one batch; when this returns, they are on the disk."""
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,12 +131,12 @@ def holds_records(folder: Path) -> bool:
     return any(path.suffix == ".jsonl" or path.name == "row.json" for path in folder.rglob("*"))
 
 
-def _parse(line: str) -> Records:
+def _parse(line: str) -> Recorded:
     """Read one batch; a torn line holds none, and its samples are evaluated again."""
     try:
         rows = json.loads(line) if line else []
         return {
-            int(index): Record(int(label), tuple(predicted), None if dense is None else tuple(dense))
+            int(index): SampleRecord(int(label), tuple(predicted), None if dense is None else tuple(dense))
             for index, label, predicted, dense in rows
         }
     except (ValueError, TypeError):

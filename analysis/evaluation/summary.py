@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.data import RealLabelsImagenet
 
-from repshift.analysis.evaluation.records import Records
+from repshift.analysis.evaluation.records import Recorded
 from repshift.errors import DataError, first_line
 
 SHIPPED_LABELS = "timm"  # the word that stands for the reassessed labels that timm ships
@@ -19,7 +19,7 @@ IMAGENET_SAMPLES = 50_000
 Answers = Mapping[int, Sequence[int]]
 
 
-def summarise(records: Records, answers: Answers | None = None) -> dict[str, Any]:
+def summarise(records: Recorded, answers: Answers | None = None) -> dict[str, Any]:
     """Compute accuracies in per cent, as timm rounds them.
 
     Args:

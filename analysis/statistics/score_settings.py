@@ -15,7 +15,7 @@ from repshift.sites import Structure
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScoreSetting:
     """One way to score.
 
     Attributes:
@@ -45,12 +45,12 @@ class Setting:
         )
 
 
-def own_setting(structure: Structure) -> Setting:
+def own_setting(structure: Structure) -> ScoreSetting:
     """Return the paper's: the model's own operation, l2, without the residual."""
-    return Setting(structure.operation)
+    return ScoreSetting(structure.operation)
 
 
-def shift_settings(structure: Structure) -> list[Setting]:
+def shift_settings(structure: Structure) -> list[ScoreSetting]:
     """List the shift of all operations, by all distances, with the residual outside and, where it can be, inside."""
     settings = []
     for operation in dict.fromkeys(name for site in structure.sites for name in site.operations):
@@ -58,26 +58,26 @@ def shift_settings(structure: Structure) -> list[Setting]:
             not site.operations[operation].on_stream for site in structure.sites if operation in site.operations
         )
         for residual in (False, True) if outside else (False,):
-            settings += [Setting(operation, distance, residual) for distance in DISTANCES.names()]
+            settings += [ScoreSetting(operation, distance, residual) for distance in DISTANCES.names()]
     return settings
 
 
-def controls(structure: Structure) -> list[Setting]:
+def controls(structure: Structure) -> list[ScoreSetting]:
     """List what the shift is held against: the token's norm, and attention where there is any; not chance."""
-    settings = [Setting(structure.operation, None, score="norm")]
+    settings = [ScoreSetting(structure.operation, None, score="norm")]
     heads = [site.heads for site in structure.sites]
     having = [one for one in heads if one is not None]
     if heads and len(having) == len(heads):
         score = "cls_attention" if all(one.class_token for one in having) else "mean_attention"
-        settings.append(Setting(structure.operation, None, score=score))
+        settings.append(ScoreSetting(structure.operation, None, score=score))
     return settings
 
 
-def foreground_settings(structure: Structure) -> list[Setting]:
+def foreground_settings(structure: Structure) -> list[ScoreSetting]:
     """List the few that are held against a foreground: the paper's, that with the residual, and all controls."""
     own = own_setting(structure)
-    inside = [one for one in shift_settings(structure) if one == Setting(own.operation, residual=True)]
-    return [own, *inside, *controls(structure), Setting(structure.operation, None, score="random")]
+    inside = [one for one in shift_settings(structure) if one == ScoreSetting(own.operation, residual=True)]
+    return [own, *inside, *controls(structure), ScoreSetting(structure.operation, None, score="random")]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Observed:
 
 
 def observe(
-    model: nn.Module, inputs: Tensor, settings: Sequence[Setting], sites: Sequence[str] | None = None
+    model: nn.Module, inputs: Tensor, settings: Sequence[ScoreSetting], sites: Sequence[str] | None = None
 ) -> Observed:
     """Score a batch in every way, in one forward.
 

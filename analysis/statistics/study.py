@@ -14,7 +14,7 @@ from repshift.analysis.statistics.foreground import TOP, Foreground
 from repshift.analysis.statistics.rank_agreement import RankAgreement
 from repshift.analysis.statistics.removal import Removal, area
 from repshift.analysis.statistics.score_settings import (
-    Setting,
+    ScoreSetting,
     controls,
     foreground_settings,
     observe,
@@ -55,7 +55,7 @@ class Study:
         self.images = 0
 
     @property
-    def removed(self) -> list[Setting]:
+    def removed(self) -> list[ScoreSetting]:
         """The settings in whose order pixels are removed: the paper's and the controls."""
         return [setting for setting in self.on_foreground if not setting.residual]
 

@@ -7,7 +7,7 @@ import torch
 
 from repshift import DataError, ShiftTracker, load_model
 from repshift.analysis.evaluation import loop as evaluation_loop
-from repshift.analysis.evaluation.records import Record
+from repshift.analysis.evaluation.records import SampleRecord
 from repshift.analysis.evaluation.settings import EvaluationSettings
 from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
 from repshift.analysis.subjects.variants import Variant
@@ -119,7 +119,11 @@ def test_reassessed_labels_count_any_of_several_and_leave_out_images_without(tmp
     (tmp_path / "real.json").write_text(json.dumps([[1, 2], [], [7]]))
     labels = read_real_labels(str(tmp_path / "real.json"))
     files = {index: f"val/n01/ILSVRC2012_val_0000000{index + 1}.JPEG" for index in range(3)}
-    records = {0: Record(5, (2, 0, 3, 4, 6)), 1: Record(6, (6, 0, 1, 2, 3)), 2: Record(7, (0, 7, 1, 2, 3))}
+    records = {
+        0: SampleRecord(5, (2, 0, 3, 4, 6)),
+        1: SampleRecord(6, (6, 0, 1, 2, 3)),
+        2: SampleRecord(7, (0, 7, 1, 2, 3)),
+    }
     summary = summarise(records, real_answers(labels, files))
     assert (summary["top1"], summary["top5"]) == (50.0, 100.0)
     assert summarise(records)["top1"] == pytest.approx(100 / 3, abs=1e-3)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from repshift import CheckpointError, DataError
-from repshift.analysis.evaluation.records import PartialResults, Record
+from repshift.analysis.evaluation.records import PartialResults, SampleRecord
 from repshift.analysis.output.results import read_results
 
 
@@ -61,7 +61,7 @@ def test_a_torn_line_is_evaluated_again(settings, tmp_path, evaluate, same, inte
 
 
 def test_records_added_behind_a_torn_line_are_read(tmp_path):
-    before, after = {1: Record(3, (3, 1)), 2: Record(4, (0, 1), (4, 0))}, {7: Record(5, (5,), (5,))}
+    before, after = {1: SampleRecord(3, (3, 1)), 2: SampleRecord(4, (0, 1), (4, 0))}, {7: SampleRecord(5, (5,), (5,))}
     partial = PartialResults(tmp_path / "p", {"a": 1})
     partial.begin()
     partial.add(before)
