@@ -6,19 +6,60 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from repshift import Selection
+from repshift import BACKBONES, Selection
+from repshift.selection import keep_highest, pick
+from repshift.testing import CHECKS, KeepAll
 
 
 @dataclass(frozen=True)
-class KeepAll:
-    """Takes every position as kept, through the layout, instead of leaving the value alone."""
+class Merge:
+    """Keeps what scores highest; every other token becomes part of the kept one that it resembles most."""
 
-    drops_only: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("merge",)
 
     def choose(self, candidates, drop):
-        kept = torch.arange(candidates.count).expand(len(candidates.scores), -1)
-        return Selection(kept, grid=candidates.layout.grid(candidates.value))
+        left = candidates.left(drop)
+        if left == candidates.count:
+            return None
+        kept = keep_highest(candidates.scores, left)
+        directions = F.normalize(candidates.tokens, dim=-1)
+        joins = (directions @ pick(directions, kept).mT).argmax(-1)
+        return Selection(kept, joins.scatter(1, kept, torch.arange(left).expand_as(kept)))
+
+
+@pytest.fixture
+def merge():
+    """A pruner that merges."""
+    return Merge()
+
+
+# these compile some twenty models each
+EXPENSIVE = [name for name in CHECKS if "compiled" in name or "graph breaks" in name]
+
+
+@pytest.fixture(params=[name for name in CHECKS if name not in EXPENSIVE])
+def promise(request):
+    """What every pruned model promises, one thing after the other."""
+    return CHECKS[request.param]
+
+
+@pytest.fixture(params=EXPENSIVE)
+def promise_of_compilation(request):
+    """The same for what takes compilers some seconds."""
+    return CHECKS[request.param]
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Register a backbone for one test."""
+
+    def add(backbone):
+        targets = {name: BACKBONES.get(name) for name in BACKBONES.names()}
+        monkeypatch.setattr(BACKBONES, "_targets", {"of a test": backbone, **targets})
+
+    return add
 
 
 @pytest.fixture

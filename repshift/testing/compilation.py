@@ -1,0 +1,147 @@
+"""That a pruned model can be copied, saved, exported and compiled, with graph breaks and in any order."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from repshift.pruning import dense
+from repshift.testing.subjects import BackboneError, Subject, leftovers, require_close, require_equal, tensors_of
+
+
+def copies_prune_alike(subject: Subject) -> None:
+    """Compare a deepcopy, a pickled one and the way back with what they were made from."""
+    pruned = subject.pruned()
+    expected = pruned(subject.images)
+    require_equal(copy.deepcopy(pruned)(subject.images), expected, "of a deepcopy")
+    require_equal(pickle.loads(pickle.dumps(pruned))(subject.images), expected, "after pickle")
+    require_equal(dense(pruned)(subject.images), subject.model(subject.images), "of dense(pruned)")
+
+
+def exports_prune_alike(subject: Subject) -> None:
+    """Compare what torch.export makes of the pruned model, and see that it can be saved."""
+    pruned = subject.pruned()
+    exported = torch.export.export(pruned, (subject.images,), strict=False)
+    with torch.no_grad():
+        require_close(exported.module()(subject.images), pruned(subject.images), "of the exported model")
+    torch.export.save(exported, io.BytesIO())
+
+
+def compiled_models_prune_alike_in_any_order(subject: Subject) -> None:
+    """Compile the dense model and two pruned ones in one process, in two orders, and call them in turn."""
+    other = subject.pruned(keep="bottom")
+    for order in ((subject.model, subject.pruned(), other), (subject.pruned(), other, subject.model)):
+        with _fresh_dynamo(), torch.no_grad():
+            compiled = [torch.compile(model, backend="aot_eager", fullgraph=True) for model in order]
+            for _ in range(2):
+                for fast, model in zip(compiled, order, strict=True):
+                    require_close(fast(subject.images), model(subject.images), "of a compiled model")
+
+
+def graph_breaks_change_nothing(subject: Subject) -> None:
+    """Compile with breaks inside the blocks that drop tokens: dynamo then runs parts of them in Python."""
+    pruned = subject.pruned()
+    with torch.no_grad():
+        expected = pruned(subject.images)
+    blocks = [pruned.get_submodule(subject.structure.sites[n].name) for n in sorted(subject.recipe.schedule.drops)]
+    leaves = [[module for module in block.modules() if not list(module.children())] for block in blocks]
+    for what, broken in BREAKS.items():
+        # in each block at another place: first thing, in the middle, last thing
+        places = [(len(inside) - 1) * min(number, 2) // 2 for number, inside in enumerate(leaves, start=1)]
+        with ExitStack() as stack:
+            for inside, place in zip(leaves, places, strict=True):
+                stack.enter_context(broken(inside[place]))
+            stack.enter_context(broken(leaves[0][0]))
+            stack.enter_context(_fresh_dynamo())
+            stack.enter_context(torch.no_grad())
+            compiled = torch.compile(pruned, backend="eager")
+            for _ in range(2):
+                require_close(compiled(subject.images), expected, f"with {what}")
+    if left := leftovers(pruned):
+        raise BackboneError(f"after graph breaks the pruned model still holds {left}")
+
+
+def a_tracker_does_not_disturb_compiled_models(subject: Subject) -> None:
+    """Call a compiled model while it is tracked: nothing is recorded, and it goes on as before."""
+    pruned = subject.pruned()
+    with torch.no_grad():
+        expected = pruned(subject.images)
+    for before in (True, False):
+        with _fresh_dynamo(), torch.no_grad():
+            compiled = torch.compile(pruned, backend="aot_eager")
+            if before:
+                compiled(subject.images)
+            with subject.tracker(pruned) as tracker:
+                require_close(compiled(subject.images), expected, "of a compiled model, while it is tracked")
+            if len(tracker.shifts) or len(tracker.kept):
+                raise BackboneError("a tracker recorded some of a compiled model's modules, but not all")
+            require_close(compiled(subject.images), expected, "of a compiled model, after it was tracked")
+
+
+@contextmanager
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
+@contextmanager
+def _watched_by_a_hook(module: nn.Module) -> Iterator[None]:
+    """Let a user's hook look at a number, which dynamo cannot compile."""
+    seen: list[float] = []
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        seen.extend(tensor.norm().item() for tensor in tensors_of(output))
+
+    handle = module.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _left_to_python(module: nn.Module) -> Iterator[None]:
+    """Let a module be one that its writer told dynamo to leave alone."""
+    with _with_forward(module, torch._dynamo.disable(type(module).forward)):
+        yield
+
+
+@contextmanager
+def _asking_for_a_number(module: nn.Module) -> Iterator[None]:
+    """Let a module look at a number of its own."""
+    own = type(module).forward
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = own(self, *args, **kwargs)
+        numbers = [tensor.norm().item() for tensor in tensors_of(output)]
+        return output if all(number == number for number in numbers) else None
+
+    with _with_forward(module, forward):
+        yield
+
+
+@contextmanager
+def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = type(module)
+    module.__class__ = type(own.__name__, (own,), {"forward": forward})
+    try:
+        yield
+    finally:
+        module.__class__ = own
+
+
+BREAKS = {
+    "a user's hook": _watched_by_a_hook,
+    "a module left to Python": _left_to_python,
+    "a module that asks for a number": _asking_for_a_number,
+}

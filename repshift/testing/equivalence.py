@@ -1,0 +1,177 @@
+"""That a pruned model computes what it should: the dense model's numbers where nothing, or nothing else, is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from repshift.pruners import Candidates
+from repshift.pruning import prune
+from repshift.schedules import Drop
+from repshift.scores import AttentionScore
+from repshift.selection import Selection
+from repshift.testing.subjects import (
+    BackboneError,
+    KeepAll,
+    Subject,
+    is_sequence,
+    require_close,
+    require_equal,
+    store,
+    tensors_of,
+)
+
+
+def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
+    """Keep every token through the whole machinery, by every operation."""
+    for operation in dict.fromkeys(name for site in subject.structure.sites for name in site.operations):
+        recipe = replace(subject.recipe, operation=operation, pruner=KeepAll(), score="shift", restore=False)
+        if not all(operation in subject.structure.sites[number].operations for number in recipe.schedule.drops):
+            continue
+        kept = prune(subject.model, subject.structure, recipe)
+        require_equal(kept(subject.images), subject.model(subject.images), f"with the operation {operation!r}")
+
+
+def gradients_of_nothing_dropped_are_those_of_the_dense_model(subject: Subject) -> None:
+    """Compare the gradients of all parameters, bit for bit."""
+    kept = subject.pruned(pruner=KeepAll(), restore=False)
+    parameters = [parameter for parameter in subject.model.parameters() if parameter.requires_grad]
+    found, expected = (
+        torch.autograd.grad(_total(model(subject.images)), parameters, allow_unused=True)
+        for model in (kept, subject.model)
+    )
+    for one, other in zip(found, expected, strict=True):
+        if (one is None) != (other is None) or (one is not None and not torch.equal(one, other)):
+            raise BackboneError("a parameter has another gradient than in the dense model")
+
+
+def what_is_left_is_treated_as_in_the_dense_model(subject: Subject) -> None:
+    """Hide what is dropped from the dense model's attention instead: what is left must come out the same."""
+    structure = subject.structure
+    if structure.bias is None or not is_sequence(structure):
+        return
+    pruned = subject.pruned(pruner="tokens", restore=False)
+    tracker = subject.tracker(pruned).run(subject.images)
+    numbers = sorted(subject.recipe.schedule.drops)
+    last = structure.sites[-1].name
+    prefix = int(getattr(structure.layout, "prefix", 0))
+    seen: dict[str, Tensor] = {}
+    handles = [pruned.get_submodule(last).register_forward_hook(store(seen, "pruned"))]
+    handles.append(subject.model.get_submodule(last).register_forward_hook(store(seen, "dense")))
+    for number, site in enumerate(structure.sites):
+        earlier = [each for each in numbers if each < number]
+        if earlier:
+            kept = tracker.kept[structure.sites[earlier[-1]].name]
+            hide = _hides(structure.bias, kept, prefix)
+            handles.append(subject.model.get_submodule(site.name).register_forward_pre_hook(hide, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            pruned(subject.images)
+            subject.model(subject.images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    kept = tracker.kept[structure.sites[numbers[-1]].name]
+    expected = structure.layout.tokens(seen["dense"])
+    if numbers[-1] != len(structure.sites) - 1:
+        expected = Selection(kept).take(expected)
+        require_close(structure.layout.tokens(seen["pruned"]), expected, "behind the last block")
+
+
+def places_do_not_matter_behind_a_cut(subject: Subject) -> None:
+    """Let the tokens that are left change places: attention must not notice, or it looks positions up by place."""
+    structure = subject.structure
+    if structure.pruner != "tokens" or not is_sequence(structure):
+        return
+    number = min(subject.recipe.schedule.drops)
+    if number == len(structure.sites) - 1:
+        return
+    last, seen = structure.sites[-1].name, {}
+    orders = {}
+    for backwards in (False, True):
+        pruned = subject.pruned(schedule={number: 0.25}, pruner=_InOrder(backwards), restore=False)
+        handle = pruned.get_submodule(last).register_forward_hook(store(seen, str(backwards)))
+        with torch.no_grad():
+            pruned(subject.images)
+        handle.remove()
+        orders[backwards] = structure.layout.tokens(seen[str(backwards)])
+    require_close(orders[True].flip(1), orders[False], "behind the last block, where tokens had changed places")
+
+
+def as_many_tokens_are_left_as_the_schedule_says(subject: Subject) -> None:
+    """Compare the numbers of kept tokens with what the schedule comes to."""
+    if not is_sequence(subject.structure) or not subject.recipe.schedule.drops:
+        return
+    tracker = subject.tracker(subject.pruned()).run(subject.images)
+    tokens = subject.tracker(subject.model).run(subject.images).shifts.stacked().shape[-1]
+    expected = {subject.structure.sites[n].name: left for n, left in subject.recipe.schedule.kept(tokens).items()}
+    found = {name: kept.shape[1] for name, kept in tracker.kept.items()}
+    if found != expected:
+        raise BackboneError(f"{found} tokens are left, expected {expected}")
+
+
+def images_do_not_disturb_each_other(subject: Subject) -> None:
+    """Compare a batch with its images one by one."""
+    pruned = subject.pruned()
+    with torch.no_grad():
+        together = pruned(subject.images)
+        for number in range(subject.images.shape[0]):
+            alone = pruned(subject.images[number : number + 1])
+            pairs = zip(tensors_of(alone), tensors_of(together), strict=True)
+            for one, all_of_them in pairs:
+                require_close(one, all_of_them[number : number + 1], f"image {number} alone")
+
+
+def recorded_and_pruned_by_are_the_same(subject: Subject) -> None:
+    """See that the first cut keeps what a tracker of the dense model finds to score highest."""
+    if isinstance(subject.recipe.the_score, AttentionScore) or subject.recipe.score != "shift":
+        return
+    number = min(subject.recipe.schedule.drops)
+    name = subject.structure.sites[number].name
+    recorded = subject.tracker(subject.model).run(subject.images)
+    pruned = subject.pruned(schedule={number: subject.recipe.schedule.drops[number]})
+    tracker = subject.tracker(pruned).run(subject.images)
+    require_equal(tracker.shifts[name], recorded.shifts[name], f"at {name}, where nothing was dropped before")
+    pruner = subject.recipe.the_pruner(subject.structure.pruner)
+    if is_sequence(subject.structure) and getattr(pruner, "drops_only", False):
+        kept = tracker.kept[name]
+        of_kept = recorded.shifts[name].gather(1, kept)
+        others = recorded.shifts[name].scatter(1, kept, -torch.inf if subject.recipe.keep == "top" else torch.inf)
+        right = of_kept.amin(1) >= others.amax(1) if subject.recipe.keep == "top" else of_kept.amax(1) <= others.amin(1)
+        if not bool(right.all()):
+            raise BackboneError(f"what {name} keeps is not what scores {subject.recipe.keep}")
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Keeps what scores highest, in its order or backwards."""
+
+    backwards: bool
+    drops_only: ClassVar[bool] = True
+
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection:
+        kept = candidates.highest(candidates.left(drop)).kept
+        return Selection(kept.flip(1) if self.backwards else kept)
+
+
+def _total(output: Any) -> Tensor:
+    return torch.stack([tensor.float().square().sum() for tensor in tensors_of(output)]).sum()
+
+
+def _hides(argument: str, kept: Tensor, prefix: int) -> Callable[..., Any]:
+    """Make a hook that hides all but the kept tokens from a block's attention."""
+
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        value = args[0] if args else next(iter(kwargs.values()))
+        tokens = value.shape[1]
+        mask = torch.full((kept.shape[0], tokens), -torch.inf, dtype=value.dtype, device=value.device)
+        mask[:, :prefix] = 0
+        return args, {**kwargs, argument: mask.scatter(1, kept + prefix, 0.0)[:, None, None]}
+
+    return hook

@@ -1,0 +1,21 @@
+"""What every pruned model promises, held for each kind of convolutional network."""
+
+import pytest
+import torch
+
+from repshift.testing import make_subject
+
+
+@pytest.fixture
+def few():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+def test_every_promise_is_kept(model, few, promise):
+    promise(make_subject(model, few))
+
+
+# bottlenecks with a shortcut that may run twice; a layer between the stages; channels last; blocks without a shortcut
+@pytest.mark.parametrize("family", ["timm ResNet-d", "MambaOut", "EfficientNet"], indirect=True)
+def test_every_promise_about_compilation_is_kept(model, few, promise_of_compilation):
+    promise_of_compilation(make_subject(model, few))
