@@ -16,12 +16,13 @@ from repshift.modules import refuse_compiled
 from repshift.participants import cuts, participants, take_leave, take_part
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
-from repshift.roles import Carry, Cut, End, RequireFloat, Restore, Role, Start, Weigh
+from repshift.roles import Cut, RequireFloat, Role
 from repshift.schedules import Drop
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
+from repshift.travelling import Carry, End, Restore, Start, Weigh
 
 Model = TypeVar("Model", bound=nn.Module)
 

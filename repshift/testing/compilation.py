@@ -17,7 +17,11 @@ from repshift.testing.subjects import BackboneError, Subject, leftovers, require
 
 
 def copies_prune_alike(subject: Subject) -> None:
-    """Compare a deepcopy, a pickled one and the way back with what they were made from."""
+    """Compare a deepcopy, a pickled one and the way back with what they were made from.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     expected = pruned(subject.images)
     require_equal(copy.deepcopy(pruned)(subject.images), expected, "of a deepcopy")
@@ -26,7 +30,11 @@ def copies_prune_alike(subject: Subject) -> None:
 
 
 def exports_prune_alike(subject: Subject) -> None:
-    """Compare what torch.export makes of the pruned model, and see that it can be saved."""
+    """Compare what torch.export makes of the pruned model, and see that it can be saved.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     exported = torch.export.export(pruned, (subject.images,), strict=False)
     with torch.no_grad():
@@ -35,7 +43,11 @@ def exports_prune_alike(subject: Subject) -> None:
 
 
 def compiled_models_prune_alike_in_any_order(subject: Subject) -> None:
-    """Compile the dense model and two pruned ones in one process, in two orders, and call them in turn."""
+    """Compile the dense model and two pruned ones in one process, in two orders, and call them in turn.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     other = subject.pruned(keep="bottom")
     for order in ((subject.model, subject.pruned(), other), (subject.pruned(), other, subject.model)):
         with _fresh_dynamo(), torch.no_grad():
@@ -46,7 +58,11 @@ def compiled_models_prune_alike_in_any_order(subject: Subject) -> None:
 
 
 def graph_breaks_change_nothing(subject: Subject) -> None:
-    """Compile with breaks inside the blocks that drop tokens: dynamo then runs parts of them in Python."""
+    """Compile with breaks inside the blocks that drop tokens: dynamo then runs parts of them in Python.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     with torch.no_grad():
         expected = pruned(subject.images)
@@ -69,7 +85,11 @@ def graph_breaks_change_nothing(subject: Subject) -> None:
 
 
 def a_tracker_does_not_disturb_compiled_models(subject: Subject) -> None:
-    """Call a compiled model while it is tracked: nothing is recorded, and it goes on as before."""
+    """Call a compiled model while it is tracked: nothing is recorded, and it goes on as before.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     with torch.no_grad():
         expected = pruned(subject.images)

@@ -27,7 +27,11 @@ from repshift.testing.subjects import (
 
 
 def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
-    """Keep every token through the whole machinery, by every operation."""
+    """Keep every token through the whole machinery, by every operation.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     for operation in dict.fromkeys(name for site in subject.structure.sites for name in site.operations):
         recipe = replace(subject.recipe, operation=operation, pruner=KeepAll(), score="shift", restore=False)
         if not all(operation in subject.structure.sites[number].operations for number in recipe.schedule.drops):
@@ -37,7 +41,11 @@ def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
 
 
 def gradients_of_nothing_dropped_are_those_of_the_dense_model(subject: Subject) -> None:
-    """Compare the gradients of all parameters, bit for bit."""
+    """Compare the gradients of all parameters, bit for bit.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     kept = subject.pruned(pruner=KeepAll(), restore=False)
     parameters = [parameter for parameter in subject.model.parameters() if parameter.requires_grad]
     found, expected = (
@@ -50,7 +58,11 @@ def gradients_of_nothing_dropped_are_those_of_the_dense_model(subject: Subject) 
 
 
 def what_is_left_is_treated_as_in_the_dense_model(subject: Subject) -> None:
-    """Hide what is dropped from the dense model's attention instead: what is left must come out the same."""
+    """Hide what is dropped from the dense model's attention instead: what is left must come out the same.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     structure = subject.structure
     if structure.bias is None or not is_sequence(structure):
         return
@@ -83,7 +95,11 @@ def what_is_left_is_treated_as_in_the_dense_model(subject: Subject) -> None:
 
 
 def places_do_not_matter_behind_a_cut(subject: Subject) -> None:
-    """Let the tokens that are left change places: attention must not notice, or it looks positions up by place."""
+    """Let the tokens that are left change places: attention must not notice, or it looks positions up by place.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     structure = subject.structure
     if structure.pruner != "tokens" or not is_sequence(structure):
         return
@@ -103,7 +119,11 @@ def places_do_not_matter_behind_a_cut(subject: Subject) -> None:
 
 
 def as_many_tokens_are_left_as_the_schedule_says(subject: Subject) -> None:
-    """Compare the numbers of kept tokens with what the schedule comes to."""
+    """Compare the numbers of kept tokens with what the schedule comes to.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     if not is_sequence(subject.structure) or not subject.recipe.schedule.drops:
         return
     tracker = subject.tracker(subject.pruned()).run(subject.images)
@@ -115,7 +135,11 @@ def as_many_tokens_are_left_as_the_schedule_says(subject: Subject) -> None:
 
 
 def images_do_not_disturb_each_other(subject: Subject) -> None:
-    """Compare a batch with its images one by one."""
+    """Compare a batch with its images one by one.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     with torch.no_grad():
         together = pruned(subject.images)
@@ -127,7 +151,11 @@ def images_do_not_disturb_each_other(subject: Subject) -> None:
 
 
 def recorded_and_pruned_by_are_the_same(subject: Subject) -> None:
-    """See that the first cut keeps what a tracker of the dense model finds to score highest."""
+    """See that the first cut keeps what a tracker of the dense model finds to score highest.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     if isinstance(subject.recipe.the_score, AttentionScore) or subject.recipe.score != "shift":
         return
     number = min(subject.recipe.schedule.drops)

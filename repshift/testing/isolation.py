@@ -22,7 +22,11 @@ MODULES = 40  # how many modules are made to fail, evenly spread
 
 
 def the_original_stays_as_it_was(subject: Subject) -> None:
-    """Compare the dense model before and after: classes, attributes, hooks, tensors, output."""
+    """Compare the dense model before and after: classes, attributes, hooks, tensors, output.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     before = _snapshot(subject)
     pruned = subject.pruned()
     pruned(subject.images)
@@ -37,7 +41,11 @@ def the_original_stays_as_it_was(subject: Subject) -> None:
 
 
 def weights_are_shared_whatever_torch_does_to_them(subject: Subject) -> None:
-    """Convert the original and assign other tensors to it: the pruned model must follow."""
+    """Convert the original and assign other tensors to it: the pruned model must follow.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     model = copy.deepcopy(subject.model)
     pruned = prune(model, subject.structure, subject.recipe)
     model.double()
@@ -49,7 +57,11 @@ def weights_are_shared_whatever_torch_does_to_them(subject: Subject) -> None:
 
 
 def threads_do_not_disturb_each_other(subject: Subject) -> None:
-    """Run one pruned model in several threads at once."""
+    """Run one pruned model in several threads at once.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     batches = [subject.images.roll(number, 0) * (1 + 0.05 * number) for number in range(4 * THREADS)]
     with torch.no_grad():
@@ -65,7 +77,11 @@ def threads_do_not_disturb_each_other(subject: Subject) -> None:
 
 
 def nothing_is_left_of_a_forward(subject: Subject) -> None:
-    """See that a forward leaves neither attributes nor anything of its tokens."""
+    """See that a forward leaves neither attributes nor anything of its tokens.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     before = {name: set(vars(module)) for name, module in pruned.named_modules()}
     pruned(subject.images)
@@ -76,7 +92,11 @@ def nothing_is_left_of_a_forward(subject: Subject) -> None:
 
 
 def nothing_is_left_of_a_forward_that_fails(subject: Subject) -> None:
-    """Let modules all over the model fail, before and after their forward; the next batch is another size."""
+    """Let modules all over the model fail, before and after their forward; the next batch is another size.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     pruned = subject.pruned()
     few = subject.images[:1]
     with torch.no_grad():
@@ -95,7 +115,11 @@ def nothing_is_left_of_a_forward_that_fails(subject: Subject) -> None:
 
 
 def trackers_see_their_own_thread_only(subject: Subject) -> None:
-    """Track in one thread while others run the same model."""
+    """Track in one thread while others run the same model.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
     for model in (subject.model, subject.pruned()):
         alone = subject.tracker(model).run(subject.images)
         other = subject.images.flip(0) * 2

@@ -1,0 +1,165 @@
+"""What modules do around the cuts: tell later blocks, averages and heads what became of the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repshift.calls import Call
+from repshift.companions import Companion
+from repshift.errors import RepresentationError
+from repshift.layouts import Layout, first_tensor, with_first_tensor
+from repshift.restoring import restored
+from repshift.roles import Bystander
+from repshift.stream import Streams, is_repeated
+
+
+@dataclass(frozen=True)
+class Start(Bystander):
+    """Begins to follow the tokens, where they enter the first block.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        layout: How the value holds its tokens.
+        companions: What the blocks are given beside the tokens.
+        always: Follow them whatever is given; otherwise only if there is a companion to follow them.
+    """
+
+    streams: Streams
+    layout: Layout
+    companions: tuple[Companion, ...]
+    always: bool
+
+    def enter(self, call: Call) -> Call:
+        """Begin.
+
+        Raises:
+            RepresentationError: If this repeats a forward whose tokens are known no more.
+        """
+        stream = self.streams.own
+        if not stream.heard_by():
+            stream.clear()
+        given = [(each, call.get(each.argument)) for each in self.companions]
+        given = [(companion, value) for companion, value in given if value is not None]
+        if self.always or given:
+            if is_repeated():
+                raise RepresentationError(
+                    "Gradient checkpointing repeats the blocks in the backward pass, where it is not known any more "
+                    "which tokens were left, and these blocks are told. Switch it off: "
+                    "model.set_grad_checkpointing(False) or model.gradient_checkpointing_disable()."
+                )
+            stream.begin(self.layout.tokens(call.first).shape[1], None)
+        for companion, value in given:
+            if companion.padding:
+                stream.sizes = companion.valid(value)
+        return call
+
+
+@dataclass(frozen=True)
+class Carry(Bystander):
+    """Shortens what a block is given beside the tokens, and tells its attention how many places each stands for.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        companions: Arguments with an entry for each token.
+        bias: The argument that is added to attention's logits.
+        prefix: How many prefix tokens the logits begin with; each stands for itself.
+    """
+
+    streams: Streams
+    companions: tuple[Companion, ...]
+    bias: str | None
+    prefix: int
+
+    def enter(self, call: Call) -> Call:
+        """Change the call."""
+        stream = self.streams.own
+        positions = None if stream.origin is None else stream.origin.positions
+        if positions is None:
+            return call
+        for companion in self.companions:
+            value = call.get(companion.argument)
+            if value is not None:
+                call = call.replaced(companion.argument, companion.shortened(value, positions))
+        if self.bias is None or stream.sizes is None:
+            return call
+        dtype = first_tensor(call.first).dtype
+        return call.replaced(self.bias, _with_sizes(call.get(self.bias), stream.sizes, self.prefix, dtype))
+
+    def close(self, failed: bool) -> None:
+        """Leave nothing behind if the forward ends here."""
+        if failed:
+            self.streams.own.clear()
+
+
+@dataclass(frozen=True)
+class Weigh(Bystander):
+    """Stands in front of an average over tokens: the mean of weighted tokens is the weighted mean.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        layout: How the value holds its tokens.
+        with_prefix: Whether prefix tokens take part in the average, each for itself.
+    """
+
+    streams: Streams
+    layout: Layout
+    with_prefix: bool
+
+    def leave(self, output: Any) -> Any:
+        """Multiply every token by the places it stands for, over their mean."""
+        sizes = self.streams.own.sizes
+        if sizes is None:
+            return output
+        tokens = self.layout.tokens(output)
+        value = first_tensor(output)
+        prefix = value.shape[1] - tokens.shape[1] if self.with_prefix else 0
+        # the average behind divides by the number of tokens, and should divide by the number of places
+        share = (prefix + tokens.shape[1]) / (prefix + sizes.sum(1)).clamp_min(1e-6)
+        if self.with_prefix:
+            output = with_first_tensor(output, (value * share[:, None, None]).to(value.dtype))
+        weighted = tokens * (sizes * share.unsqueeze(1)).unsqueeze(-1)
+        return self.layout.put(output, weighted.to(tokens.dtype))
+
+
+@dataclass(frozen=True)
+class Restore(Bystander):
+    """Gives the tokens that went their places back."""
+
+    streams: Streams
+    layout: Layout
+
+    def leave(self, output: Any) -> Any:
+        """Undo the cuts, the last one first."""
+        stream = self.streams.own
+        if not stream.cuts:
+            return output
+        whole = restored(self.layout.tokens(output), stream.cuts)
+        stream.cuts, stream.sizes = (), None  # every place has a token again
+        return self.layout.put(output, whole)
+
+
+@dataclass(frozen=True)
+class End(Bystander):
+    """Ends what is known of the tokens, behind the last module that needs it, or whenever the model ends."""
+
+    streams: Streams
+
+    def close(self, failed: bool) -> None:
+        """Forget it, unless somebody listens and will."""
+        stream = self.streams.own
+        if not stream.heard_by():
+            stream.clear()
+
+
+def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
+    """Add the logarithms of the sizes to a mask: a token of size s then counts as s equal ones in the softmax."""
+    bias = torch.nn.functional.pad(sizes, (prefix, 0), value=1.0).log().to(dtype)[:, None, None]
+    if given is None:
+        return bias
+    if given.dtype == torch.bool:
+        given = torch.zeros(given.shape, dtype=dtype, device=given.device).masked_fill(~given, -torch.inf)
+    return given + bias
