@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from repshift.attention import AttentionScore
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, why_unserved
 from repshift.participants import own_class
 from repshift.pruners import PRUNERS
 from repshift.pruning import recipe_of
 from repshift.recipes import Recipe
-from repshift.scores import SCORES, AttentionScore
+from repshift.scores import SCORES
 from repshift.sites import Structure
 
 

@@ -129,9 +129,10 @@ class FeatureMap:
 
     def put(self, value: Any, tokens: Tensor) -> Any:
         """Return a map of the same rows and columns with these tokens, ``(batch, rows * columns, channels)``."""
-        grid = self.grid(value)
-        laid = tokens.unflatten(1, grid) if self.channels_last else tokens.transpose(1, 2).unflatten(2, grid)
-        return with_first_tensor(value, laid)
+        batch, _, channels = tokens.shape
+        if self.channels_last:
+            return with_first_tensor(value, tokens.reshape(batch, *self.grid(value), channels))
+        return with_first_tensor(value, tokens.transpose(1, 2).reshape(batch, channels, *self.grid(value)))
 
     def grid(self, value: Any) -> tuple[int, ...]:
         """Return ``(rows, columns)`` or ``(frames, rows, columns)``."""
@@ -159,13 +160,15 @@ class FeatureMap:
             rows, columns = grid
             corner = tensor[:, :rows, :columns] if self.channels_last else tensor[:, :, :rows, :columns]
             return with_first_tensor(value, corner)
+        batch = tensor.shape[0]
         if self.channels_last:
-            return with_first_tensor(value, pick(tensor.flatten(1, 2), kept).unflatten(1, grid))
+            return with_first_tensor(value, pick(tensor.flatten(1, 2), kept).view(batch, *grid, tensor.shape[3]))
+        channels = tensor.shape[1]
         if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-            rows_of_channels = pick(tensor.permute(0, 2, 3, 1).flatten(1, 2), kept)
-            return with_first_tensor(value, rows_of_channels.unflatten(1, grid).permute(0, 3, 1, 2))
-        chosen = kept.unsqueeze(1).expand(-1, tensor.shape[1], -1)
-        return with_first_tensor(value, tensor.flatten(2).gather(2, chosen).unflatten(2, grid))
+            together = pick(tensor.permute(0, 2, 3, 1).flatten(1, 2), kept)
+            return with_first_tensor(value, together.view(batch, *grid, channels).permute(0, 3, 1, 2))
+        chosen = kept.unsqueeze(1).expand(-1, channels, -1)
+        return with_first_tensor(value, tensor.flatten(2).gather(2, chosen).view(batch, channels, *grid))
 
     @staticmethod
     def _checked(value: Any) -> Tensor:

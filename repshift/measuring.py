@@ -12,6 +12,7 @@ from repshift.attention import AttentionScore, Heads
 from repshift.calls import Call
 from repshift.errors import RepresentationError
 from repshift.layouts import Layout, first_tensor
+from repshift.participants import own_class
 from repshift.roles import Bystander
 from repshift.scores import Score, apply_score
 from repshift.stream import Stream, Streams, is_repeated
@@ -175,7 +176,7 @@ class Measure(OfBlock):
         images = _images_at_once(after)
         if images is None or not self.read_only or images >= after.shape[0]:
             return self._score(before, after)
-        pairs = zip(before.split(images), after.split(images), strict=True)
+        pairs = zip(torch.split(before, images), torch.split(after, images), strict=True)
         return torch.cat([self._score(*pair) for pair in pairs])
 
     def _compare_replayed(self, source: Tensor, after: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ class Measure(OfBlock):
         # in parts, so that what comes in between does not need as much memory as was saved
         images = min(_images_at_once(after) or len(after), max(1, len(after) // 4))
         with torch.no_grad():
-            pairs = zip(source.split(images), after.split(images), strict=True)
+            pairs = zip(torch.split(source, images), torch.split(after, images), strict=True)
             return torch.cat(
                 [self._score(self.source_layout.tokens(self.replay.run(taken)), part) for taken, part in pairs]
             )
@@ -215,7 +216,7 @@ class Replay:
 
     def run(self, taken: Tensor) -> Any:
         """Run the module on ``(batch, channels, rows, columns)``."""
-        plainly = type(self.module).__mro__[2].forward  # past the generated class and what it plays
+        plainly: Any = own_class(self.module).forward  # past the generated class and what it plays
         return plainly(self.module, taken)
 
 

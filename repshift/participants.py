@@ -57,8 +57,9 @@ def take_part(module: nn.Module, roles: tuple[Role, ...]) -> None:
 def take_leave(module: nn.Module) -> None:
     """Make a module what it was before it took part."""
     if isinstance(module, Participant):
-        module.__class__ = own_class(module)
+        own = own_class(module)
         del module.repshift_roles
+        object.__setattr__(module, "__class__", own)
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
@@ -87,7 +88,7 @@ def _participant(base: type[nn.Module]) -> type[nn.Module]:
     """Generate the subclass, once for each class, so that compiled code recognises it."""
     if base not in _participants:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
-        own = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
         _participants[base] = type(base.__name__, (Participant, base), own)
     return _participants[base]

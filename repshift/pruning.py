@@ -108,8 +108,8 @@ def dense(model: Model) -> Model:
     """
     refuse_compiled(model)
     whole = share_weights(model)
-    for _, module in list(participants(whole)):
-        take_leave(module)
+    for _, participant in list(participants(whole)):
+        take_leave(participant)
     for module in whole.modules():
         if "repshift_recipe" in vars(module):
             del module.repshift_recipe
@@ -155,7 +155,8 @@ class _Plan:
             self._play(structure.sites[0].name, start)
         for number, site in enumerate(structure.sites):
             if number > first and (self.follows or structure.companions):
-                self._play(site.name, Carry(self.streams, structure.companions, self.bias, self._prefix()))
+                carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
+                self._play(site.name, carry)
             if number in schedule.drops:
                 self._cut(site, schedule.drops[number])
         self._finish()

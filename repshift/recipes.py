@@ -83,9 +83,9 @@ class Recipe:
     @property
     def the_score(self) -> Score | AttentionScore:
         """The function behind the score."""
-        if self.score == "shift":
-            return _object(DISTANCES, self.distance)
-        return _object(SCORES, self.score)
+        found: Score | AttentionScore
+        found = _object(DISTANCES, self.distance) if self.score == "shift" else _object(SCORES, self.score)
+        return found
 
     def the_pruner(self, default: str) -> Pruner:
         """Return the object behind the pruner, or behind the name of the one that suits a model.
@@ -242,8 +242,8 @@ def _written(registry: Registry, value: Any) -> Any:
 
 
 def _with_settings(said: Mapping[str, Any]) -> Any:
-    name, *_ = [said.get("name"), None]
-    if name not in PRUNERS:
+    name = said.get("name")
+    if not isinstance(name, str) or name not in PRUNERS:
         raise RecipeError(f"A pruner with settings has a name, one of {PRUNERS.names()}, got {dict(said)!r}.")
     registered = PRUNERS.get(name)
     try:

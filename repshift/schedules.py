@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from repshift.errors import ScheduleError
 
@@ -125,7 +125,8 @@ class Schedule:
         if isinstance(schedule, Mapping):
             return cls(schedule)
         if isinstance(schedule, Sequence) and not isinstance(schedule, (bytes, bytearray, range)):
-            return cls(dict(enumerate(schedule)), len(schedule))
+            entries: Any = schedule
+            return cls(dict(enumerate(entries)), len(entries))
         raise ScheduleError(f"This is no schedule ({type(schedule).__name__}): {schedule!r}. {FORMS}")
 
     def check(self, blocks: int, tokens: int | None, unit: str = "block") -> None:

@@ -85,7 +85,8 @@ class Selection:
             return self.take(values)
         batch, kept = self.kept.shape
         sums = values.new_zeros(batch * kept, *values.shape[2:])
-        return sums.index_add(0, rows_of(self.joins, kept), values.flatten(0, 1)).unflatten(0, (batch, kept))
+        sums = sums.index_add(0, rows_of(self.joins, kept), values.flatten(0, 1))
+        return sums.view(batch, kept, *values.shape[2:])
 
     def mean(self, values: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Average each kept token with the tokens that join it, weighted by their sizes.
@@ -180,7 +181,7 @@ def pick(values: Tensor, positions: Tensor) -> Tensor:
     batch, length = values.shape[:2]
     # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
     chosen = values.flatten(0, 1).index_select(0, rows_of(positions, length))
-    return chosen.unflatten(0, (batch, positions.shape[1]))
+    return chosen.view(batch, positions.shape[1], *values.shape[2:])
 
 
 def compose(earlier: Tensor | None, later: Tensor) -> Tensor:

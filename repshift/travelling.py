@@ -45,12 +45,7 @@ class Start(Bystander):
         given = [(each, call.get(each.argument)) for each in self.companions]
         given = [(companion, value) for companion, value in given if value is not None]
         if self.always or given:
-            if is_repeated():
-                raise RepresentationError(
-                    "Gradient checkpointing repeats the blocks in the backward pass, where it is not known any more "
-                    "which tokens were left, and these blocks are told. Switch it off: "
-                    "model.set_grad_checkpointing(False) or model.gradient_checkpointing_disable()."
-                )
+            _refuse_repetition()
             stream.begin(self.layout.tokens(call.first).shape[1], None)
         for companion, value in given:
             if companion.padding:
@@ -67,16 +62,24 @@ class Carry(Bystander):
         companions: Arguments with an entry for each token.
         bias: The argument that is added to attention's logits.
         prefix: How many prefix tokens the logits begin with; each stands for itself.
+        always: Something is to be told at every forward; otherwise only if there is a companion.
     """
 
     streams: Streams
     companions: tuple[Companion, ...]
     bias: str | None
     prefix: int
+    always: bool
 
     def enter(self, call: Call) -> Call:
-        """Change the call."""
+        """Change the call.
+
+        Raises:
+            RepresentationError: If this repeats a forward whose tokens are known no more.
+        """
         stream = self.streams.own
+        if self.always or any(call.get(companion.argument) is not None for companion in self.companions):
+            _refuse_repetition()
         positions = None if stream.origin is None else stream.origin.positions
         if positions is None:
             return call
@@ -153,6 +156,15 @@ class End(Bystander):
         stream = self.streams.own
         if not stream.heard_by():
             stream.clear()
+
+
+def _refuse_repetition() -> None:
+    if is_repeated():
+        raise RepresentationError(
+            "Gradient checkpointing repeats the blocks in the backward pass, where it is not known any more which "
+            "tokens were left, and these blocks are told. Switch it off: model.set_grad_checkpointing(False) or "
+            "model.gradient_checkpointing_disable()."
+        )
 
 
 def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:

@@ -132,7 +132,8 @@ def _watched_by_a_hook(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _left_to_python(module: nn.Module) -> Iterator[None]:
     """Let a module be one that its writer told dynamo to leave alone."""
-    with _with_forward(module, torch._dynamo.disable(type(module).forward)):
+    disable: Any = torch._dynamo.disable
+    with _with_forward(module, disable(type(module).forward)):
         yield
 
 

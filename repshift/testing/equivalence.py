@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from repshift.attention import AttentionScore
 from repshift.pruners import Candidates
 from repshift.pruning import prune
 from repshift.schedules import Drop
-from repshift.scores import AttentionScore
 from repshift.selection import Selection
 from repshift.testing.subjects import (
     BackboneError,
@@ -106,8 +106,9 @@ def places_do_not_matter_behind_a_cut(subject: Subject) -> None:
     number = min(subject.recipe.schedule.drops)
     if number == len(structure.sites) - 1:
         return
-    last, seen = structure.sites[-1].name, {}
-    orders = {}
+    last = structure.sites[-1].name
+    seen: dict[str, Any] = {}
+    orders: dict[bool, Tensor] = {}
     for backwards in (False, True):
         pruned = subject.pruned(schedule={number: 0.25}, pruner=_InOrder(backwards), restore=False)
         handle = pruned.get_submodule(last).register_forward_hook(store(seen, str(backwards)))

@@ -128,7 +128,7 @@ def trackers_see_their_own_thread_only(subject: Subject) -> None:
         ended = threading.Event()
 
         def go_on(model: nn.Module = model, ended: threading.Event = ended, other: Tensor = other) -> list[Any]:
-            outputs = []
+            outputs: list[Any] = []
             with torch.no_grad():
                 while not ended.is_set() or not outputs:
                     outputs.append(model(other))
