@@ -63,17 +63,17 @@ def ablate(
     from repshift.analysis.output.results import environment
     from repshift.analysis.samples.data import open_samples
     from repshift.analysis.samples.processes import Processes
-    from repshift.analysis.subjects.variants import block_numbers
+    from repshift.analysis.subjects.models import load_dense
+    from repshift.analysis.subjects.recipes import block_numbers
     from repshift.finding import require_structure
-    from repshift.loading import load_model
 
     chosen_blocks = block_numbers(blocks)
     studies = choose_studies(name.strip() for text in study or ["all"] for name in text.split(","))
     place = Processes().device(device)
     name = model or DEFAULT_MODEL
     pretrained = pretrained or (model is None and checkpoint is None)
-    note_random_weights(pretrained, checkpoint)
-    loaded = load_model(name, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema).to(place)
+    note_random_weights(pretrained, checkpoint, name)
+    loaded = load_dense(name, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema).to(place)
     samples = open_samples(loaded, data, dataset=dataset, split=split, num_samples=num_samples)
     size = samples.config["input_size"]
     settings = plan(loaded, size, studies, chosen_blocks, count)

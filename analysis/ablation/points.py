@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repshift import DataError
+from repshift import DataError, Recipe
 from repshift.analysis.ablation.settings import CONTROLS, StudySetting, device_of
 from repshift.analysis.ablation.shared_blocks import SharedBlocks
 from repshift.analysis.output.paired import gain
 from repshift.analysis.samples.data import Samples, loader
-from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.subjects.recipes import apply, whole_recipe
 from repshift.finding import require_structure
 
-DENSE = Variant()
+DENSE = None  # no recipe
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Point:
         over_norm: The same against keeping the tokens of the largest norm.
         over_norm_error: Its standard error.
         samples: How many images.
+        recipe: All that the model was pruned by, see :meth:`repshift.Recipe.to_dict`.
     """
 
     study: str
@@ -63,6 +65,7 @@ class Point:
     over_norm: float | None
     over_norm_error: float | None
     samples: int
+    recipe: dict[str, Any] | None = None
 
 
 def run_ablation(
@@ -91,14 +94,13 @@ def run_ablation(
     """
     structure = require_structure(model)
     shared = SharedBlocks(model, structure, max(setting.block for setting in settings))
-    models = {DENSE: model}
-    for variant, block in _variants_at(settings).items():
-        models[variant] = variant.apply(model)
-        shared.take_over(models[variant], block)
+    models: dict[Recipe | None, nn.Module] = {DENSE: model}
+    for recipe, block in _recipes_at(settings).items():
+        models[recipe] = apply(recipe, model)
+        shared.take_over(models[recipe], block)
     with shared.remembered(), torch.random.fork_rng(), torch.inference_mode():
         right = _judge(models, batches, seed, observe)
-    dense = StudySetting("dense", -1, "dense", DENSE, DENSE, 0)
-    return [_point(setting, right) for setting in (dense, *settings)]
+    return [_dense_point(right[DENSE]), *(_point(setting, right, models) for setting in settings)]
 
 
 def labelled_batches(
@@ -118,38 +120,38 @@ def labelled_batches(
 
 def count_models(settings: Sequence[StudySetting]) -> int:
     """Say how many models :func:`run_ablation` compares, the dense one included."""
-    return 1 + len(_variants_at(settings))
+    return 1 + len(_recipes_at(settings))
 
 
-def _variants_at(settings: Sequence[StudySetting]) -> dict[Variant, int]:
-    """List the distinct variants, controls included, with the block at which each drops."""
+def _recipes_at(settings: Sequence[StudySetting]) -> dict[Recipe, int]:
+    """List the distinct recipes, controls included, with the block at which each drops."""
     return {
-        variant: setting.block
+        recipe: setting.block
         for setting in settings
-        for variant in (setting.variant, *(setting.control(score) for score in CONTROLS))
+        for recipe in (setting.recipe, *(setting.control(score) for score in CONTROLS))
     }
 
 
 def _judge(
-    models: Mapping[Variant, nn.Module],
+    models: Mapping[Recipe | None, nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     seed: int,
     observe: Callable[[int], None],
-) -> dict[Variant, Tensor]:
+) -> dict[Recipe | None, Tensor]:
     """Say which images each model classifies rightly, ``(images,)`` bool; the dense model goes first."""
-    right: dict[Variant, list[Tensor]] = {variant: [] for variant in models}
+    right: dict[Recipe | None, list[Tensor]] = {recipe: [] for recipe in models}
     for number, (images, labels) in enumerate(batches):
-        for variant, model in models.items():
+        for recipe, model in models.items():
             # the same draw for all: what random keeps at the top and at the bottom are each other's complement
             torch.manual_seed(1_000_003 * seed + number)
             logits = model(images)
-            if variant == DENSE:
+            if recipe is DENSE:
                 _check_labels(labels, logits.shape[1])
-            right[variant].append((logits.argmax(1) == labels).cpu())
+            right[recipe].append((logits.argmax(1) == labels).cpu())
             observe(len(labels))
     if not right[DENSE]:
         raise DataError("There are no images to compare on. Give data that has some.")
-    return {variant: torch.cat(parts) for variant, parts in right.items()}
+    return {recipe: torch.cat(parts) for recipe, parts in right.items()}
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
@@ -160,32 +162,57 @@ def _check_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _point(setting: StudySetting, right: Mapping[Variant, Tensor]) -> Point:
-    variant, own = setting.variant, right[setting.variant]
-    dense = variant.drop is None
-    share, share_of_dense = _share(own), _share(right[DENSE])
-    pairs = [(None, None)] * 2 if dense else [gain(own, right[setting.control(score)]) for score in CONTROLS]
-    shift = not dense and variant.score == "shift"
+def _dense_point(right: Tensor) -> Point:
+    return Point(
+        study="dense",
+        block=None,
+        setting="dense",
+        operation=None,
+        distance=None,
+        residual=None,
+        score=None,
+        keep=None,
+        drop=None,
+        dropped=0,
+        **_accuracy(right),
+        delta=0.0,
+        over_random=None,
+        over_random_error=None,
+        over_norm=None,
+        over_norm_error=None,
+    )
+
+
+def _point(
+    setting: StudySetting, right: Mapping[Recipe | None, Tensor], models: Mapping[Recipe | None, nn.Module]
+) -> Point:
+    recipe, own, shift = setting.recipe, right[setting.recipe], setting.recipe.score == "shift"
+    over_random, over_norm = (gain(own, right[setting.control(score)]) for score in CONTROLS)
     return Point(
         study=setting.study,
-        block=None if dense else setting.block,
+        block=setting.block,
         setting=setting.label,
-        operation=variant.operation if shift or variant.score == "norm" else None,
-        distance=variant.distance if shift else None,
-        residual=variant.residual if shift else None,
-        score=None if dense else variant.score,
-        keep=None if dense else variant.keep,
-        drop=variant.drop,
+        operation=recipe.operation if shift or recipe.score == "norm" else None,
+        distance=str(recipe.distance) if shift else None,
+        residual=recipe.residual if shift else None,
+        score=str(recipe.score),
+        keep=recipe.keep,
+        drop=str(recipe.schedule),
         dropped=setting.dropped,
-        top1=100 * share,
-        top1_error=100 * math.sqrt(share * (1 - share) / len(own)),
-        delta=100 * (share - share_of_dense),
-        over_random=pairs[0][0],
-        over_random_error=pairs[0][1],
-        over_norm=pairs[1][0],
-        over_norm_error=pairs[1][1],
-        samples=len(own),
+        **_accuracy(own),
+        delta=100 * (_share(own) - _share(right[DENSE])),
+        over_random=over_random[0],
+        over_random_error=over_random[1],
+        over_norm=over_norm[0],
+        over_norm_error=over_norm[1],
+        recipe=whole_recipe(models[recipe]),
     )
+
+
+def _accuracy(right: Tensor) -> dict[str, Any]:
+    share = _share(right)
+    error = math.sqrt(share * (1 - share) / len(right))
+    return {"top1": 100 * share, "top1_error": 100 * error, "samples": len(right)}
 
 
 def _share(right: Tensor) -> float:

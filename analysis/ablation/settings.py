@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from repshift import DISTANCES, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
-from repshift.analysis.subjects.variants import Variant
+from repshift import DISTANCES, Recipe, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
 from repshift.finding import require_structure
 from repshift.registry import suggest
 from repshift.schedules import Drop, dropped_count
@@ -31,7 +30,7 @@ class StudySetting:
         study: One of :data:`STUDIES`.
         block: After which block, stage or layer, counted from zero.
         label: What is varied; of a control its score.
-        variant: How the model is pruned.
+        recipe: How the model is pruned.
         base: As the model is pruned by default, by as much at this block; the controls differ from it in the score.
         dropped: How many tokens go, of a map how many positions.
     """
@@ -39,11 +38,11 @@ class StudySetting:
     study: str
     block: int
     label: str
-    variant: Variant
-    base: Variant
+    recipe: Recipe
+    base: Recipe
     dropped: int
 
-    def control(self, score: str) -> Variant:
+    def control(self, score: str) -> Recipe:
         """Return a control that drops as much at the same block."""
         return replace(self.base, score=score)
 
@@ -100,10 +99,10 @@ def plan(
         for study in studies:
             drop = (HALF if least > 1 else 1) if study == "half" else count or fifth
             dropped = _dropped(grid, drop, f"{structure.unit} {block}")
-            base = Variant(f"{drop}@{block}", operation=_own_operation(structure, structure.sites[block]))
+            base = Recipe(f"{drop}@{block}", operation=_own_operation(structure, structure.sites[block]))
             settings += [
-                StudySetting(study, block, label, variant, base, dropped)
-                for label, variant in _variants(study, base, structure.sites[block])
+                StudySetting(study, block, label, recipe, base, dropped)
+                for label, recipe in _recipes(study, base, structure.sites[block])
             ]
     if not settings:
         raise UnsupportedModelError(
@@ -119,7 +118,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _variants(study: str, base: Variant, site: Site) -> list[tuple[str, Variant]]:
+def _recipes(study: str, base: Recipe, site: Site) -> list[tuple[str, Recipe]]:
     """List the settings of a study at one block, controls last; none if the block has nothing to vary."""
     controls = [(score, replace(base, score=score)) for score in CONTROLS]
     attention = [score] if (score := _attention_score(site)) else []

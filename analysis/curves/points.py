@@ -171,6 +171,9 @@ def method_of(row: Row) -> str:
     others = [row.get("operation") if row.get("operation") not in (None, *OPERATIONS) else None]
     others += [row.get("distance") if row.get("distance") not in (None, "l2") else None]
     others += ["residual" if row.get("residual") else None, row.get("pruner")]
+    recipe = row.get("recipe")  # not in files of before it was written, nor of the dense model
+    restored = recipe.get("restore") if isinstance(recipe, dict) else None
+    others += [f"restored {restored}" if isinstance(restored, str) else "restored" if restored else None]
     return " ".join([method, *(str(other) for other in others if other)])
 
 

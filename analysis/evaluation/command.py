@@ -6,7 +6,7 @@ import ast
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,7 @@ def evaluate(
     model_kwargs: Annotated[list[str] | None, typer.Option(help="Settings of the model, as key=value.")] = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
+    recipe: options.RecipeFile = None,
     operation: options.Operation = None,
     distance: options.Distance = "l2",
     residual: options.Residual = False,
@@ -90,9 +91,8 @@ def evaluate(
     """
     from repshift.analysis.evaluation.settings import EvaluationSettings, model_names
     from repshift.analysis.samples.processes import Processes
-    from repshift.analysis.subjects.variants import Variant, choose_drop
+    from repshift.analysis.subjects.recipes import chosen_recipe
 
-    end = cast("Literal['top', 'bottom']", keep)  # checked where the model is pruned
     processes = Processes.join()
     try:
         if data is not None and data_dir is not None:
@@ -100,7 +100,17 @@ def evaluate(
         names = model_names(model, pretrained)
         settings = EvaluationSettings(
             data=data if data_dir is None else data_dir,
-            variant=Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner, end),
+            recipe=chosen_recipe(
+                recipe,
+                drop,
+                drop_r,
+                score=score,
+                operation=operation,
+                distance=distance,
+                residual=residual,
+                pruner=pruner,
+                keep=keep,
+            ),
             compare_dense=compare_dense,
             dataset=dataset,
             split=split,
@@ -172,11 +182,11 @@ def _run(
             evaluation = Evaluation(settings, processes, results, wanted, observe)
         rows = evaluation.run(names, resume)
     if processes.first:
-        _report(rows, settings, results)
+        _report(rows, settings, names, results)
     return any("error" in row for row in rows)
 
 
-def _report(rows: Sequence[dict[str, Any]], settings: Any, results: Path | None) -> None:
+def _report(rows: Sequence[dict[str, Any]], settings: Any, names: Sequence[str], results: Path | None) -> None:
     for row in rows:
         if "error" in row:
             typer.echo(f"error: {row['model']}: {row['error']}", err=True)
@@ -192,7 +202,7 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, results: Path | None)
             )
         if row["skipped"]:
             typer.echo(f"skipped {row['skipped']}: {row['skipped_files']}", err=True)
-    note_random_weights(settings.pretrained, settings.checkpoint)
+    note_random_weights(settings.pretrained, settings.checkpoint, *names)
     if results is not None:
         note(f"results: {results}")
 

@@ -90,10 +90,11 @@ class Evaluation:
         """
         with self.processes.together():
             self._check_unfinished(resume)
+            chosen = [self.settings.of_model(name) for name in models]
         rows: list[Row] = []
-        for number, name in enumerate(models):
+        for number, (name, settings) in enumerate(zip(models, chosen, strict=True)):
             try:
-                rows.append(self._finished(name, number) or self._evaluate(name, number))
+                rows.append(self._finished(name, number, settings) or self._evaluate(name, number, settings))
             except Exception as error:
                 if len(models) == 1:
                     raise
@@ -128,30 +129,30 @@ class Evaluation:
             return None
         return PartialResults(self.partial_folder / f"{number:04d}", settings, self.processes.rank)
 
-    def _finished(self, name: str, number: int) -> Row | None:
+    def _finished(self, name: str, number: int, settings: EvaluationSettings) -> Row | None:
         """Return the row of a model that was finished before the run was interrupted."""
         row = None
         with self.processes.together():
             partial = self._partial(number, {})
             if partial is not None and self.processes.first and (row := partial.row) is not None:
-                model, config = load_classifier(name, self.settings)
-                identity = self._identity(name, config, self._open(model, config))
+                model, config = load_classifier(name, settings)
+                identity = self._identity(name, settings, config, self._open(model, config))
                 PartialResults(partial.folder, identity).resume()
         found: Row | None = self.processes.exchange(row)[0]
         return found
 
-    def _evaluate(self, name: str, number: int) -> Row:
+    def _evaluate(self, name: str, number: int, settings: EvaluationSettings) -> Row:
         records: Recorded = {}
         with self.processes.together():
-            subject = build_subject(name, self.settings, self.device)
+            subject = build_subject(name, settings, self.device)
             samples = self._open(subject.classifier, subject.config)
-            partial = self._partial(number, self._identity(name, subject.config, samples))
+            partial = self._partial(number, self._identity(name, settings, subject.config, samples))
             if partial is not None and self.processes.first:
                 records = partial.resume()
                 partial.begin()
         records = self.processes.exchange(records if self.processes.first else None)[0]
         part = Part()
-        loop = EvaluationLoop(subject, samples, self.settings, self.device, partial)
+        loop = EvaluationLoop(subject, samples, settings, self.device, partial)
         share = Share(self.processes.rank, self.processes.count, frozenset(records))
         try:
             with self.processes.together():
@@ -163,7 +164,7 @@ class Evaluation:
                     partial.forget_if_empty()
         parts = self.processes.exchange(part)
         with self.processes.together():
-            row = self._row(name, subject, samples, records, parts)
+            row = self._row(name, settings, subject, samples, records, parts)
             if partial is not None and self.processes.first:
                 partial.finish(row)
         return row
@@ -182,18 +183,26 @@ class Evaluation:
             return open_stream(model, settings.data, settings.dataset, **options)
         return open_samples(model, settings.data, dataset=settings.dataset, **options)
 
-    def _identity(self, name: str, config: Mapping[str, Any], samples: Samples | Stream) -> dict[str, Any]:
+    def _identity(
+        self, name: str, settings: EvaluationSettings, config: Mapping[str, Any], samples: Samples | Stream
+    ) -> dict[str, Any]:
         """Return what must not have changed when an evaluation is resumed: the settings, and the data found."""
         files = samples.files if isinstance(samples, Samples) else None
         return {
-            **self.settings.fingerprint(name, self.device, self.processes.count),
+            **settings.fingerprint(name, self.device, self.processes.count),
             "preprocessed": {key: value if isinstance(value, str) else str(value) for key, value in config.items()},
             "samples": samples.count,
             "files": files and hashlib.sha256("\n".join(files).encode()).hexdigest(),
         }
 
     def _row(
-        self, name: str, subject: Subject, samples: Samples | Stream, before: Recorded, parts: Sequence[Part]
+        self,
+        name: str,
+        settings: EvaluationSettings,
+        subject: Subject,
+        samples: Samples | Stream,
+        before: Recorded,
+        parts: Sequence[Part],
     ) -> Row:
         records, failures = self._merge(samples, before, parts)
         answers = None
@@ -208,12 +217,12 @@ class Evaluation:
             **{key: value for key, value in summary.items() if key not in own},
             "samples": len(records),
             "skipped": len(failures),
-            "real_labels": self.settings.real_labels,
+            "real_labels": settings.real_labels,
             "samples_per_sec": _rate([part.rate for part in parts]),
             "batch_size": min(part.batch_size for part in parts),
-            "precision": self.settings.precision,
-            "seed": self.settings.seed if self.settings.variant.score == "random" else None,
-            "checkpoint": self.settings.checkpoint,
+            "precision": settings.precision,
+            "seed": settings.seed if settings.draws else None,
+            "checkpoint": settings.checkpoint,
         }
         if subject.dense is not None:
             row["dense_samples_per_sec"] = _rate([part.dense_rate for part in parts])

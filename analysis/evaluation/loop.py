@@ -167,7 +167,7 @@ class EvaluationLoop:
 
     def _predict(self, model: nn.Module, images: Tensor, first: int, timing: Timing) -> list[tuple[int, ...]]:
         """Return the five likeliest classes of each image."""
-        if self.settings.variant.score == "random":
+        if self.settings.draws:
             # what is drawn for a batch does not depend on the batches before, which may be of an earlier run
             torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, first)).generate_state(1)[0]))
         start = time.perf_counter()

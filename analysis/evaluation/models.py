@@ -10,13 +10,14 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from repshift import DataError, load_model
+from repshift import DataError, recipe_of
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.samples.preprocessing import evaluation_config
 from repshift.analysis.subjects.macs import count_work
+from repshift.analysis.subjects.models import load_dense
+from repshift.analysis.subjects.recipes import apply, measured_columns, method_name, whole_recipe
 from repshift.analysis.subjects.sizes import resized
 from repshift.errors import first_line
-from repshift.finding import find_structure_if_served
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module,
         RepshiftError: If there is no such model, or its weights or preprocessing cannot be had.
     """
     random_seed(settings.seed)  # weights that are not loaded are the same in every process, and after a resumption
-    model = load_model(name, **_loading(settings))
+    model = load_dense(name, **_loading(settings))
     return model, evaluation_config(model, **settings.preprocessing)
 
 
@@ -69,19 +70,16 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     # pruning comes after moving: a model moved later would part from its copy's buffers
-    pruned = settings.variant.apply(model).eval()
-    facts = _facts(name, model, pruned, config, settings)
+    pruned = apply(settings.recipe, model).eval()
+    facts = _facts(name, model, pruned, config)
     subject = Subject(
         pruned, model if settings.compare_dense else None, model, config, getattr(model, "num_classes", 0), facts
     )
     return _compiled(subject) if settings.torchcompile else subject
 
 
-def _facts(
-    name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any], settings: EvaluationSettings
-) -> dict[str, Any]:
-    variant, structure = settings.variant, find_structure_if_served(model)
-    is_pruned, by_shift = variant.drop is not None, variant.drop is not None and variant.score == "shift"
+def _facts(name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = recipe_of(pruned)
     try:
         work, dense = (count_work(counted, config["input_size"]) for counted in (pruned, model))
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -89,22 +87,19 @@ def _facts(
             f"{name} does not take images of {config['input_size']} ({type(error).__name__}: {first_line(error)}). "
             "Give another --img-size."
         ) from error
-    operation = variant.operation or (structure.operation if structure else None)
     facts = {
         "param_count": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
         "img_size": config["input_size"][-1],
         "crop_pct": config["crop_pct"],
         "interpolation": config["interpolation"],
-        "method": variant.method,
-        "schedule": variant.drop,
-        "operation": operation if by_shift else None,
-        "distance": variant.distance if by_shift else None,
-        "residual": variant.residual if by_shift else None,
-        "pruner": variant.pruner,
-        "kept_tokens": list(work.tokens) if work.tokens is not None and is_pruned else None,
+        "method": method_name(recipe),
+        "schedule": recipe and str(recipe.schedule),
+        **measured_columns(pruned),
+        "kept_tokens": list(work.tokens) if work.tokens is not None and recipe is not None else None,
         "gmacs": round(work.macs / 1e9, 4),
+        "recipe": whole_recipe(pruned),
     }
-    return {**facts, "dense_gmacs": round(dense.macs / 1e9, 4)} if is_pruned else facts
+    return facts if recipe is None else {**facts, "dense_gmacs": round(dense.macs / 1e9, 4)}
 
 
 def _compiled(subject: Subject) -> Subject:

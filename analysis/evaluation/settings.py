@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from repshift import MODELS, DataError, UnknownNameError
+from repshift import MODELS, DataError, Recipe, UnknownNameError
 from repshift.analysis.samples.preprocessing import OVERRIDES
-from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.subjects.models import own_recipe, saved_model
+from repshift.analysis.subjects.recipes import settings_of
 from repshift.errors import first_line
 from repshift.registry import suggest
 
@@ -29,7 +30,8 @@ class EvaluationSettings:
 
     Attributes:
         data: A folder of class folders, a tar file, the root of ``dataset``, or ``cluttered-mnist``.
-        variant: How the models are pruned.
+        recipe: How the models are pruned; ``None`` leaves them dense, but for those in folders with a recipe of their
+            own.
         compare_dense: Evaluate the dense model on the same batches.
         preprocessing: Overrides of the model's own, see
             :func:`repshift.analysis.samples.preprocessing.evaluation_config`.
@@ -48,7 +50,7 @@ class EvaluationSettings:
     """
 
     data: str | None = None
-    variant: Variant = field(default_factory=Variant)
+    recipe: Recipe | None = None
     compare_dense: bool = False
     dataset: str = ""
     split: str = "validation"
@@ -94,36 +96,47 @@ class EvaluationSettings:
                 not self.amp or self.model_dtype == "float32",
                 f"--amp keeps the weights in float32, --model-dtype {self.model_dtype} does not. Give one of them.",
             ),
-            (
-                not self.compare_dense or self.variant.drop is not None,
-                "--compare-dense compares a pruned model, and nothing is dropped. Give --drop, or leave it out.",
-            ),
-            (
-                self.variant.drop is not None or self.variant == Variant(),
-                "Nothing is dropped, so there is nothing to choose by --score, --operation, --distance, --residual, "
-                "--pruner or --keep. Give --drop, or leave these out.",
-            ),
             (0 <= self.seed < 2**63, f"The seed {self.seed} is out of range. Give 0 to 2^63 - 1 (--seed)."),
         ):
             if not holds:
                 raise DataError(problem)
 
+    def of_model(self, model: str) -> EvaluationSettings:
+        """Return the settings for one model, which may be a folder with a recipe of its own.
+
+        Raises:
+            DataError: If it would be compared with itself.
+            RepshiftError: If a folder cannot be read.
+        """
+        recipe = self.recipe or own_recipe(model)
+        if self.compare_dense and recipe is None:
+            raise DataError(
+                "--compare-dense compares a pruned model, and nothing is dropped. Give --drop or --recipe, or leave it "
+                "out."
+            )
+        return replace(self, recipe=recipe)
+
+    @property
+    def draws(self) -> bool:
+        """Whether what is dropped is drawn at random."""
+        return self.recipe is not None and self.recipe.score == "random"
+
     def fingerprint(self, model: str, device: torch.device, processes: int) -> dict[str, Any]:
         """Return what must be the same for a resumed evaluation to end with the same result; files by content."""
-        files = {"class_map": self.class_map, "checkpoint": self.checkpoint, "valid_labels": self.valid_labels}
-        files["real_labels"] = self.real_labels
-        drawn = self.variant.score == "random" and self.variant.drop is not None
+        saved = saved_model(model)
+        files = {"class_map": self.class_map, "checkpoint": self.checkpoint if saved is None else str(saved.weights)}
+        files |= {"valid_labels": self.valid_labels, "real_labels": self.real_labels}
         return {
             "model": model,
             "data": None if self.data is None else str(self.data),
-            **{f"pruning_{name}": value for name, value in self.variant.settings().items()},
+            **{f"pruning_{name}": value for name, value in settings_of(self.recipe).items()},
             **{name: value and _digest(Path(value)) for name, value in files.items()},
             **{name: repr(getattr(self, name)) for name in _AS_GIVEN},
             "precision": self.precision,
             "device": device.type,
             "versions": [torch.__version__, *_versions()],
             # a random score is drawn batch by batch
-            "batches": [self.batch_size, processes] if drawn else None,
+            "batches": [self.batch_size, processes] if self.draws else None,
         }
 
     @property

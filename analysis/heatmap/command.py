@@ -41,7 +41,8 @@ def heatmap(
     ] = "block",
     drop: options.Drop = None,
     drop_r: options.DropR = None,
-    kept: Annotated[bool, typer.Option("--kept", help="With --drop: what is kept, the rest faded.")] = False,
+    recipe: options.RecipeFile = None,
+    kept: Annotated[bool, typer.Option("--kept", help="Of a pruned model: what is kept, the rest faded.")] = False,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
     img_size: options.ImgSize = None,
@@ -53,37 +54,38 @@ def heatmap(
     from repshift.analysis.output.figures import check_figure_path, check_scale, save_figure
     from repshift.analysis.samples.images import load_images
     from repshift.analysis.samples.preprocessing import evaluation_config
+    from repshift.analysis.subjects.models import load_dense
+    from repshift.analysis.subjects.recipes import apply, block_numbers, chosen_recipe
     from repshift.analysis.subjects.sizes import resized
-    from repshift.analysis.subjects.variants import Variant, block_numbers, choose_drop
     from repshift.finding import find_structure
-    from repshift.loading import load_model
 
     check_figure_path(output)
     check_scale(scale)
     indices = block_numbers(blocks)
-    variant = Variant(choose_drop(drop, drop_r), score, operation, distance, residual, pruner)
-    if variant.drop is None and (kept or score != "shift" or pruner):
-        raise ScheduleError("--kept, --score and --pruner are about what is dropped. Give --drop, such as 0.2@0,3,6.")
+    shown: dict[str, Any] = {"operation": operation, "distance": distance, "residual": residual}
+    chosen = chosen_recipe(recipe, drop, drop_r, model=model, shown=shown, **shown, score=score, pruner=pruner)
+    if kept and chosen is None:
+        raise ScheduleError("--kept shows what is left, and nothing is dropped. Give --drop, such as 0.2@0,3,6.")
+    if chosen is not None:
+        shown = {name: getattr(chosen, name) for name in shown}
     loading: dict[str, Any] = {"pretrained": pretrained, "checkpoint": checkpoint, "use_ema": use_ema}
-    loaded = load_model(model, **loading)
+    loaded = load_dense(model, **loading)
     config = evaluation_config(loaded, img_size=img_size, input_size=input_size)
     loaded = resized(model, loaded, config["input_size"], **loading)
-    note_random_weights(pretrained, checkpoint)
+    note_random_weights(pretrained, checkpoint, model)
     paths = [*image, *(more_images or [])]
     inputs = load_images(loaded, paths, config)
-    if not sites and (operation or residual) and find_structure(loaded) is None:
+    if not sites and (shown["operation"] or shown["residual"]) and find_structure(loaded) is None:
         raise UnknownNameError(
             f"{model} has no known backbone, so its blocks are compared as they are, output with input. "
             "Leave out --operation and --residual."
         )
     figure = heatmap_figure(
-        variant.apply(loaded).eval(),
+        apply(chosen, loaded).eval(),
         inputs,
         sites or None,
         blocks=indices,
-        operation=operation,
-        distance=distance,
-        residual=residual,
+        **shown,
         attention=attention,
         overlay=overlay,
         kept=kept,

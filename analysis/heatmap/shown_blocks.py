@@ -16,6 +16,7 @@ from repshift import (
 )
 from repshift.finding import find_structure
 from repshift.modules import find_modules
+from repshift.sites import Structure
 
 
 def chosen_names(
@@ -50,7 +51,7 @@ def chosen_names(
         watched = operation or structure.operation
         having = [site.name for site in structure.sites if watched in site.operations]
         return having or [site.name for site in structure.sites]  # if none has it, looking at one says why
-    return block_names(model, images, blocks)
+    return _numbered(model, images, blocks, structure)
 
 
 def attention_blocks(model: nn.Module) -> list[int]:
@@ -77,7 +78,10 @@ def block_names(model: nn.Module, images: Tensor, blocks: Sequence[int] | None =
         UnknownNameError: If a block does not exist.
         UnsupportedModelError: If the model has no blocks.
     """
-    structure = find_structure(model)
+    return _numbered(model, images, blocks, find_structure(model))
+
+
+def _numbered(model: nn.Module, images: Tensor, blocks: Sequence[int] | None, structure: Structure | None) -> list[str]:
     names = [site.name for site in structure.sites] if structure else _mapped_blocks(model, images[:1])
     if blocks is None:
         blocks = sorted({0, len(names) // 2, len(names) - 1})

@@ -41,6 +41,14 @@ Drop = Annotated[
 DropR = Annotated[  # --drop_r is how the paper writes it
     str | None, typer.Option("--drop-r", "--drop_r", help="The same as a list, one share a block: [0.2,0,...].")
 ]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="A file that says all of this, as Recipe.save writes it, or results in JSON of one recipe; instead of "
+        "--drop and what goes with it.",
+    ),
+]
 Operation = Annotated[
     str | None, typer.Option(help="Whose change counts: attn, mlp, block, stage or mixer. [default: the model's]")
 ]

@@ -21,6 +21,7 @@ from repshift.analysis.output.files import write_text
 VERSION = 1  # of the layout of the JSON files
 FORMATS = ("csv", "json", "md")
 TEXTS = ("model", "method", "schedule", "error")  # of a row: what it is found by and called
+RECIPE = "recipe"  # of a row: the whole recipe, by its own words; too much for a cell, so only JSON has it
 Row = Mapping[str, Any]
 
 
@@ -30,7 +31,8 @@ class Results:
 
     Attributes:
         kind: Which command: ``eval``, ``bench`` or ``ablate``.
-        rows: One mapping of plain values (strings, numbers, lists of numbers, ``None``) for each line of the table.
+        rows: One mapping of plain values (strings, numbers, lists of numbers, ``None``) for each line of the table;
+            ``recipe`` holds how the row's model was pruned, see :meth:`repshift.Recipe.to_dict`.
         environment: Versions and device, see :func:`environment`.
     """
 
@@ -108,7 +110,8 @@ def as_csv(results: Results) -> str:
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     for row in results.rows:
-        writer.writerow({name: _cell(value) for name, value in {**row, **results.environment}.items()})
+        cells = {name: _cell(value) for name, value in {**row, **results.environment}.items()}
+        writer.writerow({name: cells[name] for name in columns if name in cells})
     return text.getvalue()
 
 
@@ -122,8 +125,8 @@ def as_markdown(results: Results) -> str:
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """List the columns of all rows, in the order in which they first appear."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+    """List the columns of all rows, in the order in which they first appear; the whole recipe is none."""
+    return list(dict.fromkeys(name for row in rows for name in row if name != RECIPE))
 
 
 def _cell(value: Any) -> str:

@@ -17,9 +17,17 @@ def note(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def note_random_weights(pretrained: bool, checkpoint: Path | str | None) -> None:
-    """Say that a model has learned nothing, if it was given neither the published weights nor a file of some."""
-    if not pretrained and checkpoint is None:
+def note_random_weights(pretrained: bool, checkpoint: Path | str | None, *models: str) -> None:
+    """Say that a model has learned nothing, if it was given neither the published weights nor a file or folder of some.
+
+    Args:
+        pretrained: Whether it was given the published ones.
+        checkpoint: The file.
+        *models: Their names; of folders that hold a model nothing is said.
+    """
+    from repshift.analysis.subjects.models import folder_of
+
+    if not pretrained and checkpoint is None and any(folder_of(model) is None for model in models):
         note("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
 
 

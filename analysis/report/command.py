@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,9 +14,10 @@ from repshift.analysis.output.terminal import note, note_random_weights, progres
 from repshift.errors import DataError
 
 if TYPE_CHECKING:
+    from repshift import Recipe
     from repshift.analysis.report.contents import Subject
+    from repshift.analysis.report.examination import MeasuredShift
     from repshift.analysis.report.pictures import Pictures
-    from repshift.analysis.subjects.variants import Variant
 
 RESULTS = (".json", ".csv", ".md")  # endings of results files; anything else given is an image
 PAGES = (".html", ".htm")
@@ -49,6 +50,7 @@ def report(
         typer.Option(help="What goes after which block, as 0.2@0,3,6. [default: the only schedule of the results]"),
     ] = None,
     drop_r: options.DropR = None,
+    recipe: options.RecipeFile = None,
     operation: options.Operation = None,
     distance: options.Distance = "l2",
     residual: options.Residual = False,
@@ -61,28 +63,33 @@ def report(
     """Make a page that shows shift, kept tokens and predictions image by image, with tables and curves of results."""
     from repshift.analysis.output.files import output_file
     from repshift.analysis.report.contents import make_report, only_model, only_schedule, read_results_files
+    from repshift.analysis.report.examination import MeasuredShift
     from repshift.analysis.report.writing import write_page
-    from repshift.analysis.subjects.variants import Variant, choose_drop
+    from repshift.analysis.subjects.models import own_recipe
+    from repshift.analysis.subjects.recipes import chosen_recipe
 
     given = files or []
     _check_output(output, [*given, *(images or []), *filter(None, (classes, checkpoint))])
     output_file(output)
     results = read_results_files(path for path in given if path.suffix.lower() in RESULTS)
     paths = [*(images or []), *(path for path in given if path.suffix.lower() not in RESULTS)]
-    wanted = choose_drop(drop, drop_r)
+    asked = any(option is not None for option in (drop, drop_r, recipe))
     subject, pictures = None, None
     if model is not None or paths:
-        name, schedule = model or only_model(results), wanted or only_schedule(results)
-        for option, value, known in (("--model", name, model), ("--drop", schedule, wanted)):
-            if value is not None and known is None:
+        name = model or only_model(results)
+        schedule = None if asked or own_recipe(name) is not None else only_schedule(results)
+        for option, value in (("--model", None if model else name), ("--drop", schedule)):
+            if value is not None:
                 note(f"note: {option} {value}, as in the results")
-        end = cast("Literal['top', 'bottom']", keep)  # checked where the model is pruned
-        variant = Variant(schedule, score, operation, distance, residual, pruner, end)
-        _check_choices(variant)
-        subject = _subject(name, variant, Weights(pretrained, checkpoint, use_ema), classes, device)
+        shown: dict[str, Any] = {"operation": operation, "distance": distance, "residual": residual}
+        dropped_by: dict[str, Any] = {"score": score, "pruner": pruner, "keep": keep}
+        schedule = schedule if drop is None else drop
+        chosen = chosen_recipe(recipe, schedule, drop_r, model=name, shown=shown, **shown, **dropped_by)
+        shift = MeasuredShift.of(chosen) if chosen else MeasuredShift(**shown)
+        subject = _subject(name, chosen, shift, Weights(pretrained, checkpoint, use_ema), classes, device)
         pictures = _pictures(subject, paths, num_images, device)
-    elif wanted is not None:
-        raise DataError("--drop prunes a model, and there is none. Give --model NAME.")
+    elif asked:
+        raise DataError("--drop and --recipe prune a model, and there is none. Give --model NAME.")
     with progress_bar() as progress:
         task = progress.add_task("images", total=len(pictures.names) if pictures else 0)
         content = make_report(results, subject, pictures, lambda done: progress.update(task, completed=done))
@@ -112,38 +119,33 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
         raise DataError(f"The report would replace {output}, which it is made of. Give another --output.")
 
 
-def _check_choices(variant: Variant) -> None:
-    """Refuse choices of what is dropped where nothing is; what the maps show may always be chosen."""
-    if variant.drop is None and (variant.score, variant.pruner, variant.keep) != ("shift", None, "top"):
-        raise DataError(
-            "Nothing is dropped, so there is nothing to choose by --score, --pruner or --keep. Give --drop, or leave "
-            "these out."
-        )
-
-
-def _subject(name: str, variant: Variant, weights: Weights, classes: Path | None, device: str) -> Subject:
+def _subject(
+    name: str, recipe: Recipe | None, shift: MeasuredShift, weights: Weights, classes: Path | None, device: str
+) -> Subject:
     import torch
 
-    from repshift import load_model
     from repshift.analysis.report.classes import class_names
     from repshift.analysis.report.contents import Subject
     from repshift.analysis.subjects.devices import choose_device
+    from repshift.analysis.subjects.models import folder_of, load_dense, loaded_name
 
     place = choose_device(device)
     torch.manual_seed(0)  # random weights are the same ones each time
-    model = load_model(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema)
+    model = load_dense(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema)
     model = model.to(place)
-    note_random_weights(weights.pretrained, weights.checkpoint)
-    return Subject(name, model, str(weights), variant, class_names(model, name, classes))
+    note_random_weights(weights.pretrained, weights.checkpoint, name)
+    told = str(weights) if folder_of(name) is None else "those of the folder"
+    return Subject(name, model, told, recipe, class_names(model, loaded_name(name), classes), shift)
 
 
 def _pictures(subject: Subject, paths: Sequence[Path], most: int, device: str) -> Pictures:
     from repshift.analysis.report.pictures import load_pictures, shipped_pictures
+    from repshift.analysis.subjects.models import loaded_name
     from repshift.loading import ZOO
 
     if paths:
         pictures = load_pictures(subject.model, paths, most)
-    elif subject.name in ZOO:
+    elif loaded_name(subject.name) in ZOO:
         pictures = shipped_pictures(subject.model, most)
     else:
         raise DataError(f"There are no images for {subject.name} to look at. Give --images with files or a folder.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from repshift import DataError, Schedule, UnknownNameError, __version__
+from repshift import DataError, Recipe, Schedule, UnknownNameError, __version__, recipe_of
 from repshift.analysis.output.results import Results, Row, read_results
 from repshift.analysis.report.charts import make_charts
 from repshift.analysis.report.encoding import (
@@ -20,13 +21,14 @@ from repshift.analysis.report.encoding import (
     encode_predictions,
     rounded,
 )
-from repshift.analysis.report.examination import BlockMaps, Examination, examine
+from repshift.analysis.report.examination import BlockMaps, Examination, MeasuredShift, examine
 from repshift.analysis.report.pictures import Pictures
 from repshift.analysis.report.tables import TITLES, make_table
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.subjects.recipes import apply, pruner_in_words
 from repshift.errors import RepshiftError
 from repshift.finding import find_structure
+from repshift.sites import Structure
 
 Fact = tuple[str, str]
 
@@ -39,15 +41,33 @@ class Subject:
         name: What it is called.
         model: Dense, in evaluation mode.
         weights: Where its weights are from, in words.
-        variant: How it is pruned, and what is measured.
+        recipe: How it is pruned; ``None`` shows it dense.
         classes: Names of its classes.
+        shift: What the maps show.
     """
 
     name: str
     model: nn.Module
     weights: str
-    variant: Variant
+    recipe: Recipe | None
     classes: Sequence[str]
+    shift: MeasuredShift
+
+    @cached_property
+    def structure(self) -> Structure | None:
+        """The model's blocks; ``None`` if no backbone knows it."""
+        return find_structure(self.model)
+
+    @property
+    def unit(self) -> str:
+        """What its blocks are called."""
+        return self.structure.unit if self.structure else "block"
+
+    @property
+    def measured(self) -> str:
+        """What the maps show, in words."""
+        operation = self.shift.operation or (self.structure.operation if self.structure else "output with input")
+        return ", ".join([operation, str(self.shift.distance), *(["residual"] if self.shift.residual else [])])
 
 
 @dataclass(frozen=True)
@@ -126,7 +146,7 @@ def make_report(
         )
     explorer = None
     if subject is not None and pictures is not None:
-        found = examine(subject.model, pictures.inputs, subject.variant, observe)
+        found = examine(subject.model, pictures.inputs, subject.recipe, observe, subject.shift)
         explorer = _explorer(subject, pictures, found)
     kinds = {file.results.kind for file in files}
     return {
@@ -143,23 +163,24 @@ def make_report(
 
 def _facts(subject: Subject, pictures: Pictures) -> list[Fact]:
     """Say in pairs what model this is and how it is pruned."""
-    model, variant = subject.model, subject.variant
+    model, pruned = subject.model, apply(subject.recipe, subject.model)
+    settled = recipe_of(pruned)
     channels, rows, columns = pictures.inputs.shape[1:]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = [
         ("Weights", subject.weights),
         ("Parameters", f"{parameters / 1e6:.2f} million"),
         ("Image", f"{rows} x {columns} pixels"),
-        ("Shift", _measured(subject)),
+        ("Shift", subject.measured),
     ]
-    if variant.drop is not None:
-        kept = "" if variant.keep == "top" else ", the lowest are kept"
+    if settled is not None:
+        kept = "" if settled.keep == "top" else ", the lowest are kept"
         facts += [
-            ("Dropped", _in_words(Schedule.of(variant.drop), _unit(model))),
-            ("Scored by", f"{variant.score}{kept}"),
-            ("Pruner", variant.pruner or _pruner(model)),
+            ("Dropped", _in_words(settled.schedule, subject.unit)),
+            ("Scored by", f"{settled.score}{kept}"),
+            ("Pruner", pruner_in_words(settled)),
         ]
-    return [*facts, *_work_facts(subject, (channels, rows, columns))]
+    return [*facts, *_work_facts(model, pruned, (channels, rows, columns))]
 
 
 def _in_words(schedule: Schedule, unit: str) -> str:
@@ -174,33 +195,17 @@ def _in_words(schedule: Schedule, unit: str) -> str:
     return f"{'; '.join(parts)} ({schedule})"
 
 
-def _work_facts(subject: Subject, size: tuple[int, int, int]) -> list[Fact]:
+def _work_facts(model: nn.Module, pruned: nn.Module, size: tuple[int, int, int]) -> list[Fact]:
     try:
-        dense = count_work(subject.model, size).macs / 1e9
-        if subject.variant.drop is None:
-            return [("Work", f"{dense:.3g} GMACs an image")]
-        pruned = count_work(subject.variant.apply(subject.model), size).macs / 1e9
+        whole = count_work(model, size).macs / 1e9
+        if pruned is model:
+            return [("Work", f"{whole:.3g} GMACs an image")]
+        left = count_work(pruned, size).macs / 1e9
     except RepshiftError:
         raise
     except Exception:  # operations of other packages may not run on the meta device, where work is counted
         return []
-    return [("Work", f"{pruned:.3g} of {dense:.3g} GMACs an image ({100 * (pruned / dense - 1):+.0f} %)")]
-
-
-def _measured(subject: Subject) -> str:
-    structure, variant = find_structure(subject.model), subject.variant
-    operation = variant.operation or (structure.operation if structure else "output with input")
-    return ", ".join([operation, variant.distance, *(["residual"] if variant.residual else [])])
-
-
-def _unit(model: nn.Module) -> str:
-    structure = find_structure(model)
-    return structure.unit if structure else "block"
-
-
-def _pruner(model: nn.Module) -> str:
-    structure = find_structure(model)
-    return structure.pruner if structure else ""
+    return [("Work", f"{left:.3g} of {whole:.3g} GMACs an image ({100 * (left / whole - 1):+.0f} %)")]
 
 
 def _explorer(subject: Subject, pictures: Pictures, found: Examination) -> dict[str, Any]:
@@ -208,9 +213,9 @@ def _explorer(subject: Subject, pictures: Pictures, found: Examination) -> dict[
     if found.dense is not None and found.pruned is not None:
         same = int((found.dense.argmax(1) == found.pruned.argmax(1)).sum())
     return {
-        "unit": f"shift ({_measured(subject)})",
-        "blockWord": _unit(subject.model),
-        "pruned": subject.variant.drop is not None,
+        "unit": f"shift ({subject.measured})",
+        "blockWord": subject.unit,
+        "pruned": subject.recipe is not None,
         "same": same,
         "blocks": [_block(block) for block in found.blocks],
         "images": [_image(index, subject, pictures, found) for index in range(len(pictures.names))],

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repshift import RepresentationError, ShiftTracker, UnsupportedModelError, repeated_blocks
+from repshift import Recipe, RepresentationError, ShiftTracker, UnsupportedModelError, repeated_blocks
 from repshift.analysis.heatmap.maps import kept_mask
-from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.subjects.recipes import apply
 from repshift.finding import find_structure
+from repshift.scores import Score
 
 BATCH = 16
 SEED = 0  # of the random score
@@ -19,6 +20,24 @@ NOTHING = (
     "{} has no blocks that a report could show: none that repeat, keep the shape of their input, and have tokens in "
     "rows and columns that can be told. Choose another model, or look at modules by name: repshift heatmap --sites."
 )
+
+
+@dataclass(frozen=True)
+class MeasuredShift:
+    """What the maps show, whatever the tokens go by; the names are those of :class:`repshift.ShiftTracker`."""
+
+    operation: str | None = None
+    distance: str | Score = "l2"
+    residual: bool = False
+
+    @classmethod
+    def of(cls, recipe: Recipe | None) -> MeasuredShift:
+        """Take it from a recipe; without one it is the paper's."""
+        return cls() if recipe is None else cls(recipe.operation, recipe.distance, recipe.residual)
+
+    def tracker(self, model: nn.Module, names: Sequence[str]) -> ShiftTracker[nn.Module]:
+        """Watch some blocks of a model."""
+        return ShiftTracker(model, names, operation=self.operation, distance=self.distance, residual=self.residual)
 
 
 @dataclass(frozen=True)
@@ -55,43 +74,49 @@ class Examination:
 
 
 def examine(
-    model: nn.Module, inputs: Tensor, variant: Variant, observe: Callable[[int], object] = lambda done: None
+    model: nn.Module,
+    inputs: Tensor,
+    recipe: Recipe | None,
+    observe: Callable[[int], object] = lambda done: None,
+    shift: MeasuredShift | None = None,
 ) -> Examination:
     """Run the dense and the pruned model on images, and look at every block.
 
     Args:
         model: Dense, in evaluation mode, on the device of the images.
         inputs: ``(images, channels, rows, columns)`` float32.
-        variant: How to prune, and what to measure; without a schedule there is no pruned model.
+        recipe: How to prune; without one there is no pruned model.
         observe: Called with the number of images that are done.
+        shift: What the maps show; by default what the recipe says.
 
     Raises:
         UnsupportedModelError: If no block's tokens lie in rows and columns that can be told, or the model cannot be
             pruned; the message says why.
         ScheduleError: If the schedule does not fit the model.
     """
-    names = _names(model, inputs[:1], variant)
-    pruned = variant.apply(model).eval() if variant.drop is not None else None
+    shift = shift or MeasuredShift.of(recipe)
+    names = _names(model, inputs[:1], shift)
+    pruned = None if recipe is None else apply(recipe, model).eval()
     parts = []
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         for start in range(0, len(inputs), BATCH):
             part = inputs[start : start + BATCH]
-            parts.append(_examine_batch(model, pruned, part, names, variant))
+            parts.append(_examine_batch(model, pruned, part, names, shift))
             observe(start + len(part))
     return _joined(parts)
 
 
-def _names(model: nn.Module, images: Tensor, variant: Variant) -> list[str]:
+def _names(model: nn.Module, images: Tensor, shift: MeasuredShift) -> list[str]:
     """Name the blocks whose tokens can be laid out; without a known backbone, those that repeat."""
     structure = find_structure(model)
     if structure is None:
         names = _repeated(model, images)
     else:
-        watched = variant.operation or structure.operation
+        watched = shift.operation or structure.operation
         having = [site.name for site in structure.sites if watched in site.operations]
         names = having or [site.name for site in structure.sites]  # if none has it, looking at one says why
-    tracker = _tracker(model, names, variant)
+    tracker = shift.tracker(model, names)
     with tracker, torch.inference_mode():
         model(images)
     mapped = [name for name in names if name in tracker.shifts and _map_of(tracker, name) is not None]
@@ -107,10 +132,6 @@ def _repeated(model: nn.Module, images: Tensor) -> list[str]:
         raise UnsupportedModelError(NOTHING.format(type(model).__name__)) from error
 
 
-def _tracker(model: nn.Module, names: Sequence[str], variant: Variant) -> ShiftTracker[nn.Module]:
-    return ShiftTracker(model, names, operation=variant.operation, distance=variant.distance, residual=variant.residual)
-
-
 def _map_of(tracker: ShiftTracker[nn.Module], name: str) -> Tensor | None:
     try:
         found = tracker.maps[name]
@@ -120,9 +141,9 @@ def _map_of(tracker: ShiftTracker[nn.Module], name: str) -> Tensor | None:
 
 
 def _examine_batch(
-    model: nn.Module, pruned: nn.Module | None, images: Tensor, names: Sequence[str], variant: Variant
+    model: nn.Module, pruned: nn.Module | None, images: Tensor, names: Sequence[str], shift: MeasuredShift
 ) -> Examination:
-    tracker = _tracker(model, names, variant)
+    tracker = shift.tracker(model, names)
     with tracker, torch.inference_mode():
         dense_logits = model(images)
     maps = {name: tracker.maps[name] for name in names}
@@ -130,7 +151,7 @@ def _examine_batch(
     if pruned is None:
         blocks = tuple(BlockMaps(name, maps[name].cpu()) for name in names)
         return Examination(blocks, _probabilities(model, dense_logits), None)
-    observing = _tracker(pruned, names, variant)
+    observing = shift.tracker(pruned, names)
     with observing, torch.inference_mode():
         pruned_logits = pruned(images)
     blocks = tuple(_compared(name, maps[name], observing) for name in names)

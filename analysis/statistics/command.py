@@ -49,8 +49,8 @@ def statistics(
     from repshift.analysis.statistics.masks import masks_for
     from repshift.analysis.statistics.measuring import measure, write_study
     from repshift.analysis.statistics.study import Study
-    from repshift.analysis.subjects.variants import block_numbers
-    from repshift.loading import load_model
+    from repshift.analysis.subjects.models import load_dense
+    from repshift.analysis.subjects.recipes import block_numbers
 
     chosen = block_numbers(blocks)
     processes = Processes.join()
@@ -58,7 +58,7 @@ def statistics(
         with processes.together():
             if processes.first:
                 output_folder(output)
-            loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
+            loaded = load_dense(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
             study = Study(loaded.to(processes.device(device)), chosen)
             source: dict[str, Any] = {"dataset": dataset, "split": split, "class_map": class_map}
             samples = open_samples(loaded, data, num_samples=num_samples, labelled=False, **source)
@@ -81,7 +81,7 @@ def statistics(
         processes.leave()
     if not processes.first:
         return
-    note_random_weights(pretrained, checkpoint)
+    note_random_weights(pretrained, checkpoint, model)
     if found is None:
         note("note: nothing is known of where objects are, so nothing is said of them; give --masks.")
     note(f"{', '.join(path.name for path in written)}   in {output}")

@@ -13,11 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repshift.errors import UnsupportedModelError
-from repshift.finding import find_structure
+from repshift.finding import find_structure_if_served
 from repshift.hooks import Hook, attached
 from repshift.layouts import Layout
-from repshift.sites import Structure
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def _count(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
     on_meta: nn.Module = copy.deepcopy(model, {id(tensor): _meta(tensor) for tensor in tensors}).eval()
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     counter = FlopCounterMode(display=False)
-    structure = _known_structure(on_meta)
+    structure = find_structure_if_served(on_meta)
     names = [site.name for site in structure.sites] if structure else []
     tokens: dict[str, int] = {}
     hooks: list[Hook] = []
@@ -97,13 +95,6 @@ def _counts_tokens(tokens: dict[str, int], name: str, layout: Layout) -> Callabl
         tokens[name] = layout.tokens(output).shape[1]
 
     return hook
-
-
-def _known_structure(model: nn.Module) -> Structure | None:
-    try:
-        return find_structure(model)
-    except UnsupportedModelError:
-        return None
 
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,74 +1,143 @@
-"""How commands ask for a pruned model: the options that evaluation, benchmark and ablations share."""
+"""How commands prune: recipes in the words of the command line and of results files; a dense model has none."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import json
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from repshift import Schedule, ShiftTracker, UnknownNameError
+from repshift import DataError, Recipe, RecipeError, ShiftTracker, UnknownNameError, recipe_of
+from repshift.analysis.output.results import RECIPE, read_results
+from repshift.analysis.subjects.models import own_recipe
+from repshift.errors import first_line
+from repshift.finding import find_structure_if_served
+from repshift.folders import read_text
+
+# What a recipe says beside its schedule, and what it says by default: the options of the commands
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name != "schedule"}
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to prune a model, in the words of the command line.
-
-    Attributes:
-        drop: A schedule in its string form, see :meth:`repshift.Schedule.of`; ``None`` leaves the model dense.
-        score: Any of ``repshift.SCORES``, or ``shift``.
-        operation: Whose change counts; ``None`` for the model's own.
-        distance: ``l2``, ``l1`` or ``cosine``.
-        residual: Compare ``x + F(x)`` with ``x`` instead of ``F(x)`` with ``x``.
-        pruner: Any of ``repshift.PRUNERS``; ``None`` for what suits the model.
-        keep: ``top`` keeps what scores highest; ``bottom`` keeps the lowest, the paper's control.
+def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
+    """Make the pruned model; without a recipe, it is the model itself.
 
     Raises:
-        ScheduleError: If ``drop`` is no schedule.
+        UnsupportedModelError: If the model cannot be pruned so; the message says why.
+        ScheduleError: If the schedule does not fit the model.
 
     Example:
-        >>> from repshift import load_model
-        >>> random = Variant("0.5@0", score="random")
-        >>> pruned = random.apply(load_model("tiny_vit"))
-        >>> random.method, Variant().method
-        ('random', 'dense')
+        >>> from repshift import Recipe, load_model
+        >>> random, model = Recipe("0.5@0", score="random"), load_model("tiny_vit")
+        >>> pruned = apply(random, model)
+        >>> apply(None, model) is model, method_name(random), method_name(None)
+        (True, 'random', 'dense')
     """
+    return model if recipe is None else ShiftTracker(model).prune(recipe)
 
-    drop: str | None = None
-    score: str = "shift"
-    operation: str | None = None
-    distance: str = "l2"
-    residual: bool = False
-    pruner: str | None = None
-    keep: Literal["top", "bottom"] = "top"
 
-    def __post_init__(self) -> None:
-        if self.drop is not None:
-            Schedule.of(self.drop)
+def method_name(recipe: Recipe | None) -> str:
+    """Name a recipe in a table: ``dense``, the score, or ``bottom`` of the score."""
+    if recipe is None:
+        return "dense"
+    return str(recipe.score) if recipe.keep == "top" else f"{recipe.score} (bottom)"
 
-    @property
-    def method(self) -> str:
-        """Name it in a table: ``dense``, the score, or ``bottom`` of the score."""
-        if self.drop is None:
-            return "dense"
-        return self.score if self.keep == "top" else f"{self.score} (bottom)"
 
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Make the pruned model; a dense variant gives the model itself.
+def settings_of(recipe: Recipe | None) -> dict[str, Any]:
+    """Return what a recipe says as plain values by the names of the options, as files hold them to compare with.
 
-        Raises:
-            UnsupportedModelError: If the model cannot be pruned so; the message says why.
-            ScheduleError: If the schedule does not fit the model.
-            UnknownNameError: If a name does not exist.
-        """
-        if self.drop is None:
-            return model
-        tracker = ShiftTracker(model, operation=self.operation, distance=self.distance, residual=self.residual)
-        return tracker.prune(self.drop, pruner=self.pruner, score=self.score, keep=self.keep)
+    Raises:
+        RecipeError: If it cannot be written down.
+    """
+    said = {"schedule": None, **DEFAULTS} if recipe is None else recipe.to_dict()
+    settings = {"drop": None if recipe is None else str(recipe.schedule)}
+    settings |= {name: said[name] for name in ("score", "operation", "distance", "residual", "pruner", "keep")}
+    # which no option says, so that files from before it could be said are still equal
+    return {**settings, "restore": said["restore"]} if said["restore"] else settings
 
-    def settings(self) -> dict[str, Any]:
-        """Return the attributes by name, as results files hold them."""
-        return asdict(self)
+
+def measured_columns(model: nn.Module) -> dict[str, Any]:
+    """Say how a model was scored and cut, as columns of results files; all are ``None`` for a dense one.
+
+    What only the shift knows is ``None`` beside another score, and so is the pruner that suits the model by default.
+    """
+    recipe, structure = recipe_of(model), find_structure_if_served(model)
+    if recipe is None:
+        return dict.fromkeys(("operation", "distance", "residual", "pruner"))
+    said, by_shift, pruner = recipe.to_dict(), recipe.score == "shift", pruner_in_words(recipe)
+    return {
+        **{name: said[name] if by_shift else None for name in ("operation", "distance", "residual")},
+        "pruner": None if structure is not None and pruner == structure.pruner else pruner,
+    }
+
+
+def whole_recipe(model: nn.Module) -> dict[str, Any] | None:
+    """Return the whole recipe that a model was pruned by, as results files hold it; ``None`` for a dense one."""
+    recipe = recipe_of(model)
+    return None if recipe is None else recipe.to_dict()
+
+
+def pruner_in_words(recipe: Recipe) -> str:
+    """Name the pruner of a recipe that a model was pruned by, with what is set otherwise than by default."""
+    pruner = recipe.to_dict()["pruner"]
+    if isinstance(pruner, str):
+        return pruner
+    settings = ", ".join(f"{name}={value}" for name, value in pruner.items() if name != "name")
+    return f"{pruner['name']} ({settings})"
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def chosen_recipe(
+    file: Path | None = None,
+    drop: str | None = None,
+    drop_r: str | None = None,
+    *,
+    model: str = "",
+    shown: Collection[str] = (),
+    **options: Any,
+) -> Recipe | None:
+    """Settle how a command prunes: by its ``--recipe``, by ``--drop`` and what goes with it, or by the model's folder.
+
+    Args:
+        file: Of ``--recipe``.
+        drop: Of ``--drop``.
+        drop_r: Of ``--drop-r``.
+        model: The command's model, which may be a folder with a recipe of its own.
+        shown: Options that say something of a dense model, too.
+        **options: The command's other options, by their names in a recipe; any of :data:`DEFAULTS`.
+
+    Returns:
+        The recipe; ``None`` leaves the model dense.
+
+    Raises:
+        RecipeError: If the file holds no recipe, or an option says what the recipe says already.
+        UnknownNameError: If a name does not exist, or ``--drop`` and ``--drop-r`` are both given.
+        ScheduleError: If the schedule cannot be read.
+        DataError: If nothing is dropped, and an option says how.
+        CheckpointError: If the model's folder holds no model.
+    """
+    changed = [name for name, value in options.items() if value != DEFAULTS[name]]
+    if file is not None:
+        given = [name for name, value in (("drop", drop), ("drop_r", drop_r)) if value is not None]
+        _refuse_beside(f"--recipe {file}", [*given, *changed], "leave out --recipe")
+        return read_recipe(file)
+    schedule = choose_drop(drop, drop_r)
+    if schedule is not None:
+        return Recipe(schedule, **options)
+    own = own_recipe(model)
+    if own is not None:
+        _refuse_beside(f"the recipe of {model}", changed, f"give --drop {own.schedule} with them")
+    useless = [name for name in options if name not in shown]
+    if own is None and any(name in useless for name in changed):
+        raise DataError(
+            f"Nothing is dropped, so there is nothing to choose by {_listed(useless, 'or')}. Give --drop or --recipe, "
+            "or leave these out."
+        )
+    return own
 
 
 def choose_drop(drop: str | None, drop_r: str | None) -> str | None:
@@ -82,6 +151,54 @@ def choose_drop(drop: str | None, drop_r: str | None) -> str | None:
             f"Got --drop {drop!r} and --drop-r {drop_r!r}: two forms of one schedule. Give one of them."
         )
     return drop if drop_r is None else drop_r
+
+
+def _refuse_beside(source: str, given: Collection[str], otherwise: str) -> None:
+    """Refuse options that a recipe says already.
+
+    Raises:
+        RecipeError: If there are any.
+    """
+    if given:
+        named = _listed(given, "and")
+        raise RecipeError(f"Got {named} beside {source}, which says everything. Leave out {named}, or {otherwise}.")
+
+
+def _listed(options: Collection[str], last: str) -> str:
+    *before, final = (f"--{name.replace('_', '-')}" for name in options)
+    return f"{', '.join(before)} {last} {final}" if before else final
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe from what :meth:`repshift.Recipe.save` wrote, or from a results file with just one recipe in it.
+
+    Raises:
+        RecipeError: If the file is missing, or does not hold one recipe.
+        DataError: If it is a results file of another version, or damaged.
+    """
+    text = read_text(file)
+    try:
+        return _only_recipe(file) if _is_results(text) else Recipe.from_json(text)
+    except RecipeError as error:
+        raise RecipeError(f"--recipe {file}: {first_line(error)}") from error
+
+
+def _is_results(text: str) -> bool:
+    try:
+        return "repshift_results" in json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _only_recipe(file: Path) -> Recipe:
+    held = (row.get(RECIPE) for row in read_results(file).rows)
+    recipes = list(dict.fromkeys(Recipe.from_dict(recipe) for recipe in held if recipe is not None))
+    if len(recipes) != 1:
+        raise RecipeError(
+            f"This results file holds {len(recipes) or 'no'} recipes, and one is expected. Save the one that is meant: "
+            "repshift.Recipe.from_dict(row['recipe']).save('recipe.json')."
+        )
+    return recipes[0]
 
 
 def block_numbers(blocks: str | None) -> list[int] | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from repshift import UnsupportedModelError, load_model
+from repshift import UnsupportedModelError
+from repshift.analysis.subjects.models import load_dense
 from repshift.errors import RepshiftError, first_line
 
 
@@ -30,7 +31,7 @@ def resized(name: str, model: nn.Module, size: tuple[int, int, int], **loading: 
             resizable: Any = model
             resizable.set_input_size(img_size=size[1:])
             return model
-        return load_model(name, **loading, img_size=size[1:])
+        return load_dense(name, **loading, img_size=size[1:])
     except RepshiftError:
         raise
     except Exception as error:  # each family of timm has its own reasons

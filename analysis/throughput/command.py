@@ -26,6 +26,7 @@ def bench(
     model: options.Model,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
+    recipe: options.RecipeFile = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -65,7 +66,7 @@ def bench(
     from repshift.analysis.output.files import output_file
     from repshift.analysis.output.results import Results, environment, write_results
     from repshift.analysis.output.results import results_format as checked_format
-    from repshift.analysis.subjects.variants import Variant, choose_drop
+    from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
     from repshift.analysis.throughput.methods import choose_methods
     from repshift.analysis.throughput.setup import Setup
@@ -75,7 +76,9 @@ def bench(
         output_file(results_file)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     setup = Setup(model, img_size, precision, attention, channels_last, torchcompile, chosen)
-    pruned = Variant(choose_drop(drop, drop_r), "shift", operation, distance, residual, pruner)
+    measured_by = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
+    # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
+    pruned = chosen_recipe(recipe, drop, drop_r, model=model, shown=measured_by, **measured_by)
     torch.set_num_threads(threads or torch.get_num_threads())
     asked = None if methods is None else [name.strip() for name in methods.split(",")]
     models, remarks = choose_methods(setup.load(), pruned, asked)

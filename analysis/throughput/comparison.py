@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift import Schedule
+from repshift import Recipe, recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
-from repshift.analysis.subjects.variants import Variant
-from repshift.analysis.throughput.methods import DENSE, LIMIT, SHIFT, variant_of
+from repshift.analysis.subjects.recipes import measured_columns, whole_recipe
+from repshift.analysis.throughput.methods import DENSE, LIMIT, recipe_for
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
-from repshift.finding import find_structure_if_served
 
 MIB = 2**20
 Seconds = Mapping[str, tuple[float, ...]]
@@ -34,7 +33,8 @@ class Comparison:
 
     Attributes:
         setup: How all methods are run.
-        pruned: Schedule, pruner and what the shift measures; the methods differ by the score alone.
+        pruned: Schedule, pruner and what the shift measures; the methods differ by the score alone. ``None`` if only
+            the dense model is timed.
         models: Models by method, see :func:`repshift.analysis.throughput.methods.choose_methods`.
         rounds: How often each method is timed.
         warm_up: How often each runs before.
@@ -43,7 +43,7 @@ class Comparison:
     """
 
     setup: Setup
-    pruned: Variant
+    pruned: Recipe | None
     models: Mapping[str, nn.Module]
     rounds: int = 40
     warm_up: int = 10
@@ -120,11 +120,12 @@ class Comparison:
     def _peak(self, name: str, call: Callable[[], object], batch_size: int) -> int | None:
         if torch.device(self.setup.device).type == "cuda":
             return peak_on_gpu(call, self.setup.device)
-        return peak_on_cpu(self.setup, variant_of(name, self.pruned), batch_size, self.threads)
+        return peak_on_cpu(self.setup, recipe_for(name, self.pruned), batch_size, self.threads)
 
     def _row(self, name: str, images: Tensor, seconds: Seconds, peak: int | None) -> dict[str, Any]:
         """Lay out one line: timm's keys first, with its units (milliseconds, millions, billions), then ours."""
         model, batch_size = self.models[name], images.shape[0]
+        recipe = recipe_of(model)
         taken, work = spread(seconds[name]), self._work(name)
         speedup = paired_ratio(seconds[DENSE], seconds[name])
         efficiency = paired_ratio(seconds[LIMIT], seconds[name]) if LIMIT in seconds else None
@@ -145,24 +146,14 @@ class Comparison:
             "efficiency": efficiency and round(efficiency.median, 3),
             "speedup_quartiles": [round(speedup.low, 3), round(speedup.high, 3)],
             "efficiency_quartiles": efficiency and [round(efficiency.low, 3), round(efficiency.high, 3)],
-            "schedule": "" if name == DENSE else str(Schedule.of(self.pruned.drop or "")),
-            **self._measured_by(name),
+            "schedule": "" if recipe is None else str(recipe.schedule),
+            **measured_columns(model),
             "kept_tokens": None if work.tokens is None else list(work.tokens),
             "precision": self.setup.precision,
             "attention": self.setup.attention_of(model),
             "channels_last": self.setup.channels_last,
             "torchcompile": self.setup.torchcompile,
-        }
-
-    def _measured_by(self, name: str) -> dict[str, Any]:
-        """Say what the shift measures, by the names of the results of an evaluation."""
-        shift, structure = name == SHIFT, find_structure_if_served(self.models[DENSE])
-        operation = self.pruned.operation or (structure.operation if structure else None)
-        return {
-            "operation": operation if shift else None,
-            "distance": self.pruned.distance if shift else None,
-            "residual": self.pruned.residual if shift else None,
-            "pruner": None if name == DENSE else self.pruned.pruner,
+            "recipe": whole_recipe(model),
         }
 
     def _work(self, name: str) -> Work:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from repshift.analysis.subjects.variants import Variant
+from repshift import Recipe
+from repshift.analysis.subjects.recipes import apply
 from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
 from repshift.registry import suggest
 from repshift.scores import SCORES
@@ -22,18 +23,20 @@ def known_methods() -> list[str]:
     return [DENSE, SHIFT, *SCORES.names()]
 
 
-def variant_of(method: str, pruned: Variant) -> Variant:
+def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
     """Say how a method prunes, given what all of them have in common.
 
     Args:
         method: Any of :func:`known_methods`.
         pruned: Schedule, pruner, and what the shift measures.
     """
-    return Variant() if method == DENSE else replace(pruned, score=method)
+    if method == DENSE or pruned is None:
+        return None
+    return replace(pruned, score=method, keep="top" if method == LIMIT else pruned.keep)  # the limit ranks nothing
 
 
 def choose_methods(
-    model: nn.Module, pruned: Variant, asked: Sequence[str] | None
+    model: nn.Module, pruned: Recipe | None, asked: Sequence[str] | None
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """Make the models that are compared; all share the weights of the dense one.
 
@@ -58,7 +61,7 @@ def choose_methods(
         if asked is None and name == ATTENTION[1] and ATTENTION[0] in models:
             continue
         try:
-            models[name] = variant_of(name, pruned).apply(model)
+            models[name] = apply(recipe_for(name, pruned), model)
         except UnsupportedModelError as error:
             if name == SHIFT or name in (asked or ()):
                 raise
@@ -66,16 +69,17 @@ def choose_methods(
     return models, [f"without {', '.join(names)}: {reason}" for reason, names in missing.items()]
 
 
-def _checked(asked: Sequence[str] | None, pruned: Variant) -> list[str]:
+def _checked(asked: Sequence[str] | None, pruned: Recipe | None) -> list[str]:
     known = known_methods()
     for name in asked or ():
         if name not in known:
             raise UnknownNameError(f"Unknown method {name!r}. {suggest(name, known)}")
-    if pruned.drop is None and asked is not None and set(asked) <= {DENSE}:
+    if pruned is None and asked is not None and set(asked) <= {DENSE}:
         return []
-    if pruned.drop is None:
+    if pruned is None:
         raise ScheduleError(
-            "No schedule was given for the methods that prune. Give --drop 0.2@0,3,6, or --methods dense alone."
+            "No schedule was given for the methods that prune. Give --drop 0.2@0,3,6 or --recipe, or --methods "
+            "dense alone."
         )
     if asked is None:
         return [SHIFT, *ATTENTION, *CONTROLS, LIMIT]

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift import Recipe
 from repshift.analysis.subjects.memory import MemoryExhaustedError, fitting
-from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.subjects.recipes import apply, method_name
 from repshift.analysis.throughput.setup import Setup
 from repshift.errors import DataError
 
@@ -40,7 +41,7 @@ def peak_on_gpu(call: Callable[[], object], device: str) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def peak_on_cpu(setup: Setup, variant: Variant, batch_size: int, threads: int) -> int | None:
+def peak_on_cpu(setup: Setup, recipe: Recipe | None, batch_size: int, threads: int) -> int | None:
     """Measure the peak of one forward in a process of its own.
 
     Returns:
@@ -53,7 +54,8 @@ def peak_on_cpu(setup: Setup, variant: Variant, batch_size: int, threads: int) -
     """
     if not (PROCESS / "clear_refs").exists():
         return None
-    request = {"setup": asdict(setup), "variant": asdict(variant), "batch_size": batch_size, "threads": threads}
+    said = recipe and recipe.to_dict()
+    request = {"setup": asdict(setup), "recipe": said, "batch_size": batch_size, "threads": threads}
     done = subprocess.run(
         [sys.executable, "-m", "repshift.analysis.throughput.peak_memory"],
         input=json.dumps(request),
@@ -67,7 +69,7 @@ def peak_on_cpu(setup: Setup, variant: Variant, batch_size: int, threads: int) -
     if done.returncode:
         last = next(reversed(done.stderr.splitlines()), f"exit code {done.returncode}")
         raise DataError(
-            f"The process that measures the memory of {variant.method} at batch {batch_size} ended with {last!r}. "
+            f"The process that measures the memory of {method_name(recipe)} at batch {batch_size} ended with {last!r}. "
             "Give a smaller --batch-size, or --no-memory to leave this out."
         )
     return int(done.stdout)
@@ -79,9 +81,9 @@ def held_bytes(model: nn.Module, images: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _measure(setup: Setup, variant: Variant, batch_size: int) -> int:
+def _measure(setup: Setup, recipe: Recipe | None, batch_size: int) -> int:
     dense = setup.load()
-    model, images = variant.apply(dense), setup.images(dense, batch_size)
+    model, images = apply(recipe, dense), setup.images(dense, batch_size)
     call = torch.compile(model, dynamic=False) if setup.torchcompile else model
     with setup.running():
         call(images)  # what libraries set up once is not the forward's
@@ -101,9 +103,10 @@ def main() -> None:
     request: dict[str, Any] = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
     setup, batch_size = Setup(**request["setup"]), request["batch_size"]
+    recipe = request["recipe"] and Recipe.from_dict(request["recipe"])
     try:
         with fitting(batch_size, setup.device):
-            print(_measure(setup, Variant(**request["variant"]), batch_size))
+            print(_measure(setup, recipe, batch_size))
     except MemoryExhaustedError as error:
         print(error, file=sys.stderr)
         sys.exit(OUT_OF_MEMORY)

@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repshift.analysis.samples.images import data_config
 from repshift.analysis.subjects.devices import choose_device
+from repshift.analysis.subjects.models import load_dense
 from repshift.analysis.subjects.sizes import resized
 from repshift.errors import UnknownNameError, UnsupportedModelError
-from repshift.loading import load_model
 from repshift.registry import suggest
 
 # Names of timm's benchmark: the dtype of the weights, and that of autocast
@@ -40,7 +40,8 @@ class Setup:
     """How all methods of one benchmark are run.
 
     Attributes:
-        model: A name that :func:`repshift.load_model` takes; the weights are random, which takes as long.
+        model: A name that :func:`repshift.load_model` takes; the weights are random, which takes as long. Of a folder
+            that holds a model, that one.
         img_size: Pixels a side; ``None`` for the model's own.
         precision: Any of :data:`PRECISIONS`.
         attention: ``sdpa``, torch's fused attention; ``eager``, timm's plain one; or one kernel of the fused
@@ -78,7 +79,7 @@ class Setup:
             UnknownNameError: If no model has this name.
             UnsupportedModelError: If it has no attention to choose a kernel for.
         """
-        model = load_model(self.model)
+        model = load_dense(self.model)
         model = resized(self.model, model, self.input_size(model))
         chosen = [module for module in model.modules() if hasattr(module, "fused_attn")]
         if self.attention is not None:

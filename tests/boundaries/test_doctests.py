@@ -12,7 +12,7 @@ import pytest
 import repshift
 from repshift.analysis.heatmap import maps
 from repshift.analysis.output import overlays
-from repshift.analysis.subjects import macs, variants
+from repshift.analysis.subjects import macs, recipes
 from repshift.pruners import LinePruner, PositionPruner, TokenPruner
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_the_examples_of_a_module_give_what_they_say(name):
         macs.count_macs,
         maps.heatmap_array,
         overlays.show_map_on_image,
-        variants.Variant,
+        recipes.apply,
     ],
     ids=lambda named: named.__qualname__,
 )

@@ -12,15 +12,15 @@ from matplotlib import colormaps
 from PIL import Image
 from timm.models import VisionTransformer
 
-from repshift import ShiftTracker, load_model
+from repshift import Recipe, ShiftTracker, load_model
 from repshift.analysis import cli
 from repshift.analysis.output.results import Results, write_results
 from repshift.analysis.report.contents import Subject, make_report
+from repshift.analysis.report.examination import MeasuredShift
 from repshift.analysis.report.pictures import load_pictures
 from repshift.analysis.report.writing import write_page
 from repshift.analysis.samples.canvases import evaluation_canvases
 from repshift.analysis.samples.images import normalised
-from repshift.analysis.subjects.variants import Variant
 
 SCHEDULE = "0.2@0,2,4"
 SPEEDS = {"dense": 100.5, "shift": 1000.25, "norm": 99.0}
@@ -334,7 +334,8 @@ def test_sixteen_images_and_twelve_blocks_stay_below_five_megabytes(open_page, t
     for index in range(16):  # noise is what compresses worst
         noise = np.random.RandomState(index).randint(0, 256, (224, 224, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{index:02d}.png")
-    subject = Subject("vit", model, "random", Variant("0.2@0,3,6"), [f"class {index}" for index in range(1000)])
+    classes = [f"class {index}" for index in range(1000)]
+    subject = Subject("vit", model, "random", Recipe("0.2@0,3,6"), classes, MeasuredShift())
     content = make_report([], subject, load_pictures(model, [tmp_path], 16))
     size = write_page(tmp_path / "report.html", "vit", content)
     assert size == (tmp_path / "report.html").stat().st_size <= 5_000_000

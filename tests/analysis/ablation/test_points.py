@@ -9,6 +9,7 @@ from repshift.analysis.ablation.settings import STUDIES, choose_studies, plan
 from repshift.analysis.samples.canvases import ClutteredDigits, draw_canvases
 from repshift.analysis.samples.data import open_samples
 from repshift.analysis.samples.images import normalised
+from repshift.analysis.subjects.recipes import apply
 
 SIZE = (3, 64, 64)
 
@@ -97,7 +98,7 @@ def test_a_fifth_goes_of_tokens_and_of_lines_at_least_one_and_half_in_the_last_s
 def test_the_reported_drop_is_what_the_pruned_model_loses(canvases):
     for name, size in (("tiny_vit", 51), ("tiny_resnet", 348), ("tiny_vim", 12)):
         setting = plan(load_model(name), SIZE, ["distance"], [0])[0]
-        pruned = setting.variant.apply(load_model(name))
+        pruned = apply(setting.recipe, load_model(name))
         with ShiftTracker(pruned) as tracker, torch.inference_mode():
             pruned(canvases[0][:1])
         (cut,) = tracker.kept
@@ -106,7 +107,10 @@ def test_the_reported_drop_is_what_the_pruned_model_loses(canvases):
 
 def test_a_count_replaces_the_fifth_but_not_the_half(tiny_vit):
     settings = plan(tiny_vit, SIZE, ["distance", "half"], [1], count=40)
-    assert {(setting.study, setting.variant.drop) for setting in settings} == {("distance", "40@1"), ("half", "0.5@1")}
+    assert {(setting.study, str(setting.recipe.schedule)) for setting in settings} == {
+        ("distance", "40@1"),
+        ("half", "0.5@1"),
+    }
 
 
 def test_blocks_are_spread_over_a_deep_model(build_vit):

@@ -65,6 +65,24 @@ def test_without_a_benchmark_the_speed_is_that_of_eval():
     }
 
 
+def test_files_with_and_without_whole_recipes_are_joined_and_restored_tokens_are_a_method_of_their_own():
+    whole = {"schedule": "0.2@0,2", "pruner": "tokens"}
+    timings = [
+        timed("shift", "0.2@0,2", 150.0, recipe={**whole, "restore": False}),
+        timed("shift", "0.2@0,2", 140.0, recipe={**whole, "restore": True}),
+        timed("shift", "0.2@0,2", 130.0, recipe={**whole, "restore": "left"}),
+        timed("dense", "", 100.0, recipe=None),
+    ]
+    restored = evaluated("shift", "0.2@0,2", 91.0, 0.9, recipe={**whole, "restore": True})
+    left = evaluated("shift", "0.2@0,2", 90.5, 0.9, recipe={**whole, "restore": "left"})
+    found = collect([EVAL, Results("eval", [restored, left], CPU), Results("bench", timings, {"device": "a GPU"})])
+    assert {(point.method, point.top1): point.samples_per_sec for point in found if "shift" in point.method} == {
+        ("shift", 90.0): 150.0,
+        ("shift restored", 91.0): 140.0,
+        ("shift restored left", 90.5): 130.0,
+    }
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_benchmark_gives_the_speed_of_what_it_has_timed_at_its_largest_batch(order):
     points = collect([EVAL, BENCH][::order])

@@ -5,12 +5,11 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from repshift import load_model
+from repshift import Recipe, load_model
 from repshift.analysis.evaluation.evaluation import Evaluation
 from repshift.analysis.evaluation.settings import EvaluationSettings
 from repshift.analysis.samples.images import data_config
 from repshift.analysis.samples.processes import Processes
-from repshift.analysis.subjects.variants import Variant
 
 MEASURED = ("samples_per_sec", "dense_samples_per_sec", "batch_size")  # not the same in every run
 
@@ -31,7 +30,9 @@ def settings(folder, hurt):
 
     def make(drop="12@0", score="shift", **changes):
         options = {"checkpoint": str(hurt), "batch_size": 4, "workers": 0, "compare_dense": drop is not None}
-        return EvaluationSettings(str(folder), Variant(drop, score=score), **(options | changes))
+        return EvaluationSettings(
+            str(folder), None if drop is None else Recipe(drop, score=score), **(options | changes)
+        )
 
     return make
 

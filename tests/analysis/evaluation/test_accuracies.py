@@ -5,12 +5,11 @@ import json
 import pytest
 import torch
 
-from repshift import DataError, ShiftTracker, load_model
+from repshift import DataError, Recipe, ShiftTracker, load_model
 from repshift.analysis.evaluation import loop as evaluation_loop
 from repshift.analysis.evaluation.records import SampleRecord
 from repshift.analysis.evaluation.settings import EvaluationSettings
 from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
-from repshift.analysis.subjects.variants import Variant
 
 DROP = "12@0"  # as in the settings
 
@@ -96,7 +95,7 @@ def test_compiled_models_find_the_same(settings, monkeypatch, evaluate, same):
 
 @pytest.mark.parametrize(("model", "side"), [("tiny_vit", 24), ("tiny_vim", 12)])
 def test_a_model_of_another_size_is_evaluated_at_it(folder, model, side, evaluate):
-    options = EvaluationSettings(str(folder), Variant("0.2@0"), preprocessing={"img_size": 96}, workers=0, batch_size=8)
+    options = EvaluationSettings(str(folder), Recipe("0.2@0"), preprocessing={"img_size": 96}, workers=0, batch_size=8)
     (row,) = evaluate(options, models=[model])
     assert row["img_size"] == 96
     assert row["kept_tokens"][0] == side * side - int(0.2 * side * side)

@@ -1,10 +1,12 @@
 """Nothing of a stopped evaluation is lost, and nothing of another one is taken over."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
-from repshift import CheckpointError, DataError
+from repshift import CheckpointError, DataError, Recipe, ShiftTracker, load_model, save_model
 from repshift.analysis.evaluation.records import PartialResults, SampleRecord
 from repshift.analysis.output.results import read_results
 
@@ -13,13 +15,13 @@ from repshift.analysis.output.results import read_results
 def interrupt(evaluate, stop):
     """Evaluate until so many samples are done, and stop there as if killed."""
 
-    def interrupt(settings, results, at):
+    def interrupt(settings, results, at, models=("tiny_resnet",)):
         def observe(model, done, *rest):
             if done >= at:
                 raise stop
 
         with pytest.raises(stop):
-            evaluate(settings, results, observe=observe)
+            evaluate(settings, results, models, observe=observe)
 
     return interrupt
 
@@ -90,6 +92,38 @@ def test_partial_results_of_another_run_are_an_error(settings, tmp_path, change,
     interrupt(settings(), tmp_path / "r.csv", 4)
     with pytest.raises(CheckpointError, match=named):
         evaluate(settings(**change), tmp_path / "r.csv", resume=True)
+
+
+def test_a_recipe_file_goes_on_with_what_the_options_began(settings, tmp_path, evaluate, same, interrupt):
+    interrupt(settings(), tmp_path / "r.csv", 4)
+    Recipe("12@0").save(tmp_path / "mine.json")
+    by_file = replace(settings(), recipe=Recipe.load(tmp_path / "mine.json"))
+    (row,) = evaluate(by_file, tmp_path / "r.csv", resume=True)
+    assert same(row) == same(evaluate(settings())[0])
+
+
+def test_a_run_begun_before_there_were_recipe_files_can_be_resumed(settings):
+    found = settings(drop="0.2@0,3").fingerprint("tiny_resnet", torch.device("cpu"), 1)
+    assert {name: value for name, value in found.items() if name.startswith("pruning")} == {
+        "pruning_drop": "0.2@0,3",
+        "pruning_score": "shift",
+        "pruning_operation": None,
+        "pruning_distance": "l2",
+        "pruning_residual": False,
+        "pruning_pruner": None,
+        "pruning_keep": "top",
+    }
+
+
+def test_partial_results_of_other_weights_in_a_folder_are_an_error(settings, tmp_path, evaluate, interrupt):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_model(ShiftTracker(load_model("tiny_resnet")).prune("12@0"), tmp_path / "saved", "tiny_resnet")
+        options = settings(drop=None, checkpoint=None)
+        if seed == 0:
+            interrupt(options, tmp_path / "r.csv", 4, [f"{tmp_path}/saved"])
+    with pytest.raises(CheckpointError, match="checkpoint was"):
+        evaluate(options, tmp_path / "r.csv", [f"{tmp_path}/saved"], resume=True)
 
 
 def test_partial_results_of_other_data_are_an_error(settings, folder, tmp_path, evaluate, interrupt):

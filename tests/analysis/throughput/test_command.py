@@ -6,7 +6,6 @@ import torch
 
 from repshift.analysis.output.results import read_results
 from repshift.analysis.subjects.memory import fitting
-from repshift.analysis.subjects.variants import Variant
 from repshift.analysis.throughput.command import _measure
 from repshift.analysis.throughput.comparison import Comparison
 from repshift.analysis.throughput.setup import Setup
@@ -147,7 +146,7 @@ class Narrow(Comparison):
 
 
 def test_a_batch_that_does_not_fit_is_tried_smaller_as_timm_does(capsys):
-    narrow = Narrow(Setup("tiny_vit"), Variant(), {})
+    narrow = Narrow(Setup("tiny_vit"), None, {})
     assert _measure(narrow, 16, retry=True) == [{"batch_size": 6}]
     out = capsys.readouterr().out
     assert [line.split()[-1] for line in out.splitlines()] == ["12", "8", "6"]

@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from repshift import Schedule, UnsupportedModelError, load_model
+from repshift import Recipe, Schedule, UnsupportedModelError, load_model
 from repshift.analysis.subjects.macs import count_macs
 from repshift.analysis.subjects.memory import MemoryExhaustedError, fitting
-from repshift.analysis.subjects.variants import Variant
+from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.throughput.comparison import Comparison
 from repshift.analysis.throughput.methods import choose_methods
 from repshift.analysis.throughput.setup import Setup
 
-PRUNED = Variant("0.2@0,2")
+PRUNED = Recipe("0.2@0,2")
 
 
 def compare(setup, pruned=PRUNED, asked=None, **options):
@@ -68,13 +68,13 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_a_dense_model_alone_has_no_efficiency():
-    (row,) = compare(Setup("tiny_resnet"), Variant(), ["dense"]).run(1)
+    (row,) = compare(Setup("tiny_resnet"), None, ["dense"]).run(1)
     assert (row["speedup"], row["efficiency"], row["efficiency_quartiles"]) == (1.0, None, None)
     assert row["attention"] is None
 
 
 def test_positions_of_maps_are_the_tokens_of_a_convolutional_network():
-    row = compare(Setup("tiny_resnet"), Variant("4@0"), ["shift"]).run(1)[1]
+    row = compare(Setup("tiny_resnet"), Recipe("4@0"), ["shift"]).run(1)[1]
     assert row["kept_tokens"] == [28**2, 14**2, 7**2, 4**2]
 
 
@@ -100,7 +100,7 @@ def test_methods_run_as_often_before_as_they_are_asked_to():
     model.register_forward_hook(lambda *_: runs.append(1))
     for warm_up in (1, 5):
         runs.clear()
-        Comparison(setup, Variant(), {"dense": model}, rounds=1, warm_up=warm_up, memory=False)._warm_up(
+        Comparison(setup, None, {"dense": model}, rounds=1, warm_up=warm_up, memory=False)._warm_up(
             "dense", lambda: model(torch.zeros(1, 3, 64, 64))
         )
         assert len(runs) == warm_up
@@ -122,7 +122,7 @@ class TooLarge(nn.Module):
 
 def test_a_batch_that_does_not_fit_is_one_clear_error():
     setup = Setup("tiny_vit")
-    comparison = Comparison(setup, Variant(), {"dense": TooLarge(setup.load())}, memory=False)
+    comparison = Comparison(setup, None, {"dense": TooLarge(setup.load())}, memory=False)
     with pytest.raises(MemoryExhaustedError, match=r"A batch of 6 does not fit into the memory of cpu\. .*-size 3,"):
         comparison.run(6)
 
@@ -155,7 +155,7 @@ def test_more_methods_than_dynamo_holds_graphs_for_are_all_compiled(monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda model, **options: compiler(model, backend="eager", **options))
     setup = Setup("tiny_vit", torchcompile=True)
     dense = setup.load()
-    models = {"dense": dense} | {f"{count} dropped": Variant(f"{count}@0").apply(dense) for count in range(1, 6)}
+    models = {"dense": dense} | {f"{count} dropped": apply(Recipe(f"{count}@0"), dense) for count in range(1, 6)}
     limit = torch._dynamo.config.recompile_limit
     with torch._dynamo.config.patch(recompile_limit=2):
         rows = Comparison(setup, PRUNED, models, rounds=2, warm_up=1, memory=False).run(1)

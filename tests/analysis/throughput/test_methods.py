@@ -1,13 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from timm.models import VisionTransformer
 
-from repshift import ScheduleError, UnknownNameError, UnsupportedModelError, load_model
+from repshift import Recipe, ScheduleError, UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.subjects.variants import Variant
-from repshift.analysis.throughput.methods import choose_methods, variant_of
+from repshift.analysis.throughput.methods import choose_methods, recipe_for
 
-PRUNED = Variant("0.2@0,2")
+PRUNED = Recipe("0.2@0,2")
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_a_vit_without_a_class_token_is_compared_with_mean_attention(without_cla
 
 @pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vim"])
 def test_a_model_without_attention_is_compared_with_the_controls_and_a_note_says_why(name):
-    models, notes = choose_methods(load_model(name), Variant("4@0"), None)
+    models, notes = choose_methods(load_model(name), Recipe("4@0"), None)
     assert list(models) == ["dense", "shift", "norm", "random", "oracle_free"]
     assert len(notes) == 1
     assert notes[0].startswith("without cls_attention, mean_attention: ")
@@ -39,7 +40,7 @@ def test_a_model_without_attention_is_compared_with_the_controls_and_a_note_says
 
 def test_a_baseline_that_a_model_cannot_have_is_an_error_if_asked_for_by_name():
     with pytest.raises(UnsupportedModelError, match="no attention"):
-        choose_methods(load_model("tiny_resnet"), Variant("4@0"), ["shift", "cls_attention"])
+        choose_methods(load_model("tiny_resnet"), Recipe("4@0"), ["shift", "cls_attention"])
 
 
 def test_dense_and_the_limit_are_always_among_them(small_vit):
@@ -52,7 +53,7 @@ def test_a_method_named_twice_is_compared_once(small_vit):
     assert list(models) == ["dense", "shift", "oracle_free"]
 
 
-@pytest.mark.parametrize("pruned", [Variant(), PRUNED], ids=["without a schedule", "with one"])
+@pytest.mark.parametrize("pruned", [None, PRUNED], ids=["without a schedule", "with one"])
 def test_the_dense_model_can_be_timed_alone(small_vit, pruned):
     models, _ = choose_methods(small_vit, pruned, ["dense"])
     assert models == {"dense": small_vit}
@@ -68,7 +69,7 @@ def test_all_methods_share_the_weights_and_drop_the_same_numbers(small_vit):
 
 
 def test_methods_differ_in_what_they_keep(small_vit):
-    models, _ = choose_methods(small_vit, Variant("0.5@0", residual=True), None)  # without, shift ranks as norm
+    models, _ = choose_methods(small_vit, Recipe("0.5@0", residual=True), None)  # without, shift ranks as norm
     images = torch.randn(4, 3, 24, 40)
     with torch.no_grad():
         answers = [model(images) for model in models.values()]
@@ -76,15 +77,15 @@ def test_methods_differ_in_what_they_keep(small_vit):
 
 
 def test_a_method_prunes_as_asked_but_by_its_own_score():
-    pruned = Variant("0.2@0", operation="attn", distance="l1", residual=True)
-    assert variant_of("norm", pruned) == Variant("0.2@0", "norm", "attn", "l1", True)
-    assert variant_of("dense", pruned) == Variant()
+    pruned = Recipe("0.2@0", operation="attn", distance="l1", residual=True)
+    assert recipe_for("norm", pruned) == replace(pruned, score="norm")
+    assert recipe_for("dense", pruned) is None
 
 
 def test_methods_that_prune_need_a_schedule(small_vit):
     for asked in (None, ["shift"], ["dense", "norm"]):
         with pytest.raises(ScheduleError, match=r"No schedule was given .* Give --drop"):
-            choose_methods(small_vit, Variant(), asked)
+            choose_methods(small_vit, None, asked)
 
 
 def test_an_unknown_method_is_refused_with_the_closest_names(small_vit):
@@ -94,4 +95,4 @@ def test_an_unknown_method_is_refused_with_the_closest_names(small_vit):
 
 def test_a_schedule_that_does_not_fit_is_refused(small_vit):
     with pytest.raises(ScheduleError, match="block 9"):
-        choose_methods(small_vit, Variant("0.2@9"), None)
+        choose_methods(small_vit, Recipe("0.2@9"), None)

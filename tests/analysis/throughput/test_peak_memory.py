@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from repshift import Recipe
 from repshift.analysis.subjects.memory import MemoryExhaustedError
-from repshift.analysis.subjects.variants import Variant
 from repshift.analysis.throughput.peak_memory import held_bytes, peak_on_cpu
 from repshift.analysis.throughput.setup import Setup
 from repshift.errors import DataError
@@ -29,7 +29,7 @@ def test_weights_buffers_and_images_are_held():
 @pytest.mark.slow
 def test_the_peak_is_that_of_the_widest_moment_of_a_vit_and_the_same_each_time():
     setup, batch, tokens, width = Setup("tiny_vit"), 64, 257, 48
-    peaks = [peak_on_cpu(setup, Variant(), batch, 1) for _ in range(2)]
+    peaks = [peak_on_cpu(setup, None, batch, 1) for _ in range(2)]
     model = setup.load()
     activations = [peak - held_bytes(model, setup.images(model, batch)) for peak in peaks]
     # within the MLP: what entered the block, the stream, its norm, and four widths before and behind the activation
@@ -42,20 +42,20 @@ def test_the_peak_is_that_of_the_widest_moment_of_a_vit_and_the_same_each_time()
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_said_by_the_process_that_measures():
     with pytest.raises(MemoryExhaustedError, match=r"A batch of 100000000000 does not fit"):
-        peak_on_cpu(Setup("tiny_vit"), Variant(), 10**11, 1)
+        peak_on_cpu(Setup("tiny_vit"), None, 10**11, 1)
 
 
 @linux
 @pytest.mark.slow
 def test_a_process_that_fails_is_one_clear_error():
     with pytest.raises(DataError, match=r"measures the memory of dense at batch 1 ended with .*No viable backend"):
-        peak_on_cpu(Setup("tiny_vit", attention="cudnn"), Variant(), 1, 1)
+        peak_on_cpu(Setup("tiny_vit", attention="cudnn"), None, 1, 1)
 
 
 @linux
 @pytest.mark.slow
 def test_the_process_prints_bytes_and_nothing_else():
-    request = {"setup": asdict(Setup("tiny_vim")), "variant": asdict(Variant("0.5@0")), "batch_size": 1, "threads": 1}
+    request = {"setup": asdict(Setup("tiny_vim")), "recipe": Recipe("0.5@0").to_dict(), "batch_size": 1, "threads": 1}
     command = [sys.executable, "-m", "repshift.analysis.throughput.peak_memory"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
@@ -64,4 +64,4 @@ def test_the_process_prints_bytes_and_nothing_else():
 
 def test_a_system_that_does_not_tell_has_no_peak(monkeypatch, tmp_path):
     monkeypatch.setattr("repshift.analysis.throughput.peak_memory.PROCESS", tmp_path)
-    assert peak_on_cpu(Setup("tiny_vit"), Variant(), 1, 1) is None
+    assert peak_on_cpu(Setup("tiny_vit"), None, 1, 1) is None
