@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from repshift import CheckpointError, DataError
-from repshift.analysis.finetuning.settings import Recipe
+from repshift.analysis.finetuning.settings import TrainingSettings
 from repshift.analysis.output.files import write_text, write_whole
 from repshift.errors import first_line
 
@@ -46,16 +46,26 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        recipe: The settings, as a dictionary.
+        settings: Those of the run, see :meth:`TrainingSettings.as_dict`.
         processes: How many processes train together.
         before: Accuracy of the weights as loaded: ``dense`` and ``pruned``.
         epochs: Those that are done.
     """
 
-    recipe: dict[str, Any]
+    settings: dict[str, Any]
     processes: int
     before: dict[str, float]
     epochs: list[Epoch] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as the files of a run hold them."""
+        return {"recipe": self.settings, **{key: value for key, value in asdict(self).items() if key != "settings"}}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Progress:
+        """Read what :meth:`as_dict` returned."""
+        epochs = [Epoch(**epoch) for epoch in plain["epochs"]]
+        return cls(dict(plain["recipe"]), plain["processes"], plain["before"], epochs)
 
     @property
     def best(self) -> int:
@@ -97,18 +107,18 @@ class Checkpoints:
             self._write_weights(progress)
         self.accelerator.wait_for_everyone()
 
-    def resume(self, recipe: Recipe) -> Progress | None:
+    def resume(self, settings: TrainingSettings) -> Progress | None:
         """Load the state of the last whole epoch, if there is one; called in every process.
 
         Raises:
-            CheckpointError: If it cannot be read, or was left by a run with another recipe.
+            CheckpointError: If it cannot be read, or was left by a run with other settings.
         """
         states = self._states()
         if not states:
             return None
         state = states[max(states)]
         advice = f"Give another --output, or --no-resume to start anew (which deletes {state})."
-        progress = self._read_progress(state, recipe, advice)
+        progress = self._read_progress(state, settings, advice)
         try:
             self.accelerator.load_state(str(state))
             if self.ema is not None:
@@ -122,15 +132,17 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         return progress
 
-    def _read_progress(self, state: Path, recipe: Recipe, advice: str) -> Progress:
+    def _read_progress(self, state: Path, settings: TrainingSettings, advice: str) -> Progress:
         try:
             content = json.loads((state / "progress.json").read_text(encoding="utf-8"))
-            progress = Progress(**{**content, "epochs": [Epoch(**epoch) for epoch in content["epochs"]]})
-            left = {**progress.recipe, "processes": progress.processes}
+            progress = Progress.from_dict(content)
+            # states from before --recipe do not say which end of the scores was kept, for it was always the top
+            left = {"keep": "top", **progress.settings, "processes": progress.processes}
         except UNREADABLE as error:
             raise CheckpointError(f"{state} is not a readable state of a fine-tuning run. {advice}") from error
-        given = {**asdict(recipe), "processes": self.accelerator.num_processes}
-        differing = [f"{key} ({left.get(key)}, now {value})" for key, value in given.items() if left.get(key) != value]
+        given = {**settings.as_dict(), "processes": self.accelerator.num_processes}
+        names = [key for key in {**given, **left} if left.get(key) != given.get(key)]
+        differing = [f"{key} ({left.get(key)}, now {given.get(key)})" for key in names]
         if differing:
             raise CheckpointError(f"{state} was left by a run with other {', '.join(differing)}. {advice}")
         return progress
@@ -188,7 +200,7 @@ class Checkpoints:
         if main:
             if self.ema is not None:
                 save_model(self.ema, str(unfinished / "ema.safetensors"))
-            write_text(unfinished / "progress.json", json.dumps(asdict(progress)))
+            write_text(unfinished / "progress.json", json.dumps(progress.as_dict()))
         self.accelerator.wait_for_everyone()
         if main:
             older = self._states()

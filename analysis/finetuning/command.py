@@ -11,12 +11,17 @@ from rich.table import Table
 
 from repshift.analysis.output import options
 from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
+from repshift.errors import ScheduleError
 
 
 def finetune(
     model: options.Model,
-    drop: Annotated[str, typer.Option(help="What goes after which stage or block, as 8@0;4@1 or 0.2@0,3,6.")],
     data: Annotated[str, typer.Option(help="Folder with train/ and validation/ inside, or cluttered-mnist.")],
+    drop: Annotated[
+        str | None,
+        typer.Option(help="What goes after which stage or block, as 8@0;4@1 or 0.2@0,3,6. This, or --recipe."),
+    ] = None,
+    recipe: options.RecipeFile = None,
     output: options.WeightsFolder = Path("repshift-finetune"),
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
@@ -71,11 +76,19 @@ def finetune(
         "checkpoint": None if checkpoint is None else str(checkpoint),  # the state holds it as text
         "cooldown_epochs": epochs // 10 if cooldown_epochs is None else cooldown_epochs,
     }
-    from repshift.analysis.finetuning.settings import Recipe
+    from repshift.analysis.finetuning.settings import TrainingSettings
     from repshift.analysis.finetuning.training import finetune as run
     from repshift.analysis.finetuning.training import is_main_process
+    from repshift.analysis.subjects.models import folder_of
+    from repshift.analysis.subjects.recipes import chosen_recipe
 
-    recipe = Recipe(**{setting.name: given[setting.name] for setting in fields(Recipe)})
+    dropped_by = {name: given[name] for name in ("score", "pruner", "operation", "distance", "residual")}
+    given["recipe"] = chosen_recipe(recipe, drop, model=model, **dropped_by)
+    if given["recipe"] is None:
+        raise ScheduleError(
+            "Fine-tuning trains a pruned model, and nothing is dropped. Give --drop, such as 0.2@0,3,6, or --recipe."
+        )
+    settings = TrainingSettings(**{setting.name: given[setting.name] for setting in fields(TrainingSettings)})
     with progress_bar(shown=is_main_process()) as progress:
         task = progress.add_task("loading", total=None)
 
@@ -85,15 +98,15 @@ def finetune(
             progress.update(task, completed=step, total=steps, description=what)
 
         try:
-            done = run(recipe, output, digits=digits, workers=workers, device=device, resume=resume, observe=observe)
+            done = run(settings, output, digits=digits, workers=workers, device=device, resume=resume, observe=observe)
         except KeyboardInterrupt:
             outcome = f"run the same command again to go on from the last whole epoch in {output}"
             raise interrupted(outcome, shown=is_main_process()) from None
     if not is_main_process():
         return
-    if not pretrained and checkpoint is None:
+    if not pretrained and checkpoint is None and folder_of(model) is None:
         note("note: the weights were random at first; give --pretrained or --checkpoint for trained ones.")
-    table = Table(title=f"{model}, {drop} dropped, on {dataset or data}", title_justify="left")
+    table = Table(title=f"{model}, {done.recipe.schedule} dropped, on {dataset or data}", title_justify="left")
     table.add_column("model")
     table.add_column("weights")
     table.add_column("top-1 %", justify="right")

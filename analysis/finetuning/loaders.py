@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from repshift import DataError, UnknownNameError
-from repshift.analysis.finetuning.settings import Recipe
+from repshift.analysis.finetuning.settings import TrainingSettings
 from repshift.analysis.samples.canvases import (
     CANVASES,
     CanvasPictures,
@@ -42,11 +42,13 @@ class Data:
     draw: Callable[[int], None]
 
 
-def load_data(recipe: Recipe, model: nn.Module, digits: Path | None, workers: int, pin_memory: bool = False) -> Data:
+def load_data(
+    settings: TrainingSettings, model: nn.Module, digits: Path | None, workers: int, pin_memory: bool = False
+) -> Data:
     """Open training and validation data and preprocess them as the model expects.
 
     Args:
-        recipe: Names the data, the augmentation and the batch size.
+        settings: Names the data, the augmentation and the batch size.
         model: Its data configuration gives size, mean and standard deviation; its classes must be those of the data.
         digits: Of the embedded data, the folder that holds MNIST's two t10k files; by default torchvision
             downloads them.
@@ -61,72 +63,73 @@ def load_data(recipe: Recipe, model: nn.Module, digits: Path | None, workers: in
     if workers < 0:
         raise DataError(f"{workers} worker processes cannot load anything. Give 0 or more (--workers).")
     mode = "L" if data_config(model)["input_size"][0] == 1 else "RGB"
-    if recipe.data == CANVASES:
-        datasets, classes, draw = _canvases(recipe, digits, mode)
+    if settings.data == CANVASES:
+        datasets, classes, draw = _canvases(settings, digits, mode)
     else:
-        datasets, classes, draw = *_open(recipe, mode), lambda epoch: None
+        datasets, classes, draw = *_open(settings, mode), lambda epoch: None
     expected = getattr(model, "num_classes", None)
     if classes is not None and classes != expected:
         raise DataError(
-            f"{recipe.dataset or recipe.data} has {classes} classes, {recipe.model} tells {expected} apart. Give the "
-            f"data that the model was trained for, or --num-classes {classes} for a classifier that starts anew."
+            f"{settings.dataset or settings.data} has {classes} classes, {settings.model} tells {expected} apart. Give "
+            f"the data that the model was trained for, or --num-classes {classes} for a classifier that starts anew."
         )
     training, validation = (
-        _loader(recipe, dataset, model, training, workers, pin_memory)
+        _loader(settings, dataset, model, training, workers, pin_memory)
         for dataset, training in zip(datasets, (True, False), strict=True)
     )
     if not len(training):
         raise DataError(
-            f"{len(datasets[0])} images of {recipe.dataset or recipe.data} are fewer than one batch of "
-            f"{recipe.batch_size}. Give a smaller --batch-size."
+            f"{len(datasets[0])} images of {settings.dataset or settings.data} are fewer than one batch of "
+            f"{settings.batch_size}. Give a smaller --batch-size."
         )
     return Data(training, validation, draw)
 
 
 def _canvases(
-    recipe: Recipe, digits: Path | None, mode: str
+    settings: TrainingSettings, digits: Path | None, mode: str
 ) -> tuple[Sequence[Any], int | None, Callable[[int], None]]:
     known: Digits = training_digits(digits or download_digits())
-    shown = CanvasPictures(ClutteredDigits(known, 1_000 * recipe.seed), mode)
+    shown = CanvasPictures(ClutteredDigits(known, 1_000 * settings.seed), mode)
 
     def draw(epoch: int) -> None:
-        shown.canvases = ClutteredDigits(known, 1_000 * recipe.seed + epoch)
+        shown.canvases = ClutteredDigits(known, 1_000 * settings.seed + epoch)
 
     canvases = evaluation_canvases()
     return (shown, CanvasPictures(TensorDataset(canvases.images, canvases.labels), mode)), 10, draw
 
 
-def _open(recipe: Recipe, mode: str) -> tuple[Sequence[Any], int | None]:
+def _open(settings: TrainingSettings, mode: str) -> tuple[Sequence[Any], int | None]:
     """Open both splits and say how many classes they have, if that is known."""
-    if recipe.dataset:
-        return _open_named(recipe, mode)
-    root = Path(recipe.data)
+    if settings.dataset:
+        return _open_named(settings, mode)
+    root = Path(settings.data)
     if not root.is_dir():
         raise DataError(
             f"There is no data folder {root}. Give a folder with train/ and validation/ inside, or {CANVASES} (--data)."
         )
-    splits = zip((recipe.train_split, recipe.val_split), SPLITS[:2], strict=True)
+    splits = zip((settings.train_split, settings.val_split), SPLITS[:2], strict=True)
     training, validation = (_split_folder(root, split, synonyms) for split, synonyms in splits)
-    shown = _create(recipe, training, recipe.train_split, mode)
+    shown = _create(settings, training, settings.train_split, mode)
     classes = shown.reader.class_to_idx
-    unknown = sorted(set(_create(recipe, validation, recipe.val_split, mode).reader.class_to_idx) - set(classes))
+    unknown = sorted(set(_create(settings, validation, settings.val_split, mode).reader.class_to_idx) - set(classes))
     if unknown:
         raise DataError(
             f"{validation} has classes that {training} lacks: {', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}. "
             "Both need the same folders."
         )
     # the numbers of the classes come from the training folders, also where validation lacks one
-    return (shown, _create(recipe, validation, recipe.val_split, mode, class_map=classes)), len(classes)
+    return (shown, _create(settings, validation, settings.val_split, mode, class_map=classes)), len(classes)
 
 
-def _open_named(recipe: Recipe, mode: str) -> tuple[Sequence[Any], int | None]:
+def _open_named(settings: TrainingSettings, mode: str) -> tuple[Sequence[Any], int | None]:
     # timm takes an unknown prefix for a folder, and reads both splits from the same one
-    if not recipe.dataset.lower().startswith(("torch/", "hfds/")) or recipe.dataset.endswith("folder"):
+    if not settings.dataset.lower().startswith(("torch/", "hfds/")) or settings.dataset.endswith("folder"):
         raise UnknownNameError(
-            f"--dataset {recipe.dataset!r} is none that is read by index. Give torch/NAME or hfds/NAME, or leave it "
+            f"--dataset {settings.dataset!r} is none that is read by index. Give torch/NAME or hfds/NAME, or leave it "
             "out for folders; the order of a stream cannot be repeated after an interruption."
         )
-    shown, seen = (_create(recipe, Path(recipe.data), split, mode) for split in (recipe.train_split, recipe.val_split))
+    splits = (settings.train_split, settings.val_split)
+    shown, seen = (_create(settings, Path(settings.data), split, mode) for split in splits)
     classes = getattr(getattr(shown, "reader", None), "class_to_idx", None) or getattr(shown, "classes", None)
     return (shown, seen), len(classes) if classes else None
 
@@ -139,34 +142,34 @@ def _split_folder(root: Path, split: str, synonyms: Sequence[str]) -> Path:
     raise DataError(f"{root} has no folder {' or '.join(candidates)}. Put one folder of images a class in it.")
 
 
-def _create(recipe: Recipe, root: Path, split: str, mode: str, **options: Any) -> Any:
+def _create(settings: TrainingSettings, root: Path, split: str, mode: str, **options: Any) -> Any:
     try:
         return create_dataset(
-            recipe.dataset, root=str(root), split=split, search_split=False, input_img_mode=mode, **options
+            settings.dataset, root=str(root), split=split, search_split=False, input_img_mode=mode, **options
         )
     except (AssertionError, RuntimeError, ImportError, OSError, TypeError, ValueError, LookupError) as error:
         raise DataError(
-            f"timm cannot open {recipe.dataset or 'images'} in {root}, split {split} "
+            f"timm cannot open {settings.dataset or 'images'} in {root}, split {split} "
             f"({type(error).__name__}: {first_line(error)}). Check --data, --dataset and the names of the splits."
         ) from error
 
 
 def _loader(
-    recipe: Recipe, dataset: Any, model: nn.Module, is_training: bool, workers: int, pin_memory: bool
+    settings: TrainingSettings, dataset: Any, model: nn.Module, is_training: bool, workers: int, pin_memory: bool
 ) -> DataLoader[Any]:
     config = data_config(model)
     try:
         loader: DataLoader[Any] = create_loader(
             dataset,
             input_size=config["input_size"],
-            batch_size=recipe.batch_size,
+            batch_size=settings.batch_size,
             is_training=is_training,
-            no_aug=recipe.no_aug or recipe.data == CANVASES,
-            re_prob=recipe.reprob,
+            no_aug=settings.no_aug or settings.data == CANVASES,
+            re_prob=settings.reprob,
             re_mode="pixel",
-            hflip=recipe.hflip,
-            color_jitter=recipe.color_jitter,
-            auto_augment=recipe.aa,
+            hflip=settings.hflip,
+            color_jitter=settings.color_jitter,
+            auto_augment=settings.aa,
             interpolation=config["interpolation"],
             mean=config["mean"],
             std=config["std"],
@@ -185,12 +188,12 @@ def _loader(
         shape = tuple(dataset[0][0].shape)
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(
-            f"The first image of {recipe.dataset or recipe.data} cannot be made fit for {recipe.model} "
+            f"The first image of {settings.dataset or settings.data} cannot be made fit for {settings.model} "
             f"({first_line(error)}). Choose data or a model that fit."
         ) from error
     if shape != tuple(config["input_size"]):
         raise DataError(
-            f"{recipe.dataset or recipe.data} gives images of shape {shape}, {recipe.model} takes "
+            f"{settings.dataset or settings.data} gives images of shape {shape}, {settings.model} takes "
             f"{tuple(config['input_size'])} (channels, rows, columns). Choose data or a model that fit."
         )
     return loader

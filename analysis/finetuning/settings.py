@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from repshift import DataError, Schedule, ShiftTracker, UnknownNameError, load_model
+from repshift import DataError, Recipe, UnknownNameError
 from repshift.analysis.samples.canvases import CANVASES
+from repshift.analysis.subjects.models import load_dense, saved_model
+from repshift.analysis.subjects.recipes import apply, settings_of
 from repshift.errors import first_line
 from repshift.registry import suggest
 
@@ -23,7 +25,7 @@ AMP_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}  # what timm calls them, an
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSettings:
     """Which model is pruned how, and how it is trained; a resumed run must have the same.
 
     Where timm's ``train.py`` has an option, the name and the meaning are its own, with one difference: ``epochs``
@@ -31,7 +33,8 @@ class Recipe:
     ``batch_size`` and ``lr`` are those of one process and are not scaled by the number of processes.
 
     Attributes:
-        drop: A schedule in its string form, see :meth:`repshift.Schedule.of`.
+        model: A name that :func:`repshift.load_model` takes, or a folder with a model, whose dense weights are taken.
+        recipe: How it is pruned.
         data: A folder with ``train`` and ``validation`` (or ``val``) inside, one folder a class in each; with
             ``dataset`` its root; or the word ``cluttered-mnist`` for the embedded data.
         dataset: A dataset by timm's name and prefix, such as ``torch/cifar10`` or ``hfds/...``, instead of folders.
@@ -45,22 +48,16 @@ class Recipe:
 
     Raises:
         DataError: If a number is out of its range; the message names it.
-        ScheduleError: If ``drop`` is no schedule.
 
     Source: arXiv 2508.00367, section 4: 100 epochs, 10 of them cool-down. It states no learning rate.
     """
 
     model: str
-    drop: str
+    recipe: Recipe
     data: str
     pretrained: bool = False
     checkpoint: str | None = None
     num_classes: int | None = None
-    score: str = "shift"
-    pruner: str | None = None
-    operation: str | None = None
-    distance: str = "l2"
-    residual: bool = False
     dataset: str = ""
     train_split: str = "train"
     val_split: str = "validation"
@@ -90,10 +87,28 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        Schedule.of(self.drop)
         for holds, problem in (*self._schedule_rules(), *self._value_rules()):
             if not holds:
                 raise DataError(problem)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all settings as plain values, those of the recipe by the names of the options.
+
+        Raises:
+            RecipeError: If the recipe cannot be written down.
+        """
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
+        return {**own, **settings_of(self.recipe)}
+
+    @property
+    def built_from(self) -> tuple[str, dict[str, Any]]:
+        """What builds the dense model: its name for :func:`repshift.load_model`, and its options.
+
+        Raises:
+            RepshiftError: If the model is a folder that cannot be read.
+        """
+        saved, own = saved_model(self.model), {} if self.num_classes is None else {"num_classes": self.num_classes}
+        return (self.model, own) if saved is None else (saved.name, {**saved.options, **own})
 
     @property
     def mixes(self) -> bool:
@@ -154,20 +169,19 @@ class Recipe:
         ]
 
 
-def build_models(recipe: Recipe, device: torch.device) -> tuple[nn.Module, nn.Module]:
+def build_models(settings: TrainingSettings, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """Build the dense model and the pruned one, which trains the same parameters.
 
     Args:
-        recipe: Names the model, its weights, and what is dropped.
+        settings: Names the model, its weights, and what is dropped.
         device: Where both go; pruning comes last, because a model moved later would part from its copy's buffers.
     """
-    options: dict[str, Any] = {} if recipe.num_classes is None else {"num_classes": recipe.num_classes}
-    dense = load_model(recipe.model, pretrained=recipe.pretrained, checkpoint=recipe.checkpoint, **options).to(device)
-    tracker = ShiftTracker(dense, operation=recipe.operation, distance=recipe.distance, residual=recipe.residual)
-    return dense, tracker.prune(recipe.drop, pruner=recipe.pruner, score=recipe.score)
+    weights: dict[str, Any] = {"pretrained": settings.pretrained, "checkpoint": settings.checkpoint}
+    dense = load_dense(settings.model, **weights, **settings.built_from[1]).to(device)
+    return dense, apply(settings.recipe, dense)
 
 
-def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def create_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
     """Create timm's optimiser of this name, without weight decay for biases and norms.
 
     Raises:
@@ -175,36 +189,36 @@ def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay
+            model, opt=settings.opt, lr=settings.lr, weight_decay=settings.weight_decay
         )
     except (ValueError, AssertionError, ImportError, RuntimeError) as error:
         raise UnknownNameError(
-            f"timm cannot make the optimiser {recipe.opt!r} ({first_line(error)}). "
-            f"{suggest(recipe.opt, map(str, list_optimizers()))}"
+            f"timm cannot make the optimiser {settings.opt!r} ({first_line(error)}). "
+            f"{suggest(settings.opt, map(str, list_optimizers()))}"
         ) from error
     return optimizer
 
 
-def create_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, updates_an_epoch: int) -> Scheduler:
+def create_scheduler(settings: TrainingSettings, optimizer: torch.optim.Optimizer, updates_an_epoch: int) -> Scheduler:
     """Create timm's cosine schedule, which sets the rate of every update and ends with the cool-down."""
     scheduler: Scheduler
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
-        num_epochs=recipe.epochs - recipe.cooldown_epochs,  # timm adds the cool-down
-        cooldown_epochs=recipe.cooldown_epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        min_lr=recipe.min_lr,
-        warmup_lr=recipe.warmup_lr,
+        num_epochs=settings.epochs - settings.cooldown_epochs,  # timm adds the cool-down
+        cooldown_epochs=settings.cooldown_epochs,
+        warmup_epochs=settings.warmup_epochs,
+        min_lr=settings.min_lr,
+        warmup_lr=settings.warmup_lr,
         step_on_epochs=False,
         updates_per_epoch=updates_an_epoch,
     )
     return scheduler
 
 
-def create_loss(recipe: Recipe, model: nn.Module) -> tuple[Mixup | None, nn.Module]:
+def create_loss(settings: TrainingSettings, model: nn.Module) -> tuple[Mixup | None, nn.Module]:
     """Create timm's mixup, if images are mixed, and the loss for the labels that it makes."""
-    if recipe.mixes:
-        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=model.num_classes)
+    if settings.mixes:
+        mix = Mixup(settings.mixup, settings.cutmix, label_smoothing=settings.smoothing, num_classes=model.num_classes)
         return mix, SoftTargetCrossEntropy()
-    return None, LabelSmoothingCrossEntropy(recipe.smoothing) if recipe.smoothing else nn.CrossEntropyLoss()
+    return None, LabelSmoothingCrossEntropy(settings.smoothing) if settings.smoothing else nn.CrossEntropyLoss()

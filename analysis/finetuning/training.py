@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,25 +25,22 @@ import torch
 from timm.utils import ModelEmaV3, distribute_bn, random_seed
 from torch import Tensor, nn
 
-from repshift import DataError, RepshiftError
+from repshift import DataError, Recipe, RepshiftError, recipe_of
+from repshift.analysis.finetuning.accelerators import make_accelerator
 from repshift.analysis.finetuning.checkpoints import Checkpoints, Epoch, Progress
 from repshift.analysis.finetuning.loaders import Data, load_data
 from repshift.analysis.finetuning.settings import (
-    Recipe,
+    TrainingSettings,
     build_models,
     create_loss,
     create_optimizer,
     create_scheduler,
 )
 from repshift.analysis.output.files import output_folder, write_text
-from repshift.errors import first_line
+from repshift.folders import describe_folder
 
 # Called with what is being done, how many of its steps are done, and how many there are
 Observer = Callable[[str, int, int], None]
-
-
-class MissingPackageError(RepshiftError, ImportError):
-    """An optional package that is not installed; the message says how to install it."""
 
 
 class DivergenceError(RepshiftError, ArithmeticError):
@@ -59,7 +56,9 @@ class Outcome:
         pruned: The same of the pruned model.
         finetuned: The same of the pruned model with the best weights.
         best_epoch: The epoch (from one) that they are from.
-        weights: These weights, for ``repshift.load_model(name, checkpoint=weights)``.
+        weights: These weights, for ``repshift.load_model(name, checkpoint=weights)``; ``repshift.load_model(folder)``
+            of their folder gives the pruned model.
+        recipe: How the model is pruned.
     """
 
     dense: float
@@ -67,10 +66,11 @@ class Outcome:
     finetuned: float
     best_epoch: int
     weights: Path
+    recipe: Recipe
 
 
 def finetune(
-    recipe: Recipe,
+    settings: TrainingSettings,
     output: Path,
     *,
     digits: Path | None = None,
@@ -84,7 +84,7 @@ def finetune(
     Under ``accelerate launch`` or ``torchrun`` every process calls this; only the first one writes.
 
     Args:
-        recipe: Model, schedule, data and settings.
+        settings: Model, recipe, data, and how it is trained.
         output: Folder of the weights, the summary and the state to resume from, made if needed.
         digits: For the embedded data, the folder with MNIST's two t10k files; by default torchvision downloads them.
         workers: Processes that load images, for each process that trains.
@@ -95,21 +95,21 @@ def finetune(
     Raises:
         MissingPackageError: If Accelerate is not installed.
         DataError: If the data cannot be used, the device is not there, or the folder cannot be written to.
-        CheckpointError: If the state in ``output`` cannot be read or belongs to another recipe.
+        CheckpointError: If the state in ``output`` cannot be read or belongs to a run with other settings.
         DivergenceError: If the loss or the weights are no longer finite; the state of the last whole epoch is kept.
         UnknownNameError: If a model, an optimiser or an augmentation does not exist.
     """
-    accelerator = _accelerator(recipe, device)
+    accelerator = make_accelerator(settings, device)
     try:
         # the same in every process: a new classifier, and the order of the images
-        random_seed(recipe.seed)
-        models = build_models(recipe, accelerator.device)
+        random_seed(settings.seed)
+        models = build_models(settings, accelerator.device)
         with accelerator.main_process_first():  # what has to be downloaded is downloaded once
-            data = load_data(recipe, models[0], digits, workers, pin_memory=accelerator.device.type == "cuda")
+            data = load_data(settings, models[0], digits, workers, pin_memory=accelerator.device.type == "cuda")
         if accelerator.is_main_process:
             output_folder(output)
         accelerator.wait_for_everyone()
-        return FineTuning(recipe, accelerator, models, data, output).run(resume, observe)
+        return FineTuning(settings, accelerator, models, data, output).run(resume, observe)
     finally:
         accelerator.end_training()
 
@@ -123,7 +123,7 @@ class FineTuning:
     """One run: models, optimiser, schedule, data and checkpoints.
 
     Args:
-        recipe: Settings; those of a resumed run must be the same.
+        settings: Those of a resumed run must be the same.
         accelerator: Accelerate's, for this precision and accumulation.
         models: The dense model and the pruned one, on the accelerator's device.
         data: Loaders, not yet prepared.
@@ -131,31 +131,36 @@ class FineTuning:
     """
 
     def __init__(
-        self, recipe: Recipe, accelerator: Any, models: tuple[nn.Module, nn.Module], data: Data, output: Path
+        self,
+        settings: TrainingSettings,
+        accelerator: Any,
+        models: tuple[nn.Module, nn.Module],
+        data: Data,
+        output: Path,
     ) -> None:
-        self.recipe, self.accelerator, self.data, self.output = recipe, accelerator, data, output
+        self.settings, self.accelerator, self.data, self.output = settings, accelerator, data, output
         self.dense, self.pruned = models
-        self.ema = ModelEmaV3(self.pruned, decay=recipe.model_ema_decay) if recipe.model_ema else None
-        optimizer = create_optimizer(recipe, self.pruned)
+        self.ema = ModelEmaV3(self.pruned, decay=settings.model_ema_decay) if settings.model_ema else None
+        optimizer = create_optimizer(settings, self.pruned)
         self.model, self.optimizer, self.training, self.validation = accelerator.prepare(
             self.pruned, optimizer, data.training, data.validation
         )
         if not len(self.training):
             raise DataError(
-                f"{len(data.training)} batches of {recipe.batch_size} images are fewer than one for each of "
+                f"{len(data.training)} batches of {settings.batch_size} images are fewer than one for each of "
                 f"{accelerator.num_processes} processes. Give a smaller --batch-size."
             )
-        self.updates_an_epoch = math.ceil(len(self.training) / recipe.grad_accum_steps)
-        self.scheduler = create_scheduler(recipe, optimizer, self.updates_an_epoch)
-        self.mix, self.loss = create_loss(recipe, self.pruned)
+        self.updates_an_epoch = math.ceil(len(self.training) / settings.grad_accum_steps)
+        self.scheduler = create_scheduler(settings, optimizer, self.updates_an_epoch)
+        self.mix, self.loss = create_loss(settings, self.pruned)
         self.checkpoints = Checkpoints(output, accelerator, self.pruned, optimizer, self.ema)
 
     def run(self, resume: bool, observe: Observer) -> Outcome:
         """Train to the end, from the state of an earlier run if there is one; see :func:`finetune`."""
         if not resume:
             self.checkpoints.forget()
-        progress = self.checkpoints.resume(self.recipe) or self._start(observe)
-        for epoch in range(len(progress.epochs), self.recipe.epochs):
+        progress = self.checkpoints.resume(self.settings) or self._start(observe)
+        for epoch in range(len(progress.epochs), self.settings.epochs):
             self._seed(epoch)
             loss = self._train_epoch(epoch, observe)
             kept = self.pruned if self.ema is None else self.ema.module
@@ -165,14 +170,14 @@ class FineTuning:
         return self._finish(progress)
 
     def _start(self, observe: Observer) -> Progress:
-        random_seed(self.recipe.seed, self.accelerator.process_index)
+        random_seed(self.settings.seed, self.accelerator.process_index)
         models = {"dense": self.dense, "pruned": self.pruned}
         before = {name: self._accuracy(model, f"{name}, as loaded", observe) for name, model in models.items()}
-        return Progress(asdict(self.recipe), self.accelerator.num_processes, before)
+        return Progress(self.settings.as_dict(), self.accelerator.num_processes, before)
 
     def _seed(self, epoch: int) -> None:
         """Let everything random in an epoch follow from the seed, the epoch and the process."""
-        numbers = (self.recipe.seed, epoch, self.accelerator.process_index)
+        numbers = (self.settings.seed, epoch, self.accelerator.process_index)
         random_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         self.training.set_epoch(epoch)
         self.data.draw(epoch)
@@ -189,7 +194,7 @@ class FineTuning:
                 if self.ema is not None:
                     self.ema.update(self.pruned, step=update)
             losses += loss
-            observe(f"epoch {epoch + 1} of {self.recipe.epochs}, loss {loss:.3f}", step, len(self.training))
+            observe(f"epoch {epoch + 1} of {self.settings.epochs}, loss {loss:.3f}", step, len(self.training))
         if self.accelerator.num_processes > 1:
             for model in filter(None, (self.pruned, self.ema)):
                 # each process has seen other images; all evaluate, and the first one saves
@@ -209,8 +214,8 @@ class FineTuning:
                 f"another --output; the state of the last whole epoch is kept in {self.output}."
             )
         self.accelerator.backward(loss)
-        if self.recipe.clip_grad is not None and self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        if self.settings.clip_grad is not None and self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return value
@@ -231,56 +236,28 @@ class FineTuning:
     def _finish(self, progress: Progress) -> Outcome:
         best = progress.best
         target = self.output / "model_best.safetensors"
+        recipe = recipe_of(self.pruned) or self.settings.recipe
         outcome = Outcome(
-            **progress.before, finetuned=progress.epochs[best].accuracy, best_epoch=best + 1, weights=target
+            **progress.before,
+            finetuned=progress.epochs[best].accuracy,
+            best_epoch=best + 1,
+            weights=target,
+            recipe=recipe,
         )
         if self.accelerator.is_main_process:
-            self.checkpoints.write_best(f"{self.recipe.model}, fine-tuned with {self.recipe.drop} dropped", target)
+            name, options = self.settings.built_from
+            self.checkpoints.write_best(f"{self.settings.model}, fine-tuned with {recipe.schedule} dropped", target)
+            describe_folder(self.output, name, recipe, **options)
             summary = {
                 "accuracy": {"dense": outcome.dense, "pruned": outcome.pruned, "finetuned": outcome.finetuned},
                 "best_epoch": outcome.best_epoch,
                 "weights": target.name,
-                **{key: value for key, value in asdict(progress).items() if key != "before"},
+                **{key: value for key, value in progress.as_dict().items() if key != "before"},
                 "versions": {name: version(name) for name in ("repshift", "torch", "timm", "accelerate")},
             }
             write_text(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return outcome
-
-
-def _accelerator(recipe: Recipe, device: str | None) -> Any:
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
-    except ImportError as error:
-        raise MissingPackageError(
-            'Fine-tuning needs Accelerate, which is not installed. Run pip install "repshift[train]".'
-        ) from error
-    if device not in (None, "cpu", "cuda"):
-        raise DataError(
-            f"Nothing can be fine-tuned on the device {device!r}. Give cpu or cuda (--device cpu); of several GPUs, "
-            "CUDA_VISIBLE_DEVICES or 'accelerate launch' chooses."
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DataError("There is no CUDA device. Give device='cpu' (--device cpu).")
-    try:
-        accelerator = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision=recipe.mixed_precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.grad_accum_steps),
-            # the order of the images follows from seed and epoch, in every process alike
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, non_blocking=True),
-        )
-    except ValueError as error:
-        raise DataError(f"Accelerate cannot be set up for this run ({first_line(error)}).") from error
-    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise DataError("The CPU cannot train in float16. Give --amp-dtype bfloat16, or leave out --amp.")
-    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise DataError(
-            f"Accelerate is configured for {accelerator.distributed_type}; fine-tuning copies the whole model to every "
-            "device. Run 'accelerate config' and choose plain data parallel."
-        )
-    return accelerator
 
 
 def _require_finite_weights(model: nn.Module) -> None:

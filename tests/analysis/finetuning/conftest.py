@@ -8,8 +8,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
-from repshift import load_model
-from repshift.analysis.finetuning.settings import Recipe
+from repshift import Recipe, load_model
+from repshift.analysis.finetuning.settings import TrainingSettings
 from repshift.analysis.finetuning.training import finetune
 from repshift.analysis.samples.images import normalised
 
@@ -48,14 +48,13 @@ def hurt(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def recipe(pictures, hurt):
-    """A short run that uses everything random: augmentation, mixup, moving average."""
+def make_settings(pictures, hurt):
+    """Make settings of a short run that uses everything random: augmentation, mixup, moving average."""
 
-    def make(**changes):
+    def make(drop="10@0", score="shift", **changes):
         settings = {
             "model": "tiny_resnet",
             "checkpoint": str(hurt),
-            "drop": "10@0",
             "data": str(pictures),
             "epochs": 3,
             "cooldown_epochs": 1,
@@ -67,18 +66,18 @@ def recipe(pictures, hurt):
             "model_ema": True,
             "model_ema_decay": 0.5,
         }
-        return Recipe(**(settings | changes))
+        return TrainingSettings(**({"recipe": Recipe(drop, score=score)} | settings | changes))
 
     return make
 
 
-def _run(recipe, output, **options):
-    return finetune(recipe, output, **({"workers": 0, "device": "cpu"} | options))
+def _run(settings, output, **options):
+    return finetune(settings, output, **({"workers": 0, "device": "cpu"} | options))
 
 
 @pytest.fixture(scope="session")
 def run():
-    """Fine-tune by a recipe into a folder, on the CPU and without workers if nothing else is said."""
+    """Fine-tune by settings into a folder, on the CPU and without workers if nothing else is said."""
     return _run
 
 
@@ -98,24 +97,24 @@ def new_process():
 def interrupt(run, new_process, stop):
     """Run until a step of what the observer is told, and stop there as if killed; what follows is a new process."""
 
-    def interrupt(recipe, output, what, step, **options):
+    def interrupt(settings, output, what, step, **options):
         def observe(seen, done, steps):
             if what in seen and done == step:
                 raise stop
 
         with pytest.raises(stop):
-            run(recipe, output, observe=observe, **options)
+            run(settings, output, observe=observe, **options)
         new_process()
 
     return interrupt
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(recipe, run, new_process, tmp_path_factory):
+def uninterrupted(make_settings, run, new_process, tmp_path_factory):
     """A whole run: its folder, its outcome, and what its observer saw."""
     output, seen = tmp_path_factory.mktemp("uninterrupted"), []
     new_process()
-    outcome = run(recipe(), output, observe=lambda *step: seen.append(step))
+    outcome = run(make_settings(), output, observe=lambda *step: seen.append(step))
     return output, outcome, seen
 
 

@@ -12,7 +12,7 @@ from repshift.analysis.finetuning.loaders import load_data
 from repshift.analysis.samples.canvases import ClutteredDigits, draw_canvases
 from repshift.analysis.samples.images import normalised
 
-TRAINING, BATCH = 40, 10  # of the pictures and the recipe
+TRAINING, BATCH = 40, 10  # of the pictures and the settings
 
 
 @pytest.fixture
@@ -25,18 +25,18 @@ def few(monkeypatch, few_digits):
     return canvases
 
 
-def test_a_failed_download_of_the_digits_says_how_to_go_on(recipe, tmp_path, monkeypatch, run):
+def test_a_failed_download_of_the_digits_says_how_to_go_on(make_settings, tmp_path, monkeypatch, run):
     def fail(*args, **kwargs):
         raise RuntimeError("no network")
 
     monkeypatch.setattr("torchvision.datasets.MNIST", fail)
     with pytest.raises(DataError, match=r"no network.*--digits"):
-        run(recipe(data="cluttered-mnist", reprob=0.0), tmp_path)
+        run(make_settings(data="cluttered-mnist", reprob=0.0), tmp_path)
 
 
-def test_canvases_are_normalised_and_drawn_anew_in_every_epoch(recipe, few, few_digits, tmp_path):
+def test_canvases_are_normalised_and_drawn_anew_in_every_epoch(make_settings, few, few_digits, tmp_path):
     model = load_model("tiny_resnet")
-    settings = recipe(data="cluttered-mnist", reprob=0.0, batch_size=TRAINING, seed=3)
+    settings = make_settings(data="cluttered-mnist", reprob=0.0, batch_size=TRAINING, seed=3)
     data = load_data(settings, model, tmp_path, workers=0)
     for epoch in (0, 1):
         data.draw(epoch)
@@ -54,7 +54,7 @@ def test_canvases_are_normalised_and_drawn_anew_in_every_epoch(recipe, few, few_
 
 
 @pytest.mark.usefixtures("few")
-def test_a_run_shows_every_digit_once_an_epoch_on_a_canvas_of_its_own(recipe, tmp_path, monkeypatch, run):
+def test_a_run_shows_every_digit_once_an_epoch_on_a_canvas_of_its_own(make_settings, tmp_path, monkeypatch, run):
     shown = []
 
     class Recording(ClutteredDigits):
@@ -63,14 +63,14 @@ def test_a_run_shows_every_digit_once_an_epoch_on_a_canvas_of_its_own(recipe, tm
             return super().__getitem__(index)
 
     monkeypatch.setattr(loaders, "ClutteredDigits", Recording)
-    run(recipe(data="cluttered-mnist", reprob=0.0, epochs=2, seed=3), tmp_path, digits=tmp_path)
+    run(make_settings(data="cluttered-mnist", reprob=0.0, epochs=2, seed=3), tmp_path, digits=tmp_path)
     # but for the one that is looked at to see its shape
     assert sorted(shown[1:]) == [(index, 3_000 + epoch) for index in range(TRAINING) for epoch in (0, 1)]
 
 
 @pytest.mark.usefixtures("few")
-def test_the_embedded_data_can_be_resumed_too(recipe, tmp_path, run, interrupt, new_process, assert_same_result):
-    settings = recipe(data="cluttered-mnist", reprob=0.0)
+def test_the_embedded_data_can_be_resumed_too(make_settings, tmp_path, run, interrupt, new_process, assert_same_result):
+    settings = make_settings(data="cluttered-mnist", reprob=0.0)
     run(settings, tmp_path / "whole", digits=tmp_path)
     new_process()
     interrupt(settings, tmp_path / "parts", "epoch 2 of", 2, digits=tmp_path)
@@ -84,9 +84,9 @@ def other_pictures(pictures, tmp_path):
     return shutil.copytree(pictures, tmp_path / "pictures")
 
 
-def test_classes_keep_their_numbers_where_validation_lacks_one(recipe, other_pictures):
+def test_classes_keep_their_numbers_where_validation_lacks_one(make_settings, other_pictures):
     shutil.rmtree(other_pictures / "val" / "3")
-    data = load_data(recipe(data=str(other_pictures)), load_model("tiny_resnet"), None, workers=0)
+    data = load_data(make_settings(data=str(other_pictures)), load_model("tiny_resnet"), None, workers=0)
     labels = torch.cat([labels for _, labels in data.validation])
     assert set(labels.tolist()) == {int(path.name) for path in (other_pictures / "val").iterdir()}
     assert 9 in labels
@@ -103,35 +103,38 @@ def fake(monkeypatch):
     return make
 
 
-def test_a_dataset_of_torchvision_can_be_named_instead_of_a_folder(recipe, fake, tmp_path, run):
+def test_a_dataset_of_torchvision_can_be_named_instead_of_a_folder(make_settings, fake, tmp_path, run):
     fake(3)
-    outcome = run(recipe(dataset="torch/cifar10", epochs=1, cooldown_epochs=0), tmp_path)
+    outcome = run(make_settings(dataset="torch/cifar10", epochs=1, cooldown_epochs=0), tmp_path)
     assert outcome.finetuned in [right / 20 for right in range(21)]
 
 
-def test_images_that_do_not_fit_the_model_are_refused(recipe, fake, tmp_path, run):
+def test_images_that_do_not_fit_the_model_are_refused(make_settings, fake, tmp_path, run):
     fake(1)
     with pytest.raises(DataError, match=r"torch/mnist cannot be made fit for tiny_resnet"):
-        run(recipe(dataset="torch/mnist"), tmp_path)
+        run(make_settings(dataset="torch/mnist"), tmp_path)
 
 
-def test_a_model_of_one_channel_sees_grey_pictures(recipe):
-    data = load_data(recipe(), load_model("tiny_resnet", in_chans=1), None, workers=0)
+def test_a_model_of_one_channel_sees_grey_pictures(make_settings):
+    data = load_data(make_settings(), load_model("tiny_resnet", in_chans=1), None, workers=0)
     assert next(iter(data.training))[0].shape == (BATCH, 1, 64, 64)
 
 
 def test_data_of_other_classes_are_refused_until_the_classifier_fits(
-    recipe, other_pictures, tmp_path, run, new_process
+    make_settings, other_pictures, tmp_path, run, new_process
 ):
     shutil.rmtree(other_pictures / "train" / "9")
     shutil.rmtree(other_pictures / "val" / "9")
     with pytest.raises(DataError, match=r"has 9 classes, tiny_resnet tells 10 apart.*--num-classes 9"):
-        run(recipe(data=str(other_pictures)), tmp_path / "out")
+        run(make_settings(data=str(other_pictures)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     new_process()
     settings = {"data": str(other_pictures), "num_classes": 9, "checkpoint": None, "epochs": 1, "cooldown_epochs": 0}
-    outcome = run(recipe(**settings), tmp_path / "out")
-    load_model("tiny_resnet", num_classes=9, checkpoint=outcome.weights)
+    outcome = run(make_settings(**settings), tmp_path / "out")
+    alone = load_model("tiny_resnet", num_classes=9, checkpoint=outcome.weights)
+    whole = load_model(str(tmp_path / "out"))
+    assert whole.num_classes == 9
+    assert torch.equal(whole.fc.weight, alone.fc.weight)
 
 
 def remove(*names):
@@ -158,9 +161,9 @@ def empty_training(root):
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_written(
-    recipe, other_pictures, tmp_path, spoil, message, run
+    make_settings, other_pictures, tmp_path, spoil, message, run
 ):
     spoil(other_pictures)
     with pytest.raises(DataError, match=message):
-        run(recipe(data=str(other_pictures)), tmp_path / "out")
+        run(make_settings(data=str(other_pictures)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

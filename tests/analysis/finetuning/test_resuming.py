@@ -15,18 +15,18 @@ import torch
 from timm.utils import CheckpointSaver
 from torch import nn
 
-from repshift import CheckpointError, DataError
+from repshift import CheckpointError, DataError, Recipe
 from repshift.analysis.finetuning import settings
 from repshift.analysis.finetuning.checkpoints import Checkpoints
 from repshift.analysis.finetuning.training import DivergenceError, FineTuning
 
 
 @pytest.fixture(scope="module")
-def left_behind(recipe, new_process, interrupt, tmp_path_factory):
+def left_behind(make_settings, new_process, interrupt, tmp_path_factory):
     """What a run that stopped in its second epoch leaves."""
     output = tmp_path_factory.mktemp("left")
     new_process()
-    interrupt(recipe(), output, "epoch 2 of", 2)
+    interrupt(make_settings(), output, "epoch 2 of", 2)
     return output
 
 
@@ -40,10 +40,10 @@ def interrupted(left_behind, tmp_path):
     ("what", "step"), [("dense", 2), ("epoch 1 of", 3), ("epoch 2 of", 1), ("epoch 2, evaluation", 2), ("3 of", 4)]
 )
 def test_a_run_stopped_while_computing_goes_on_to_the_same_result(
-    recipe, uninterrupted, tmp_path, what, step, run, interrupt, assert_same_result
+    make_settings, uninterrupted, tmp_path, what, step, run, interrupt, assert_same_result
 ):
-    interrupt(recipe(), tmp_path, what, step)
-    run(recipe(), tmp_path)
+    interrupt(make_settings(), tmp_path, what, step)
+    run(make_settings(), tmp_path)
     assert_same_result(tmp_path, uninterrupted[0])
 
 
@@ -76,28 +76,41 @@ def stop_in(monkeypatch, stop, owner, name, call, early):
     ],
 )
 def test_a_run_stopped_while_writing_goes_on_to_the_same_result(
-    recipe, uninterrupted, tmp_path, monkeypatch, owner, name, call, early, run, new_process, assert_same_result, stop
+    make_settings,
+    uninterrupted,
+    tmp_path,
+    monkeypatch,
+    owner,
+    name,
+    call,
+    early,
+    run,
+    new_process,
+    assert_same_result,
+    stop,
 ):
     with monkeypatch.context() as patch:
         stop_in(patch, stop, owner, name, call, early)
         with pytest.raises(stop):
-            run(recipe(), tmp_path)
+            run(make_settings(), tmp_path)
     new_process()
-    run(recipe(), tmp_path)
+    run(make_settings(), tmp_path)
     assert_same_result(tmp_path, uninterrupted[0])
 
 
-def test_a_state_that_is_only_half_written_is_not_taken(recipe, uninterrupted, interrupted, run, assert_same_result):
+def test_a_state_that_is_only_half_written_is_not_taken(
+    make_settings, uninterrupted, interrupted, run, assert_same_result
+):
     unfinished = shutil.copytree(interrupted / "state-1", interrupted / ".unfinished-state")
     (unfinished / "optimizer.bin").write_bytes(b"PK")
-    run(recipe(), interrupted)
+    run(make_settings(), interrupted)
     assert_same_result(interrupted, uninterrupted[0])
 
 
 def test_loader_workers_draw_the_same_after_an_interruption(
-    recipe, tmp_path, run, interrupt, new_process, assert_same_result
+    make_settings, tmp_path, run, interrupt, new_process, assert_same_result
 ):
-    settings = recipe(aa="rand-m9-mstd0.5-inc1")
+    settings = make_settings(aa="rand-m9-mstd0.5-inc1")
     run(settings, tmp_path / "whole", workers=2)
     new_process()
     interrupt(settings, tmp_path / "parts", "epoch 3 of", 2, workers=2)
@@ -105,28 +118,30 @@ def test_loader_workers_draw_the_same_after_an_interruption(
     assert_same_result(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_a_resumed_run_repeats_nothing_that_is_done(recipe, interrupted, run):
+def test_a_resumed_run_repeats_nothing_that_is_done(make_settings, interrupted, run):
     seen = []
-    run(recipe(), interrupted, observe=lambda what, step, steps: seen.append(what.partition(",")[0]))
+    run(make_settings(), interrupted, observe=lambda what, step, steps: seen.append(what.partition(",")[0]))
     assert set(seen) == {f"epoch {epoch}{part}" for epoch in (2, 3) for part in ("", " of 3")}
 
 
-def test_a_finished_run_is_only_reported_again(recipe, uninterrupted, tmp_path, run, assert_same_result):
+def test_a_finished_run_is_only_reported_again(make_settings, uninterrupted, tmp_path, run, assert_same_result):
     output = shutil.copytree(uninterrupted[0], tmp_path / "finished")
     seen = []
-    outcome = run(recipe(), output, observe=lambda *step: seen.append(step))
+    outcome = run(make_settings(), output, observe=lambda *step: seen.append(step))
     assert not seen
     assert asdict(outcome) | {"weights": 0} == asdict(uninterrupted[1]) | {"weights": 0}
     assert_same_result(output, uninterrupted[0])
 
 
-def test_starting_anew_forgets_the_state(recipe, uninterrupted, interrupted, run, new_process, assert_same_result):
+def test_starting_anew_forgets_the_state(
+    make_settings, uninterrupted, interrupted, run, new_process, assert_same_result
+):
     seen = []
-    run(recipe(), interrupted, resume=False, observe=lambda what, step, steps: seen.append(what))
+    run(make_settings(), interrupted, resume=False, observe=lambda what, step, steps: seen.append(what))
     assert any("dense" in what for what in seen)
     assert_same_result(interrupted, uninterrupted[0])
     new_process()
-    run(recipe(epochs=1, cooldown_epochs=0), interrupted, resume=False)
+    run(make_settings(epochs=1, cooldown_epochs=0), interrupted, resume=False)
     assert sorted(path.name for path in interrupted.glob("state-*")) == ["state-1"]
     assert sorted(path.name for path in interrupted.glob("checkpoint-*")) == ["checkpoint-0.pth.tar"]
 
@@ -141,13 +156,24 @@ def contents(folder):
         ({"lr": 0.5}, r"other lr \(0\.001, now 0\.5\)"),
         ({"epochs": 5, "seed": 1}, r"other epochs \(3, now 5\), seed \(42, now 1\)"),
         ({"drop": "9@0"}, r"other drop \(10@0, now 9@0\)"),
+        ({"recipe": Recipe("10@0", keep="bottom")}, r"other keep \(top, now bottom\)"),
     ],
 )
-def test_a_state_of_another_recipe_is_refused_and_kept(recipe, interrupted, change, message, run):
+def test_a_state_of_other_settings_is_refused_and_kept(make_settings, interrupted, change, message, run):
     before = contents(interrupted)
     with pytest.raises(CheckpointError, match=message + r".*--output.*--no-resume"):
-        run(recipe(**change), interrupted)
+        run(make_settings(**change), interrupted)
     assert contents(interrupted) == before
+
+
+def test_a_state_from_before_recipe_files_goes_on(make_settings, interrupted, run):
+    (state,) = interrupted.glob("state-*")
+    progress = json.loads((state / "progress.json").read_text())
+    del progress["recipe"]["keep"]
+    (state / "progress.json").write_text(json.dumps(progress))
+    seen = []
+    run(make_settings(), interrupted, observe=lambda what, step, steps: seen.append(what))
+    assert "epoch 1" not in " ".join(seen)
 
 
 @pytest.mark.parametrize(
@@ -163,15 +189,15 @@ def test_a_state_of_another_recipe_is_refused_and_kept(recipe, interrupted, chan
         ("ema.safetensors", None),
     ],
 )
-def test_a_damaged_state_is_refused_with_what_to_do(recipe, interrupted, name, content, run):
+def test_a_damaged_state_is_refused_with_what_to_do(make_settings, interrupted, name, content, run):
     path = interrupted / "state-1" / name
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"state-1 is not a readable state.*--no-resume"):
-        run(recipe(), interrupted)
+        run(make_settings(), interrupted)
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
-    recipe, uninterrupted, tmp_path, monkeypatch, run, new_process, assert_same_result
+    make_settings, uninterrupted, tmp_path, monkeypatch, run, new_process, assert_same_result
 ):
     with monkeypatch.context() as patch:
         original = CheckpointSaver._save
@@ -183,14 +209,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
 
         patch.setattr(CheckpointSaver, "_save", save)
         with pytest.raises(DataError, match=r"cannot be written.*No space left.*the same command goes on"):
-            run(recipe(), tmp_path)
+            run(make_settings(), tmp_path)
     new_process()
-    run(recipe(), tmp_path)
+    run(make_settings(), tmp_path)
     assert_same_result(tmp_path, uninterrupted[0])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(
-    recipe, uninterrupted, tmp_path, monkeypatch, run, new_process, assert_same_result
+    make_settings, uninterrupted, tmp_path, monkeypatch, run, new_process, assert_same_result
 ):
     class Diverging(nn.Module):
         calls = 0
@@ -203,14 +229,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(
     with monkeypatch.context() as patch:
         patch.setattr(settings, "SoftTargetCrossEntropy", Diverging)
         with pytest.raises(DivergenceError, match=r"The loss is inf.*--lr"):
-            run(recipe(), tmp_path)
+            run(make_settings(), tmp_path)
     assert [path.name for path in tmp_path.glob("state-*")] == ["state-1"]
     new_process()
-    run(recipe(), tmp_path)
+    run(make_settings(), tmp_path)
     assert_same_result(tmp_path, uninterrupted[0])
 
 
-def test_weights_that_are_not_finite_are_not_saved(recipe, tmp_path, monkeypatch, run):
+def test_weights_that_are_not_finite_are_not_saved(make_settings, tmp_path, monkeypatch, run):
     original = FineTuning._step
 
     def overflow(self, images, labels):
@@ -220,24 +246,28 @@ def test_weights_that_are_not_finite_are_not_saved(recipe, tmp_path, monkeypatch
 
     monkeypatch.setattr(FineTuning, "_step", overflow)
     with pytest.raises(DivergenceError, match="weights are no longer finite"):
-        run(recipe(batch_size=40), tmp_path)  # one update an epoch, so that no later loss shows it
+        run(make_settings(batch_size=40), tmp_path)  # one update an epoch, so that no later loss shows it
     assert not list(tmp_path.glob("state-*"))
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_result(recipe, uninterrupted, tmp_path, run, assert_same_result):
+def test_a_killed_process_goes_on_to_the_same_result(make_settings, uninterrupted, tmp_path, run, assert_same_result):
     script = (
         "import json, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from repshift.analysis.finetuning.training import finetune\n"
-        "from repshift.analysis.finetuning.settings import Recipe\n"
-        "finetune(Recipe(**json.loads(sys.argv[1])), Path(sys.argv[2]), workers=0, device='cpu')"
+        "from repshift import Recipe\n"
+        "from repshift.analysis.finetuning.settings import TrainingSettings\n"
+        "settings = json.loads(sys.argv[1])\n"
+        "settings['recipe'] = Recipe.from_dict(settings['recipe'])\n"
+        "finetune(TrainingSettings(**settings), Path(sys.argv[2]), workers=0, device='cpu')"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, json.dumps(asdict(recipe())), str(tmp_path)])
+    settings = {**asdict(make_settings()), "recipe": make_settings().recipe.to_dict()}
+    process = subprocess.Popen([sys.executable, "-c", script, json.dumps(settings), str(tmp_path)])
     until = time.monotonic() + 100
     while not list(tmp_path.glob("state-*")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(tmp_path.glob("state-*"))
-    run(recipe(), tmp_path)
+    run(make_settings(), tmp_path)
     assert_same_result(tmp_path, uninterrupted[0])

@@ -1,4 +1,4 @@
-"""Recipes, devices and packages that fine-tuning refuses."""
+"""Settings, devices and packages that fine-tuning refuses."""
 
 import ast
 import sys
@@ -9,7 +9,7 @@ import torch
 
 from repshift import DataError, RepshiftError, ScheduleError, UnknownNameError
 from repshift.analysis.finetuning import training
-from repshift.analysis.finetuning.training import MissingPackageError
+from repshift.analysis.finetuning.accelerators import MissingPackageError
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ from repshift.analysis.finetuning.training import MissingPackageError
         ({"val_split": "exam"}, DataError, r"no folder exam\."),
     ],
 )
-def test_settings_that_fit_nothing_are_refused(recipe, tmp_path, changes, error, message, run):
+def test_settings_that_fit_nothing_are_refused(make_settings, tmp_path, changes, error, message, run):
     with pytest.raises(error, match=message):
-        run(recipe(**changes), tmp_path / "out")
+        run(make_settings(**changes), tmp_path / "out")
     assert not list(tmp_path.glob("out/state-*"))
 
 
@@ -56,39 +56,39 @@ def test_settings_that_fit_nothing_are_refused(recipe, tmp_path, changes, error,
         ({"data": "cluttered-mnist", "reprob": 0.0, "dataset": "torch/mnist"}, "--dataset"),
     ],
 )
-def test_a_number_out_of_its_range_is_refused(recipe, changes, message):
+def test_a_number_out_of_its_range_is_refused(make_settings, changes, message):
     with pytest.raises(DataError, match=message):
-        recipe(**changes)
+        make_settings(**changes)
 
 
-def test_a_schedule_that_is_none_is_refused(recipe):
+def test_a_schedule_that_is_none_is_refused(make_settings):
     with pytest.raises(ScheduleError):
-        recipe(drop="lots")
+        make_settings(drop="lots")
 
 
 @pytest.mark.parametrize(("device", "message"), [("abacus", "cpu or cuda"), ("cuda", "no CUDA device.*--device cpu")])
-def test_a_device_that_is_not_there_is_refused(recipe, tmp_path, monkeypatch, device, message, run):
+def test_a_device_that_is_not_there_is_refused(make_settings, tmp_path, monkeypatch, device, message, run):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DataError, match=message):
-        run(recipe(), tmp_path / "out", device=device)
+        run(make_settings(), tmp_path / "out", device=device)
     assert not (tmp_path / "out").exists()
 
 
-def test_float16_on_the_cpu_is_refused(recipe, tmp_path, run):
+def test_float16_on_the_cpu_is_refused(make_settings, tmp_path, run):
     with pytest.raises(DataError, match="bfloat16"):
-        run(recipe(amp=True, amp_dtype="float16"), tmp_path / "out")
+        run(make_settings(amp=True, amp_dtype="float16"), tmp_path / "out")
 
 
-def test_an_output_that_cannot_be_written_to_is_refused(recipe, tmp_path, run):
+def test_an_output_that_cannot_be_written_to_is_refused(make_settings, tmp_path, run):
     (tmp_path / "taken").write_text("in the way")
     with pytest.raises(DataError, match="Cannot write to"):
-        run(recipe(), tmp_path / "taken")
+        run(make_settings(), tmp_path / "taken")
 
 
-def test_missing_accelerate_is_told_with_how_to_install_it(recipe, tmp_path, monkeypatch, run):
+def test_missing_accelerate_is_told_with_how_to_install_it(make_settings, tmp_path, monkeypatch, run):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingPackageError, match=r'pip install "repshift\[train\]"') as caught:
-        run(recipe(), tmp_path / "out")
+        run(make_settings(), tmp_path / "out")
     assert isinstance(caught.value, RepshiftError)
     assert not (tmp_path / "out").exists()
 

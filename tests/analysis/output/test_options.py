@@ -16,7 +16,7 @@ OWN = {
     "data": {"evaluation", "finetuning"},  # optional, beside --data-dir; with train/ inside, and an option
     "dataset": {"evaluation"},  # also streams
     "device": {"report"},  # the CPU by default
-    "drop": {"finetuning", "report"},  # required; by default that of the results
+    "drop": {"finetuning", "report"},  # this or --recipe; by default that of the results
     "epochs": {"finetuning", "zoo"},  # of the data; of canvases, by default the recipe's
     "img_size": {"throughput"},  # at least 1
     "model": {"ablation", "evaluation", "report"},  # has a default; several; by default that of the results
