@@ -37,7 +37,7 @@ from repshift.registry import suggest
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ZooSettings:
     """How an embedded model is trained: AdamW, cosine schedule with warm-up, label smoothing, fresh canvases.
 
     Every epoch shows each training digit once, on a canvas that no other epoch shows. Learning rates are per step of
@@ -104,7 +104,7 @@ def train_model(
     if name not in ZOO:
         raise UnknownNameError(f"The zoo has no model {name!r}. {suggest(name, ZOO)}")
     device = str(choose_device(device, ("cpu", "cuda", "mps", "xpu")))
-    recipe = Recipe(seed=seed) if epochs is None else Recipe(seed=seed, epochs=epochs)
+    recipe = ZooSettings(seed=seed) if epochs is None else ZooSettings(seed=seed, epochs=epochs)
     trainer = Trainer(name, training_digits(digits or download_digits()), output, recipe, device)
     model = trainer.train(observe)
     accuracy = canvas_accuracy(model.to("cpu"), evaluation_canvases())
@@ -124,7 +124,7 @@ class Trainer:
         device: Where to train.
     """
 
-    def __init__(self, name: str, digits: Digits, output: Path, recipe: Recipe, device: str = "cpu") -> None:
+    def __init__(self, name: str, digits: Digits, output: Path, recipe: ZooSettings, device: str = "cpu") -> None:
         torch.manual_seed(recipe.seed)
         self.name, self.digits, self.recipe, self.device = name, digits, recipe, device
         self.model = load_model(name).to(device)
@@ -225,7 +225,7 @@ def canvas_accuracy(model: nn.Module, canvases: Canvases, batch: int = 100) -> f
     return correct / len(canvases.labels)
 
 
-def model_card(name: str, model: nn.Module, recipe: Recipe, accuracy: float) -> str:
+def model_card(name: str, model: nn.Module, recipe: ZooSettings, accuracy: float) -> str:
     """Describe a trained model: data, licence, recipe, accuracy."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     settings = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in asdict(recipe).items())

@@ -11,9 +11,9 @@ from torch import nn
 from repshift import CheckpointError, DataError, UnknownNameError, load_model
 from repshift.analysis.samples.canvases import ClutteredDigits, draw_canvases
 from repshift.analysis.zoo import training
-from repshift.analysis.zoo.training import Recipe, Trainer, canvas_accuracy, model_card, train_model
+from repshift.analysis.zoo.training import Trainer, ZooSettings, canvas_accuracy, model_card, train_model
 
-RECIPE = Recipe(epochs=2, warmup_epochs=1, batch=10)  # 4 steps an epoch on 40 digits
+RECIPE = ZooSettings(epochs=2, warmup_epochs=1, batch=10)  # 4 steps an epoch on 40 digits
 STATE = "tiny_vit.training.pt"
 
 
@@ -70,7 +70,7 @@ def test_a_finished_run_leaves_the_weights_and_nothing_else(uninterrupted):
 
 
 def test_the_weights_are_those_of_the_trained_model(few_digits, tmp_path):
-    model = Trainer("tiny_vit", few_digits, tmp_path, Recipe(epochs=1, batch=20)).train()
+    model = Trainer("tiny_vit", few_digits, tmp_path, ZooSettings(epochs=1, batch=20)).train()
     assert not model.training
     saved = load_file(tmp_path / "tiny_vit.safetensors")
     assert saved.keys() == model.state_dict().keys()
@@ -115,7 +115,7 @@ def test_an_interrupted_run_leaves_no_weights(interrupted):
 def test_a_state_of_another_recipe_is_refused(few_digits, interrupted, change):
     before = (interrupted / STATE).read_bytes()
     with pytest.raises(CheckpointError, match=rf"other {next(iter(change))}\. Delete .* or give another output"):
-        Trainer("tiny_vit", few_digits, interrupted, Recipe(**{**asdict(RECIPE), **change})).train()
+        Trainer("tiny_vit", few_digits, interrupted, ZooSettings(**{**asdict(RECIPE), **change})).train()
     assert (interrupted / STATE).read_bytes() == before
 
 
@@ -144,7 +144,7 @@ def test_the_state_of_a_model_of_another_shape_is_refused(few_digits, interrupte
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(few_digits, tmp_path):
     runs = []
     for run, seed in enumerate((0, 0, 1)):
-        Trainer("tiny_vit", few_digits, tmp_path / str(run), Recipe(epochs=1, batch=20, seed=seed)).train()
+        Trainer("tiny_vit", few_digits, tmp_path / str(run), ZooSettings(epochs=1, batch=20, seed=seed)).train()
         runs.append(load_file(tmp_path / str(run) / "tiny_vit.safetensors"))
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
     assert not torch.equal(runs[0]["head.weight"], runs[2]["head.weight"])
@@ -159,7 +159,7 @@ def test_every_epoch_shows_other_canvases(few_digits, tmp_path, monkeypatch):
             return super().__getitem__(index)
 
     monkeypatch.setattr(training, "ClutteredDigits", Recording)
-    Trainer("tiny_vit", few_digits, tmp_path, Recipe(epochs=2, batch=40)).train()
+    Trainer("tiny_vit", few_digits, tmp_path, ZooSettings(epochs=2, batch=40)).train()
     assert len(shown) == len(set(shown)) == 80
     assert {index for index, _ in shown} == set(range(40))
 
@@ -167,13 +167,13 @@ def test_every_epoch_shows_other_canvases(few_digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize("epochs", [0, -3])
 def test_a_recipe_needs_an_epoch(epochs):
     with pytest.raises(DataError, match="at least 1"):
-        Recipe(epochs=epochs)
+        ZooSettings(epochs=epochs)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**40])
 def test_a_seed_that_cannot_be_used_is_refused(few_digits, tmp_path, seed):
     with pytest.raises(DataError, match="seed"):
-        Trainer("tiny_vit", few_digits, tmp_path, Recipe(epochs=1, seed=seed)).train()
+        Trainer("tiny_vit", few_digits, tmp_path, ZooSettings(epochs=1, seed=seed)).train()
 
 
 @pytest.mark.gpu
