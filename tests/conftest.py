@@ -4,6 +4,8 @@ import pytest
 import torch
 from timm.models import VisionTransformer
 
+from repshift import BACKBONES
+
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 10}
 
 
@@ -75,3 +77,14 @@ def _states(model, images):
 def states():
     """Return what every layer of a model returned, behind its cut if there is one."""
     return _states
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Register a backbone for one test."""
+
+    def add(backbone):
+        others = {name: BACKBONES.get(name) for name in BACKBONES.names() if name != "of a test"}
+        monkeypatch.setattr(BACKBONES, "_targets", {"of a test": backbone, **others})
+
+    return add

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from repshift import BACKBONES, Selection
+from repshift import Selection
 from repshift.selection import keep_highest, pick
 from repshift.testing import CHECKS, KeepAll
 
@@ -49,17 +49,6 @@ def promise(request):
 def promise_of_compilation(request):
     """The same for what takes compilers some seconds."""
     return CHECKS[request.param]
-
-
-@pytest.fixture
-def register(monkeypatch):
-    """Register a backbone for one test."""
-
-    def add(backbone):
-        targets = {name: BACKBONES.get(name) for name in BACKBONES.names()}
-        monkeypatch.setattr(BACKBONES, "_targets", {"of a test": backbone, **targets})
-
-    return add
 
 
 @pytest.fixture

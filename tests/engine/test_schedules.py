@@ -2,8 +2,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
-from repshift import Schedule, ScheduleError
+from repshift import Schedule, ScheduleError, ShiftTracker
 from repshift.schedules import dropped_count
 
 FORMS = {
@@ -169,3 +170,48 @@ def test_a_block_named_twice_is_refused():
 def test_something_that_is_no_schedule_is_refused_with_the_forms(schedule):
     with pytest.raises(ScheduleError, match=rf"This is no schedule \({type(schedule).__name__}\): .*Give a dictionary"):
         Schedule.of(schedule)
+
+
+# --- schedules that go on to the end ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("step", "start", "blocks"), [(3, 0, 12), (1, 0, 4), (2, 1, 7), (5, 2, 3)])
+def test_a_drop_at_every_so_many_blocks_is_one_at_each_of_them(step, start, blocks):
+    drops = Schedule.every(0.2, step, start).over(blocks).drops
+    assert drops == {block: 0.2 for block in range(blocks) if block >= start and (block - start) % step == 0}
+
+
+@pytest.mark.parametrize("text", ["0.2@0::3", "0.2@::3", "0.2@0,1;16@2::4", "7@1::1"])
+def test_a_schedule_that_goes_on_is_read_and_written(text):
+    schedule = Schedule.of(text)
+    assert Schedule.of(str(schedule)) == schedule
+    assert hash(Schedule.of(str(schedule))) == hash(schedule)
+
+
+def test_single_drops_and_repeated_ones_stand_beside_each_other():
+    assert Schedule.of("0.5@0;16@1::2").over(6).drops == {0: 0.5, 1: 16, 3: 16, 5: 16}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Schedule.every(0.2, 0), "every block .* or every so many, got 0"),
+        (lambda: Schedule.every(0.2, 1.5), "got 1.5"),
+        (lambda: Schedule.every(1.2, 3), "share in"),
+        (lambda: Schedule.every(0, 3), "drops nothing"),
+        (lambda: Schedule.every(0.2, 3, -1), "by number from zero, got -1"),
+        (lambda: Schedule.of("0.2@a::3"), "cannot be read"),
+        (lambda: Schedule.of("0.2@0::3").kept(64), "depends on the number of blocks"),
+        (lambda: Schedule.of("0.2@0;0.3@0::2").over(4), "names block 0 twice"),
+        (lambda: Schedule.every(0.2, 3, 12).over(12), "begins behind the model's 12 blocks"),
+        (lambda: Schedule.every(0.2, 3, 12).check(12, 64), "begins behind the model's 12 blocks"),
+    ],
+)
+def test_schedules_that_go_nowhere_are_refused(make, message):
+    with pytest.raises(ScheduleError, match=message):
+        make()
+
+
+def test_a_model_is_pruned_to_its_end(vit, images):
+    pruned = ShiftTracker(vit).prune(Schedule.every(0.25, 2))
+    assert torch.equal(pruned(images), ShiftTracker(vit).prune("0.25@0,2")(images))
