@@ -139,12 +139,13 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def read_results(path: Path) -> Results:
+def read_results(path: str | Path) -> Results:
     """Read a JSON results file.
 
     Raises:
         DataError: If the file is missing, is no results file, one of another version, or damaged.
     """
+    path = Path(path)
     if not path.is_file():
         raise DataError(f"There is no results file {path}. Give a file that --results-file wrote.")
     try:
