@@ -93,9 +93,15 @@ def a_tracker_does_not_disturb_compiled_models(subject: Subject) -> None:
     pruned = subject.pruned()
     with torch.no_grad():
         expected = pruned(subject.images)
-    for before in (True, False):
-        with _fresh_dynamo(), torch.no_grad():
-            compiled = torch.compile(pruned, backend="aot_eager")
+    block = pruned.get_submodule(subject.structure.sites[min(subject.recipe.schedule.drops)].name)
+    inside = [module for module in block.modules() if not list(module.children())]
+    for before, breaks in ((True, False), (False, False), (True, True), (False, True)):
+        with ExitStack() as stack:
+            if breaks:
+                stack.enter_context(_watched_by_a_hook(inside[len(inside) // 2]))
+            stack.enter_context(_fresh_dynamo())
+            stack.enter_context(torch.no_grad())
+            compiled = torch.compile(pruned, backend="eager")
             if before:
                 compiled(subject.images)
             with subject.tracker(pruned) as tracker:

@@ -1,8 +1,11 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
-from repshift.hooks import attached
+from repshift.hooks import attached, is_compiled
 
 
 def hooks_of(model):
@@ -79,3 +82,42 @@ def test_hooks_of_others_stay(model):
     with attached([(model[0], "after", nothing)]):
         pass
     assert len(hooks_of(model)) == 1
+
+
+# --- compiled models ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_parts_of_a_compiled_model_that_dynamo_leaves_to_python_are_known_as_such():
+    seen = []
+
+    def look():
+        seen.append(is_compiled())
+
+    @torch.compile(backend="eager")
+    def function(x):
+        try:  # dynamo does not divide a try, so all of this is left to Python
+            torch._dynamo.graph_break()
+            look()
+            return x + 1
+        finally:
+            look()
+
+    assert not is_compiled()
+    function(torch.zeros(1))
+    assert seen == [True, True]
+    assert not is_compiled()
+
+
+def test_what_is_compiled_is_known_as_such():
+    assert torch.compile(lambda x: x + int(is_compiled()), backend="eager", fullgraph=True)(torch.zeros(1)) == 1
+
+
+def test_hooks_see_the_thread_that_attached_them_and_no_other():
+    seen = []
+    layer = nn.Linear(2, 2)
+    with attached([(layer, "after", lambda module, args, output: seen.append(threading.get_ident()))]):
+        layer(torch.zeros(1, 2))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(layer, torch.zeros(1, 2)).result()
+    assert seen == [threading.get_ident()]
