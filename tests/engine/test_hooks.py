@@ -92,7 +92,9 @@ def test_parts_of_a_compiled_model_that_dynamo_leaves_to_python_are_known_as_suc
     seen = []
 
     def look():
-        seen.append(is_compiled())
+        if is_compiled():
+            return  # nothing to compile in this, so dynamo leaves it to Python, too
+        seen.append("not compiled")
 
     @torch.compile(backend="eager")
     def function(x):
@@ -103,10 +105,10 @@ def test_parts_of_a_compiled_model_that_dynamo_leaves_to_python_are_known_as_suc
         finally:
             look()
 
-    assert not is_compiled()
+    look()
     function(torch.zeros(1))
-    assert seen == [True, True]
-    assert not is_compiled()
+    look()
+    assert seen == ["not compiled"] * 2
 
 
 def test_what_is_compiled_is_known_as_such():
