@@ -42,22 +42,13 @@ class _Observer:
         self.thread = threading.get_ident()
 
     def __call__(self, *arguments: Any) -> None:
-        if is_compiled() or self.hook is None or in_backward() or threading.get_ident() != self.thread:
-            return
-        self.hook(*arguments)
+        if torch.compiler.is_compiling():
+            return  # what is compiled while somebody watches also runs when nobody does
+        if self.hook is not None and threading.get_ident() == self.thread and not in_backward():
+            self.hook(*arguments)
 
     def __reduce__(self) -> tuple[type[_Observer], tuple[()]]:
         return _Observer, ()
-
-
-def is_compiled() -> bool:
-    """Say whether this runs within a compiled model, be it traced or in a part that dynamo leaves to Python.
-
-    There some hooks would run and others not, and what is traced once would be skipped the next time.
-    """
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._dynamo.eval_frame.get_eval_frame_callback() not in (None, False)
 
 
 def in_backward() -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from repshift.hooks import in_backward, is_compiled
+from repshift.hooks import in_backward
 from repshift.origins import Origin
 from repshift.selection import Selection
 
@@ -86,7 +86,7 @@ class Stream:
 
     def heard_by(self) -> tuple[Listener, ...]:
         """Return who listens to this forward: nobody, if it is compiled or repeats another one."""
-        if torch.compiler.is_compiling() or not self.listeners or is_compiled() or in_backward():
+        if torch.compiler.is_compiling() or in_backward():
             return ()
         return self.listeners
 

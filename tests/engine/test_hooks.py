@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from repshift.hooks import attached, is_compiled
+from repshift.hooks import attached
 
 
 def hooks_of(model):
@@ -88,31 +88,18 @@ def test_hooks_of_others_stay(model):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_parts_of_a_compiled_model_that_dynamo_leaves_to_python_are_known_as_such():
+def test_hooks_see_nothing_of_a_compiled_model_whenever_it_was_compiled():
     seen = []
-
-    def look():
-        if is_compiled():
-            return  # nothing to compile in this, so dynamo leaves it to Python, too
-        seen.append("not compiled")
-
-    @torch.compile(backend="eager")
-    def function(x):
-        try:  # dynamo does not divide a try, so all of this is left to Python
-            torch._dynamo.graph_break()
-            look()
-            return x + 1
-        finally:
-            look()
-
-    look()
-    function(torch.zeros(1))
-    look()
-    assert seen == ["not compiled"] * 2
-
-
-def test_what_is_compiled_is_known_as_such():
-    assert torch.compile(lambda x: x + int(is_compiled()), backend="eager", fullgraph=True)(torch.zeros(1)) == 1
+    layer = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    layer[0].register_forward_hook(lambda module, args, output: torch._dynamo.graph_break())
+    for compiled_before in (True, False):
+        torch._dynamo.reset()
+        fast = torch.compile(layer, backend="eager")
+        if compiled_before:
+            fast(torch.zeros(1, 2))
+        with attached([(part, "after", lambda *call: seen.append(call)) for part in layer]):
+            fast(torch.zeros(1, 2))
+    assert not seen
 
 
 def test_hooks_see_the_thread_that_attached_them_and_no_other():
