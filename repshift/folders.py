@@ -34,6 +34,18 @@ class SavedModel:
     recipe: Recipe | None = None
 
 
+def folder_of(name: str | Path) -> Path | None:
+    """Tell a folder from a model's name: names have no slash, but for those with a source (``hf-hub:timm/...``).
+
+    Returns:
+        The folder, if the name leads to one.
+    """
+    if isinstance(name, Path):
+        return name
+    is_path = ":" not in name and ("/" in name or "\\" in name)
+    return Path(name) if is_path and Path(name).is_dir() else None
+
+
 def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **options: Any) -> None:
     """Save a model so that ``load_model(folder)`` brings it back: ``model.safetensors`` and ``repshift.json``.
 

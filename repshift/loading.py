@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from repshift.errors import CheckpointError, UnknownNameError, first_line
+from repshift.folders import folder_of, read_folder
 from repshift.registry import Registry, suggest
+from repshift.tracker import ShiftTracker
 
 # The embedded models, whose weights ship with the package
 ZOO = {name: f"repshift.backbones.zoo:{name}" for name in ("tiny_vit", "tiny_resnet", "tiny_vim")}
@@ -57,10 +59,11 @@ def load_model(
         Traceback (most recent call last):
         repshift.errors.UnknownNameError: Unknown model 'deit_smal_patch16_224'. Did you mean ...
     """
-    if isinstance(name, Path) or (isinstance(name, str) and _is_folder(name)):
+    folder = folder_of(name) if isinstance(name, (str, Path)) else None
+    if folder is not None:
         if pretrained or checkpoint is not None:
             raise CheckpointError(f"{name} is a folder with its own weights. Leave pretrained and checkpoint out.")
-        return _load_folder(Path(name), options)
+        return _load_folder(folder, options)
     if not isinstance(name, str):
         raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")
     if pretrained and checkpoint is not None:
@@ -89,15 +92,7 @@ def load_model(
     return model.eval()
 
 
-def _is_folder(name: str) -> bool:
-    """Tell a path from a name: names have no slash, but for those with a source (``hf-hub:timm/...``)."""
-    return ":" not in name and ("/" in name or "\\" in name) and Path(name).is_dir()
-
-
 def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
-    from repshift.folders import read_folder
-    from repshift.tracker import ShiftTracker
-
     saved = read_folder(folder)
     model = load_model(saved.name, checkpoint=saved.weights, **{**saved.options, **options})
     return model if saved.recipe is None else ShiftTracker(model).prune(saved.recipe).eval()

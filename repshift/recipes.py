@@ -180,7 +180,11 @@ class Recipe:
         """
         from repshift.folders import read_text
 
-        return cls.from_json(read_text(Path(path)))
+        text = read_text(Path(path))
+        try:
+            return cls.from_json(text)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
 
     def __repr__(self) -> str:
         """Name the schedule and what is not as by default."""

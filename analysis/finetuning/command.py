@@ -79,8 +79,8 @@ def finetune(
     from repshift.analysis.finetuning.settings import TrainingSettings
     from repshift.analysis.finetuning.training import finetune as run
     from repshift.analysis.finetuning.training import is_main_process
-    from repshift.analysis.subjects.models import folder_of
     from repshift.analysis.subjects.recipes import chosen_recipe
+    from repshift.folders import folder_of
 
     dropped_by = {name: given[name] for name in ("score", "pruner", "operation", "distance", "residual")}
     given["recipe"] = chosen_recipe(recipe, drop, model=model, **dropped_by)

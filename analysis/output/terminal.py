@@ -25,7 +25,7 @@ def note_random_weights(pretrained: bool, checkpoint: Path | str | None, *models
         checkpoint: The file.
         *models: Their names; of folders that hold a model nothing is said.
     """
-    from repshift.analysis.subjects.models import folder_of
+    from repshift.folders import folder_of
 
     if not pretrained and checkpoint is None and any(folder_of(model) is None for model in models):
         note("note: the weights are random; give --pretrained or --checkpoint for a trained model.")

@@ -127,7 +127,8 @@ def _subject(
     from repshift.analysis.report.classes import class_names
     from repshift.analysis.report.contents import Subject
     from repshift.analysis.subjects.devices import choose_device
-    from repshift.analysis.subjects.models import folder_of, load_dense, loaded_name
+    from repshift.analysis.subjects.models import load_dense, loaded_name
+    from repshift.folders import folder_of
 
     place = choose_device(device)
     torch.manual_seed(0)  # random weights are the same ones each time

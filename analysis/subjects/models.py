@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from repshift import Recipe, dense, load_model, recipe_of
-from repshift.folders import SavedModel, read_folder
-
-
-def folder_of(name: str) -> Path | None:
-    """Return the folder that a name leads to, if it has a slash, as :func:`repshift.load_model` tells paths apart."""
-    is_path = ":" not in name and ("/" in name or "\\" in name)
-    return Path(name) if is_path and Path(name).is_dir() else None
+from repshift.folders import SavedModel, folder_of, read_folder
 
 
 def saved_model(name: str) -> SavedModel | None:

@@ -175,3 +175,34 @@ def test_backbones_do_not_import_analysis():
 
 def test_analysis_names_backbones_only_through_the_engine():
     assert not breaches("analysis", "repshift.analysis", ("repshift.backbones", "backbones"))
+
+
+def rooms_that_each_room_names():
+    named = {}
+    for path in sorted((ROOT / "analysis").rglob("*.py")):
+        room, *inside = path.relative_to(ROOT / "analysis").with_suffix("").parts
+        for _, module, _ in imports_of(path, ".".join(("repshift.analysis", room)) if inside else "repshift.analysis"):
+            package, _, rest = module.partition("repshift.analysis.")
+            other = rest.partition(".")[0]
+            if not package and other and other != room:
+                named.setdefault(room, set()).add(other)
+    return named
+
+
+def test_what_several_commands_use_names_no_command():
+    shared = {"subjects", "samples", "output"}
+    assert not {
+        room: others - shared
+        for room, others in rooms_that_each_room_names().items()
+        if room in shared and others - shared
+    }
+
+
+def test_no_circle_runs_through_the_rooms_of_analysis():
+    open_rooms = rooms_that_each_room_names()
+    assert {"evaluation", "report", "samples"} <= set(open_rooms)
+    while open_rooms:
+        ends = [room for room, others in open_rooms.items() if not others & set(open_rooms)]
+        assert ends, f"a circle among {sorted(open_rooms)}"
+        for room in ends:
+            del open_rooms[room]
