@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from repshift.errors import CheckpointError, RecipeError, first_line
+from repshift.files import read_text, write_json
 from repshift.pruning import recipe_of
 from repshift.recipes import VERSION, Recipe
 
@@ -126,45 +127,6 @@ def read_folder(folder: Path) -> SavedModel:
         raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}. Put the weights there.")
     recipe = said.get("recipe")
     return SavedModel(weights[0], said["model"], options, None if recipe is None else Recipe.from_dict(recipe))
-
-
-def write_json(path: Path, plain: Any) -> None:
-    """Write plain values to a file, which is there whole or not at all; its folder is made if needed.
-
-    Raises:
-        RecipeError: If they are not plain, or the file cannot be written.
-    """
-    try:
-        text = json.dumps(plain, indent=2)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{path.name} holds plain values only ({error}). Leave out what is none.") from error
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            raise RecipeError(f"{path} is no regular file, so it is not replaced. Give another name.")
-        unfinished.write_text(f"{text}\n", encoding="utf-8")
-        unfinished.replace(path.resolve())
-    except OSError as error:
-        raise RecipeError(f"Cannot write {path} ({error.strerror}). Give another name.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        RecipeError: If there is none, or it is no text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise RecipeError(f"{path} does not exist. Give a file that Recipe.save wrote.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{path} cannot be read ({first_line(error)}). Give a file that Recipe.save wrote."
-        ) from error
 
 
 def _described(model: nn.Module, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from repshift.attention import AttentionScore
 from repshift.distances import DISTANCES
 from repshift.errors import RecipeError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
+from repshift.files import read_text, write_json
 from repshift.pruners import PRUNERS, Pruner
 from repshift.registry import Registry
 from repshift.roles import Restoring
@@ -167,8 +168,6 @@ class Recipe:
         Raises:
             RecipeError: If it cannot be written down (see :meth:`to_dict`), or the file cannot be written.
         """
-        from repshift.folders import write_json
-
         write_json(Path(path), {"repshift": VERSION, "recipe": self.to_dict()})
 
     @classmethod
@@ -178,8 +177,6 @@ class Recipe:
         Raises:
             RecipeError: If the file cannot be read or holds none.
         """
-        from repshift.folders import read_text
-
         text = read_text(Path(path))
         try:
             return cls.from_json(text)
