@@ -14,8 +14,8 @@ from repshift import DataError, Recipe, RecipeError, ShiftTracker, UnknownNameEr
 from repshift.analysis.output.results import RECIPE, read_results
 from repshift.analysis.subjects.models import own_recipe
 from repshift.errors import first_line
+from repshift.files import read_text
 from repshift.finding import find_structure_if_served
-from repshift.folders import read_text
 
 # What a recipe says beside its schedule, and what it says by default: the options of the commands
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name != "schedule"}
