@@ -17,7 +17,7 @@ from repshift.scores import SCORES
 from repshift.sites import Structure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Description:
     """What repshift knows of a model; printed, it is a short table.
 
@@ -55,7 +55,7 @@ class Description:
             return None
         return self.structure.grid((rows, columns))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Write what is known, a line each."""
         if self.structure is None:
             return f"{self.model}\n  not pruned: {self.why_not}"
@@ -84,7 +84,7 @@ def describe(model: nn.Module) -> Description:
 
     Example:
         >>> from repshift import describe, load_model
-        >>> print(describe(load_model("tiny_resnet")))
+        >>> describe(load_model("tiny_resnet"))
         ResNet
           stages: 4, layer1 to layer4
           tokens: as many as the images give, held as FeatureMap(channels_last=False)

@@ -90,7 +90,8 @@ def _participant(base: type[nn.Module]) -> type[nn.Module]:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
         own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
-        _participants[base] = type(base.__name__, (Participant, base), own)
+        # of two threads that come here at once, the first one's class is everybody's
+        _participants.setdefault(base, type(base.__name__, (Participant, base), own))
     return _participants[base]
 
 

@@ -27,7 +27,7 @@ def run_scan(operands: Operands, implementation: str) -> Tensor:
     Raises:
         UnsupportedModelError: If the implementation cannot run here; the message says why.
     """
-    chosen = choose(implementation, operands.u)
+    chosen = choose_implementation(implementation, operands.u)
     if chosen == "mamba_ssm":
         return mamba_scan(operands)
     if chosen == "triton":
@@ -45,12 +45,12 @@ def run_backward(operands: Operands, gradient: Tensor, implementation: str) -> l
         gradient: Of its output, ``(batch, channels, length)``.
         implementation: Its name, see :func:`repshift.backbones.scan.selective_scan`.
     """
-    if choose(implementation, operands.u) == "mamba_ssm":
+    if choose_implementation(implementation, operands.u) == "mamba_ssm":
         return mamba_gradients(operands, gradient)
     return blocked_gradients(operands, gradient)
 
 
-def choose(implementation: str, u: Tensor) -> str:
+def choose_implementation(implementation: str, u: Tensor) -> str:
     """Resolve ``"auto"`` by device, and refuse what cannot run there; ``u`` is ``(batch, channels, length)``."""
     if implementation == "auto":
         if not u.is_cuda:

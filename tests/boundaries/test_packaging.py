@@ -44,7 +44,10 @@ def test_the_three_packages_share_one_name():
     own = {"repshift": "repshift", "repshift.backbones": "backbones", "repshift.analysis": "analysis"}
     inner = {package: folder for package, folder in FOLDERS.items() if package not in own}
     assert own.items() <= FOLDERS.items()
-    assert all(f"repshift.{folder.replace('/', '.')}" == package for package, folder in inner.items())
+    assert all(
+        package == ".".join(["repshift", *folder.removeprefix("repshift/").split("/")])
+        for package, folder in inner.items()
+    )
 
 
 def test_the_package_data_miss_no_file():

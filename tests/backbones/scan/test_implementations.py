@@ -8,7 +8,7 @@ import torch
 
 from repshift import UnsupportedModelError
 from repshift.backbones.scan import implementations, selective_scan
-from repshift.backbones.scan.implementations import choose
+from repshift.backbones.scan.implementations import choose_implementation
 from repshift.backbones.scan.reference import Operands, reference
 
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -61,37 +61,37 @@ def no_triton(monkeypatch):
 
 
 def test_auto_takes_mamba_ssm_on_cuda_if_it_works(mamba_works):
-    assert choose("auto", ON_CUDA) == "mamba_ssm"
+    assert choose_implementation("auto", ON_CUDA) == "mamba_ssm"
 
 
 def test_auto_takes_triton_on_cuda_if_mamba_ssm_is_broken(mamba_is_broken, triton_works):
-    assert choose("auto", ON_CUDA) == "triton"
+    assert choose_implementation("auto", ON_CUDA) == "triton"
 
 
 def test_auto_takes_triton_for_float64_which_mamba_ssm_does_not_compute_in(mamba_works, triton_works):
-    assert choose("auto", IN_FLOAT64) == "triton"
+    assert choose_implementation("auto", IN_FLOAT64) == "triton"
 
 
 def test_auto_takes_the_blocked_form_on_cuda_if_there_is_no_kernel(mamba_is_broken, no_triton):
-    assert choose("auto", ON_CUDA) == "blocked"
+    assert choose_implementation("auto", ON_CUDA) == "blocked"
 
 
 def test_auto_on_a_cpu_does_not_look_for_kernels(monkeypatch):
     monkeypatch.setattr(implementations, "import_mamba_scan", raising(AssertionError("looked for mamba-ssm")))
-    assert choose("auto", torch.zeros(1)) == "blocked"
+    assert choose_implementation("auto", torch.zeros(1)) == "blocked"
 
 
 def test_mamba_ssm_is_looked_for_once(monkeypatch):
     looked = []
     monkeypatch.setattr(implementations, "import_mamba_scan", lambda: looked.append("here"))
     for _ in range(3):
-        choose("auto", ON_CUDA)
+        choose_implementation("auto", ON_CUDA)
     assert looked == ["here"]
 
 
 def test_a_broken_mamba_ssm_is_refused_with_the_first_line_of_its_error(mamba_is_broken):
     with pytest.raises(UnsupportedModelError) as caught:
-        choose("mamba_ssm", ON_CUDA)
+        choose_implementation("mamba_ssm", ON_CUDA)
     assert str(caught.value) == (
         "The selective scan cannot run as 'mamba_ssm': the package cannot be imported (ImportError: "
         "selective_scan_cuda.so: undefined symbol: _ZN3c104cuda). Choose implementation='auto'."
@@ -102,24 +102,24 @@ def test_an_absent_mamba_ssm_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     with pytest.raises(UnsupportedModelError, match=r"cannot be imported \(ModuleNotFoundError: .*selective_scan_cuda"):
-        choose("mamba_ssm", ON_CUDA)
+        choose_implementation("mamba_ssm", ON_CUDA)
 
 
 def test_an_extension_without_its_package_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     with pytest.raises(UnsupportedModelError, match=r"cannot be imported \(ModuleNotFoundError: .*mamba_ssm"):
-        choose("mamba_ssm", ON_CUDA)
+        choose_implementation("mamba_ssm", ON_CUDA)
 
 
 def test_mamba_ssm_is_refused_in_float64(mamba_works):
     with pytest.raises(UnsupportedModelError, match="does not compute in float64"):
-        choose("mamba_ssm", IN_FLOAT64)
+        choose_implementation("mamba_ssm", IN_FLOAT64)
 
 
 def test_an_absent_triton_is_refused(no_triton):
     with pytest.raises(UnsupportedModelError, match=r"as 'triton': triton cannot be imported \(ModuleNotFoundError"):
-        choose("triton", ON_CUDA)
+        choose_implementation("triton", ON_CUDA)
 
 
 def small_operands(**options):
@@ -179,7 +179,7 @@ class StandIn(torch.autograd.Function):
 def stand_in(monkeypatch):
     """Choose mamba-ssm everywhere, whose kernel is the stand-in."""
     monkeypatch.setattr(implementations, "import_mamba_scan", lambda: StandIn.apply)
-    monkeypatch.setattr(implementations, "choose", lambda implementation, u: "mamba_ssm")
+    monkeypatch.setattr(implementations, "choose_implementation", lambda implementation, u: "mamba_ssm")
 
 
 def scan(operands):

@@ -9,16 +9,13 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "pruner"), [("timm ResNet-d", "lines"), ("timm ResNet", "positions")], indirect=["family"]
-)
-def test_a_pruned_network_compiled_after_the_dense_one_equals_its_eager_form(net, model, images, pruner, assert_close):
-    pruned = ShiftTracker(model).prune(dict(net.drops), pruner=pruner)
-    for each in (model, pruned):
-        fast = torch.compile(each, fullgraph=True, backend="aot_eager")
-        with torch.no_grad():
-            assert_close(fast(images), each(images))
-            assert_close(fast(images[:2]), each(images[:2]))
+@pytest.mark.parametrize("family", ["timm ResNet"], indirect=True)
+def test_a_network_that_loses_positions_equals_its_eager_form_when_compiled(net, model, images, assert_close):
+    pruned = ShiftTracker(model).prune(dict(net.drops), pruner="positions")
+    fast = torch.compile(pruned, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_close(fast(images), pruned(images))
+        assert_close(fast(images[:2]), pruned(images[:2]))
 
 
 @pytest.mark.slow
