@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from repshift import ShiftTracker
 
@@ -126,7 +127,7 @@ def test_the_eager_model_still_works_after_its_export(vit, images):
 
 @pytest.fixture
 def compile_counter():
-    return torch._dynamo.testing.CompileCounter()
+    return CompileCounter()
 
 
 def run_three_times(model, images, counter):
