@@ -66,6 +66,7 @@ def bench(
     from repshift.analysis.output.files import output_file
     from repshift.analysis.output.results import Results, environment, write_results
     from repshift.analysis.output.results import results_format as checked_format
+    from repshift.analysis.subjects.memory import keep_freed_memory
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
     from repshift.analysis.throughput.methods import choose_methods
@@ -80,6 +81,8 @@ def bench(
     # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
     pruned = chosen_recipe(recipe, drop, drop_r, model=model, shown=measured_by, **measured_by)
     torch.set_num_threads(threads or torch.get_num_threads())
+    if chosen == "cpu":
+        keep_freed_memory()
     asked = None if methods is None else [name.strip() for name in methods.split(",")]
     models, remarks = choose_methods(setup.load(), pruned, asked)
     for remark in remarks:
