@@ -66,7 +66,7 @@ class State(NamedTuple):
             own = torch.zeros_like(self.steps[index]) if self.gaps is None else self.gaps[index]
             moved = torch.where(moves.unsqueeze(2), self.steps[index] + own, 0.0)
             gaps.append(own.scatter_add(1, target.unsqueeze(2).expand_as(moved), moved))
-        return self._replace(gaps=(gaps[0], gaps[1]))
+        return State(self.hidden, self.residual, self.protected, self.steps, (gaps[0], gaps[1]))
 
 
 class PatchEmbed(nn.Module):

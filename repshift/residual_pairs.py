@@ -140,10 +140,11 @@ class ResidualPair:
                 return tuple(map(of, part))
             return shorten(part) if isinstance(part, Tensor) and part.ndim == 3 and part.shape[1] == length else part
 
-        parts = dict(zip(getattr(value, "_fields", range(len(value))), map(of, value), strict=True))
-        if self.protected is not None:
-            parts[self.protected] = _places_among(self._protected(value), positions)
-        return _remade(value, list(parts.values()))
+        if self.protected is None:
+            return _remade(value, [of(part) for part in value])
+        places = self._protected(value)
+        own = _places_among(places, positions)
+        return _remade(value, [own if part is places else of(part) for part in value])
 
 
 def _pair(value: Any) -> tuple[Tensor, Tensor | None]:
