@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from repshift.analysis.output import options
-from repshift.analysis.output.terminal import console, interrupted, note, note_random_weights, progress_bar
+from repshift.analysis.output.terminal import console, interrupted, note, note_data, note_random_weights, progress_bar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +49,10 @@ def ablate(
     workers: options.Workers = 0,
     split: options.Split = "validation",
     dataset: options.Dataset = "",
+    class_map: options.ClassMap = None,
+    labels: options.LabelsFile = None,
+    suffixes: options.Suffixes = None,
+    skip_other_files: options.SkipOtherFiles = False,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random control.")] = 42,
     output: options.ResultsFolder = Path("repshift-ablation"),
@@ -74,7 +78,18 @@ def ablate(
     pretrained = pretrained or (model is None and checkpoint is None)
     note_random_weights(pretrained, checkpoint, name)
     loaded = load_dense(name, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema).to(place)
-    samples = open_samples(loaded, data, dataset=dataset, split=split, num_samples=num_samples)
+    samples = open_samples(
+        loaded,
+        data,
+        dataset=dataset,
+        split=split,
+        class_map=class_map,
+        labels=labels,
+        suffixes=suffixes,
+        skip_other_files=skip_other_files,
+        num_samples=num_samples,
+    )
+    note_data(samples.notes)
     size = samples.config["input_size"]
     settings = plan(loaded, size, studies, chosen_blocks, count)
     if missing := [study for study in studies if study not in {setting.study for setting in settings}]:

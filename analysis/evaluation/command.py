@@ -11,8 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from repshift.analysis.output import options
-from repshift.analysis.output.terminal import interrupted, note, note_random_weights, progress_bar
+from repshift.analysis.output.terminal import interrupted, note, note_data, note_random_weights, progress_bar
 from repshift.errors import DataError, RepshiftError
+
+CHANCE = (
+    "guessing would be right as often. The usual causes: the weights are random or of another task; the classes are "
+    "numbered in another order than in training (--class-map, --labels); the images are preprocessed in another way "
+    "(--mean, --std, --img-size)."
+)
 
 
 def evaluate(
@@ -34,6 +40,9 @@ def evaluate(
     num_samples: options.NumSamples = None,
     dataset_download: Annotated[bool, typer.Option("--dataset-download", help="Download torch/ and hfids/.")] = False,
     class_map: options.ClassMap = None,
+    labels: options.LabelsFile = None,
+    suffixes: options.Suffixes = None,
+    skip_other_files: options.SkipOtherFiles = False,
     valid_labels: Annotated[str | None, typer.Option(help="File of the classes that the data have.")] = None,
     real_labels: Annotated[str | None, typer.Option(help="ImageNet's reassessed labels: JSON file, or timm.")] = None,
     input_key: Annotated[str | None, typer.Option(help="Field of the images in a dataset.")] = None,
@@ -115,6 +124,9 @@ def evaluate(
             dataset=dataset,
             split=split,
             class_map=class_map,
+            labels=None if labels is None else str(labels),
+            suffixes=suffixes,
+            skip_other_files=skip_other_files,
             num_samples=num_samples,
             dataset_options=_given(input_key=input_key, target_key=target_key, download=dataset_download or None),
             pretrained=pretrained or model == ["all"],
@@ -182,6 +194,7 @@ def _run(
             evaluation = Evaluation(settings, processes, results, wanted, observe)
         rows = evaluation.run(names, resume)
     if processes.first:
+        note_data(evaluation.notes)
         _report(rows, settings, names, results)
     return any("error" in row for row in rows)
 
@@ -200,6 +213,8 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, names: Sequence[str],
                 f"{row['dense_gmacs']:.2f} GMACs; pruned - dense: {row['delta_top1']:+.3f} {row['delta_top5']:+.3f}; "
                 f"same class {row['agreement']:.3f} %"
             )
+        if row.get("at_chance"):
+            note(f"note: {CHANCE}{' Or too much is dropped: see --compare-dense.' * bool(row['schedule'])}")
         if row["skipped"]:
             typer.echo(f"skipped {row['skipped']}: {row['skipped_files']}", err=True)
     note_random_weights(settings.pretrained, settings.checkpoint, *names)

@@ -18,7 +18,7 @@ from repshift.analysis.evaluation.loop import EvaluationLoop, Part
 from repshift.analysis.evaluation.models import Subject, build_subject, load_classifier
 from repshift.analysis.evaluation.records import PartialResults, Recorded, Row, holds_records
 from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
-from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
+from repshift.analysis.evaluation.summary import is_chance, read_real_labels, real_answers, summarise
 from repshift.analysis.output.files import output_file
 from repshift.analysis.output.results import Results, environment, results_format, write_results
 from repshift.analysis.samples.batches import Failure, Share
@@ -57,6 +57,7 @@ class Evaluation:
     ) -> None:
         self.settings, self.processes, self.observe = settings, processes, observe
         self.results, self.wanted_format = results, wanted_format
+        self.notes: dict[str, None] = {}  # of how files were found and labelled, each once
         self.device = processes.device(settings.device)
         self.stream = False
         if settings.data != CANVASES or settings.dataset:
@@ -181,13 +182,16 @@ class Evaluation:
         }
         if self.stream:
             return open_stream(model, settings.data, settings.dataset, **options)
-        return open_samples(model, settings.data, dataset=settings.dataset, **options)
+        options |= {name: getattr(settings, name) for name in ("labels", "suffixes", "skip_other_files")}
+        samples = open_samples(model, settings.data, dataset=settings.dataset, **options)
+        self.notes.update(dict.fromkeys(samples.notes))
+        return samples
 
     def _identity(
         self, name: str, settings: EvaluationSettings, config: Mapping[str, Any], samples: Samples | Stream
     ) -> dict[str, Any]:
         """Return what must not have changed when an evaluation is resumed: the settings, and the data found."""
-        files = samples.files if isinstance(samples, Samples) else None
+        files = samples.labelled_files if isinstance(samples, Samples) else None
         return {
             **settings.fingerprint(name, self.device, self.processes.count),
             "preprocessed": {key: value if isinstance(value, str) else str(value) for key, value in config.items()},
@@ -209,6 +213,8 @@ class Evaluation:
         if self.real_labels is not None:
             answers = real_answers(self.real_labels, {index: samples.file_name(index) for index in records})
         summary = summarise(records, answers)
+        classes = subject.classes if self.valid_labels is None else len(self.valid_labels)
+        chance = {"at_chance": True} if is_chance(summary["top1"], len(records), classes) else {}
         own = ("top1", "top1_err", "top5", "top5_err")
         row: Row = {
             "model": name,
@@ -223,6 +229,7 @@ class Evaluation:
             "precision": settings.precision,
             "seed": settings.seed if settings.draws else None,
             "checkpoint": settings.checkpoint,
+            **chance,
         }
         if subject.dense is not None:
             row["dense_samples_per_sec"] = _rate([part.dense_rate for part in parts])

@@ -35,6 +35,9 @@ class EvaluationSettings:
         compare_dense: Evaluate the dense model on the same batches.
         preprocessing: Overrides of the model's own, see
             :func:`repshift.analysis.samples.preprocessing.evaluation_config`.
+        labels: A file of labels, instead of class folders.
+        suffixes: Endings of the images' files, between commas; by default timm's.
+        skip_other_files: Leave out files of other endings, and say so.
         dataset_options: Passed on to :func:`timm.data.create_dataset`.
         model_options: Passed on to the model.
         real_labels: A file of ImageNet's reassessed labels, or ``timm`` for those that it ships.
@@ -55,6 +58,9 @@ class EvaluationSettings:
     dataset: str = ""
     split: str = "validation"
     class_map: str | None = None
+    labels: str | None = None
+    suffixes: str | None = None
+    skip_other_files: bool = False
     num_samples: int | None = None
     dataset_options: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
@@ -93,6 +99,10 @@ class EvaluationSettings:
             ),
             (self.model_dtype in DTYPES, f"Unknown --model-dtype {self.model_dtype!r}. Give {', '.join(DTYPES)}."),
             (
+                self.labels is None or self.valid_labels is None,
+                "--labels and --valid-labels both number the classes. Give one of them.",
+            ),
+            (
                 not self.amp or self.model_dtype == "float32",
                 f"--amp keeps the weights in float32, --model-dtype {self.model_dtype} does not. Give one of them.",
             ),
@@ -125,7 +135,7 @@ class EvaluationSettings:
         """Return what must be the same for a resumed evaluation to end with the same result; files by content."""
         saved = saved_model(model)
         files = {"class_map": self.class_map, "checkpoint": self.checkpoint if saved is None else str(saved.weights)}
-        files |= {"valid_labels": self.valid_labels, "real_labels": self.real_labels}
+        files |= {"labels": self.labels, "valid_labels": self.valid_labels, "real_labels": self.real_labels}
         return {
             "model": model,
             "data": None if self.data is None else str(self.data),
@@ -150,6 +160,8 @@ _AS_GIVEN = (
     "dataset",
     "split",
     "num_samples",
+    "suffixes",
+    "skip_other_files",
     "dataset_options",
     "pretrained",
     "use_ema",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from repshift.errors import DataError, first_line
 
 SHIPPED_LABELS = "timm"  # the word that stands for the reassessed labels that timm ships
 IMAGENET_SAMPLES = 50_000
+FEW_SAMPLES = 20  # of which nothing can be said
+SIGNIFICANCE = 0.01
 
 # For each sample the classes that count as right; those of ImageNet that nobody could tell have none
 Answers = Mapping[int, Sequence[int]]
@@ -65,6 +68,28 @@ def summarise(records: Recorded, answers: Answers | None = None) -> dict[str, An
             "agreement": round(100 * same / len(ordered), 4),
         }
     return summary
+
+
+def is_chance(accuracy: float, samples: int, classes: int) -> bool:
+    """Say whether guessing would be as often right, by a one-sided binomial test at 1 %; never of few samples.
+
+    Args:
+        accuracy: In per cent.
+        samples: How many were evaluated.
+        classes: How many are told apart.
+    """
+    if samples < FEW_SAMPLES or classes < 2:
+        return False
+    hits, guess = round(accuracy / 100 * samples), 1 / classes
+    mean, deviation = samples * guess, math.sqrt(samples * guess * (1 - guess))
+    if abs(hits - mean) > 8 * deviation:
+        return hits < mean
+    chances = (
+        math.lgamma(samples + 1) - math.lgamma(k + 1) - math.lgamma(samples - k + 1)
+        + k * math.log(guess) + (samples - k) * math.log1p(-guess)
+        for k in range(hits)
+    )  # fmt: skip
+    return 1 - sum(map(math.exp, chances)) > SIGNIFICANCE
 
 
 def read_real_labels(path: str) -> dict[str, list[int]]:

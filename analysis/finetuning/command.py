@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from repshift.analysis.output import options
-from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
+from repshift.analysis.output.terminal import console, interrupted, note, note_data, progress_bar
 from repshift.errors import ScheduleError
 
 
@@ -62,6 +62,8 @@ def finetune(
     model_ema_decay: Annotated[float, typer.Option("--model-ema-decay", "--ema-decay", help="Its decay.")] = 0.9998,
     amp: options.Amp = False,
     amp_dtype: options.AmpDtype = "bfloat16",
+    suffixes: options.Suffixes = None,
+    skip_other_files: options.SkipOtherFiles = False,
     seed: Annotated[int, typer.Option(help="Another seed gives another order and augmentation.")] = 42,
     workers: options.Workers = 4,
     device: options.Device = None,
@@ -104,6 +106,7 @@ def finetune(
             raise interrupted(outcome, shown=is_main_process()) from None
     if not is_main_process():
         return
+    note_data(done.notes)
     if not pretrained and checkpoint is None and folder_of(model) is None:
         note("note: the weights were random at first; give --pretrained or --checkpoint for trained ones.")
     table = Table(title=f"{model}, {done.recipe.schedule} dropped, on {dataset or data}", title_justify="left")

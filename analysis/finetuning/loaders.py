@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset, create_loader
+from timm.data import ImageDataset, create_dataset, create_loader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +23,9 @@ from repshift.analysis.samples.canvases import (
     training_digits,
 )
 from repshift.analysis.samples.images import data_config
+from repshift.analysis.samples.labelled_files import LabelledFiles, by_folder
+from repshift.analysis.samples.listing import list_files, named, parse_suffixes
+from repshift.analysis.samples.pictures import read_picture
 from repshift.analysis.samples.sources import SPLITS
 from repshift.errors import first_line
 
@@ -35,11 +38,36 @@ class Data:
         training: Shuffled; a last batch that is not full is left out.
         validation: In order, all of it.
         draw: Called with the number of the epoch before it begins.
+        notes: What a user should be told of how files were found and labelled.
     """
 
     training: DataLoader[Any]
     validation: DataLoader[Any]
     draw: Callable[[int], None]
+    notes: Sequence[str] = ()
+
+
+class PictureFiles(ImageDataset):
+    """timm's dataset of image files, read as every command reads them; timm's own takes the next one for a bad one.
+
+    Args:
+        reader: Files and labels.
+        mode: ``RGB``, or ``L`` for a model of one channel.
+    """
+
+    def __init__(self, reader: LabelledFiles, mode: str) -> None:
+        super().__init__("", reader=reader, input_img_mode=mode)  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        file, label = self.reader[index]
+        try:
+            picture = read_picture(file, self.input_img_mode)
+        except Exception as error:  # decoders raise what they like
+            raise DataError(
+                f"Cannot read {self.reader.filename(index, absolute=True)} ({type(error).__name__}: "
+                f"{first_line(error)}). Replace it or take it out, and run again to go on."
+            ) from error
+        return picture if self.transform is None else self.transform(picture), label
 
 
 def load_data(
@@ -82,7 +110,14 @@ def load_data(
             f"{len(datasets[0])} images of {settings.dataset or settings.data} are fewer than one batch of "
             f"{settings.batch_size}. Give a smaller --batch-size."
         )
-    return Data(training, validation, draw)
+    notes = [note for dataset in datasets for note in getattr(getattr(dataset, "reader", None), "notes", ())]
+    return Data(training, validation, draw, list(dict.fromkeys(notes)))
+
+
+def as_raised_by_worker(error: DataError) -> DataError:
+    """Return an error as it was raised: what comes from a worker process is wrapped in its whole traceback."""
+    text = str(error)
+    return DataError(text.rpartition("DataError: ")[2].strip()) if text.startswith("Caught DataError in") else error
 
 
 def _canvases(
@@ -108,17 +143,16 @@ def _open(settings: TrainingSettings, mode: str) -> tuple[Sequence[Any], int | N
             f"There is no data folder {root}. Give a folder with train/ and validation/ inside, or {CANVASES} (--data)."
         )
     splits = zip((settings.train_split, settings.val_split), SPLITS[:2], strict=True)
-    training, validation = (_split_folder(root, split, synonyms) for split, synonyms in splits)
-    shown = _create(settings, training, settings.train_split, mode)
-    classes = shown.reader.class_to_idx
-    unknown = sorted(set(_create(settings, validation, settings.val_split, mode).reader.class_to_idx) - set(classes))
-    if unknown:
+    folders = [_split_folder(root, split, synonyms) for split, synonyms in splits]
+    training, validation = (list_files(folder, parse_suffixes(settings.suffixes)) for folder in folders)
+    shown = by_folder(training, skip_other_files=settings.skip_other_files)
+    if unknown := [name for name in validation.folders if name not in shown.class_to_idx]:
         raise DataError(
-            f"{validation} has classes that {training} lacks: {', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}. "
-            "Both need the same folders."
+            f"{folders[1]} has classes that {folders[0]} lacks: {named(unknown)}. Both need the same folders."
         )
     # the numbers of the classes come from the training folders, also where validation lacks one
-    return (shown, _create(settings, validation, settings.val_split, mode, class_map=classes)), len(classes)
+    seen = by_folder(validation, shown.class_to_idx, skip_other_files=settings.skip_other_files)
+    return [PictureFiles(files, mode) for files in (shown, seen)], len(shown.class_to_idx)
 
 
 def _open_named(settings: TrainingSettings, mode: str) -> tuple[Sequence[Any], int | None]:

@@ -38,6 +38,8 @@ class TrainingSettings:
         data: A folder with ``train`` and ``validation`` (or ``val``) inside, one folder a class in each; with
             ``dataset`` its root; or the word ``cluttered-mnist`` for the embedded data.
         dataset: A dataset by timm's name and prefix, such as ``torch/cifar10`` or ``hfds/...``, instead of folders.
+        suffixes: Endings of the images' files in folders, between commas; by default timm's.
+        skip_other_files: Leave out files of other endings, and say so.
         opt: Any optimiser of :func:`timm.optim.list_optimizers`.
         grad_accum_steps: How many batches make one update.
         smoothing: Label smoothing; 0 is none.
@@ -61,6 +63,8 @@ class TrainingSettings:
     dataset: str = ""
     train_split: str = "train"
     val_split: str = "validation"
+    suffixes: str | None = None
+    skip_other_files: bool = False
     epochs: int = 100
     cooldown_epochs: int = 10
     warmup_epochs: int = 0

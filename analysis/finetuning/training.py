@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from repshift import DataError, Recipe, RepshiftError, recipe_of
 from repshift.analysis.finetuning.accelerators import make_accelerator
 from repshift.analysis.finetuning.checkpoints import Checkpoints, Epoch, Progress
-from repshift.analysis.finetuning.loaders import Data, load_data
+from repshift.analysis.finetuning.loaders import Data, as_raised_by_worker, load_data
 from repshift.analysis.finetuning.settings import (
     TrainingSettings,
     build_models,
@@ -59,6 +59,7 @@ class Outcome:
         weights: These weights, for ``repshift.load_model(name, checkpoint=weights)``; ``repshift.load_model(folder)``
             of their folder gives the pruned model.
         recipe: How the model is pruned.
+        notes: What a user should be told of how the data were found and labelled.
     """
 
     dense: float
@@ -67,6 +68,7 @@ class Outcome:
     best_epoch: int
     weights: Path
     recipe: Recipe
+    notes: Sequence[str] = ()
 
 
 def finetune(
@@ -110,6 +112,8 @@ def finetune(
             output_folder(output)
         accelerator.wait_for_everyone()
         return FineTuning(settings, accelerator, models, data, output).run(resume, observe)
+    except DataError as error:
+        raise as_raised_by_worker(error) from error
     finally:
         accelerator.end_training()
 
@@ -243,6 +247,7 @@ class FineTuning:
             best_epoch=best + 1,
             weights=target,
             recipe=recipe,
+            notes=self.data.notes,
         )
         if self.accelerator.is_main_process:
             name, options = self.settings.built_from

@@ -1,49 +1,11 @@
-"""Reading images and writing results so that nothing is ever half-written."""
+"""Writing results so that nothing is ever half-written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from repshift.errors import DataError
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as 8-bit RGB, as a person sees it.
-
-    The camera's orientation is applied, transparent parts become white, 16 bits are scaled to 8.
-
-    Raises:
-        DataError: If the file is missing, is no image, is damaged, or has values without a known range.
-    """
-    if not path.is_file():
-        raise DataError(f"Image {path} {'is a folder' if path.is_dir() else 'does not exist'}. Give an image file.")
-    try:
-        with Image.open(path) as image:
-            return _as_seen(image, path)
-    except DataError:
-        raise
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that Pillow can read ({error}). Give a JPEG or PNG file.") from error
-
-
-def _as_seen(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError(
-            f"{path} holds {'whole numbers' if image.mode == 'I' else 'floats'} of 32 bits, whose range is not known. "
-            "Save it with 8 or 16 bits a channel."
-        )
-    upright = ImageOps.exif_transpose(image)
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    converted: Image.Image = upright.convert("RGB")
-    return converted
 
 
 def output_folder(path: Path) -> Path:

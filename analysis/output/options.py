@@ -75,6 +75,21 @@ Dataset = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="Name of the split.")]
 ClassMap = Annotated[str | None, typer.Option(help="File of all the model's class names, one a line.")]
+LabelsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        help="File of labels, for images that lie in no class folders: one label a line, or file and label. "
+        "ImageNet's ILSVRC2012_validation_ground_truth.txt, Kaggle's LOC_val_solution.csv, Caffe's val.txt.",
+        show_default=False,
+    ),
+]
+Suffixes = Annotated[
+    str | None, typer.Option(help="Endings of the images' files, as .jpg,.tif. [default: .jpg,.jpeg,.png]")
+]
+SkipOtherFiles = Annotated[
+    bool, typer.Option("--skip-other-files", help="Leave out files of other endings, and say so, instead of stopping.")
+]
 NumSamples = Annotated[
     int | None, typer.Option(help="Take so many samples, evenly spread; of a stream the first. [default: all]")
 ]

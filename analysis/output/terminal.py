@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
@@ -29,6 +30,12 @@ def note_random_weights(pretrained: bool, checkpoint: Path | str | None, *models
 
     if not pretrained and checkpoint is None and any(folder_of(model) is None for model in models):
         note("note: the weights are random; give --pretrained or --checkpoint for a trained model.")
+
+
+def note_data(notes: Iterable[str]) -> None:
+    """Say what was noticed of the data, a line each."""
+    for text in notes:
+        note(f"note: {text}")
 
 
 def interrupted(outcome: str, *, shown: bool = True) -> typer.Exit:

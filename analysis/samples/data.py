@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from repshift.analysis.samples.batches import Batch, Failure, Share, collate, known_label, unreadable
 from repshift.analysis.samples.canvases import CANVASES, CanvasPictures, evaluation_canvases
+from repshift.analysis.samples.pictures import as_seen, read_picture
 from repshift.analysis.samples.preprocessing import evaluation_config, image_mode, preprocessing
 from repshift.analysis.samples.sources import (
     STREAMS,
@@ -25,6 +26,9 @@ from repshift.analysis.samples.sources import (
     check_synsets,
     class_count,
     class_names,
+    find_split,
+    is_folder,
+    open_files,
     open_source,
 )
 from repshift.errors import DataError, UnknownNameError, first_line
@@ -93,9 +97,23 @@ class Samples(Dataset[tuple[int, Tensor, int]]):
         return _Batches(self, parts), len(parts)
 
     @property
+    def notes(self) -> list[str]:
+        """What a user should be told of how files were found and labelled, a line each."""
+        return list(getattr(getattr(self.dataset, "reader", None), "notes", ()))
+
+    @property
+    def labelled_files(self) -> list[str] | None:
+        """All files, with the labels that are known without reading them."""
+        files, labels = self.files, getattr(getattr(self.dataset, "reader", None), "labels", None)
+        if files is None or labels is None:
+            return files
+        return [f"{file} {labels[self.chosen[index]]}" for index, file in enumerate(files)]
+
+    @property
     def files(self) -> list[str] | None:
         """All files that were found, if they can be told without reading them."""
-        if not hasattr(getattr(self.dataset, "reader", self.dataset), "samples"):
+        held = getattr(self.dataset, "reader", self.dataset)
+        if not hasattr(held, "files") and not hasattr(held, "samples"):
             return None
         return [self.file_name(index) for index in range(len(self))]
 
@@ -114,10 +132,9 @@ class Samples(Dataset[tuple[int, Tensor, int]]):
     def _picture(self, position: int) -> tuple[Image.Image, Any]:
         if not hasattr(self.dataset, "reader"):
             picture, target = self.dataset[position]
-            return picture.convert(self.mode), target
+            return as_seen(picture, self.mode), target
         file, target, *_ = self.dataset.reader[position]
-        with file, Image.open(file) as picture:
-            return picture.convert(self.mode), target
+        return read_picture(file, self.mode), target
 
 
 def open_samples(
@@ -128,6 +145,9 @@ def open_samples(
     split: str = "validation",
     class_map: str | Path | None = None,
     valid_labels: Sequence[int] | None = None,
+    labels: str | Path | None = None,
+    suffixes: str | None = None,
+    skip_other_files: bool = False,
     num_samples: int | None = None,
     config: Mapping[str, Any] | None = None,
     labelled: bool = True,
@@ -143,9 +163,13 @@ def open_samples(
         split: Which part of the data.
         class_map: File that numbers the classes: of text, one class a line.
         valid_labels: The model's classes that the data have, in the order of the data's own.
+        labels: File of labels, for images that do not lie in folders of their classes; see
+            :mod:`repshift.analysis.samples.label_files`.
+        suffixes: Endings of the images' files, between commas; by default timm's.
+        skip_other_files: Leave out other files, and say so, instead of refusing them.
         num_samples: Take so many, evenly spread; by default all.
         config: From :func:`evaluation_config`; by default the model's own.
-        labelled: Whether the labels will be used; else classes need not be the model's.
+        labelled: Whether the labels will be used; else images may lie at any depth.
         **options: Passed on to :func:`timm.data.create_dataset`, such as ``input_key`` and ``target_key``.
 
     Raises:
@@ -166,15 +190,36 @@ def open_samples(
                 f"--dataset {dataset!r} is a stream, which cannot be read by number. Give torch/NAME or hfds/NAME, or "
                 "leave it out for folders."
             )
-        if str(data).endswith(".tar"):
-            options["cache_tarfiles"] = False  # workers would share the open file, and its place, with their parent
-        opened = open_source(data, dataset, split, image_mode(config), class_map, options)
-        opened.transform = None
-        classes = class_count(opened)
-        if labelled and class_map is None and valid_labels is None:
-            check_synsets(model, class_names(opened), dataset or str(data))
+        if is_folder(dataset):
+            if options:
+                raise DataError(
+                    f"{' and '.join(sorted(options))} are for a named dataset, and no --dataset was given. Leave them "
+                    "out; --suffixes names the endings of image files."
+                )
+            opened = open_files(
+                model,
+                find_split(Path(str(data)), split),
+                class_map=class_map,
+                labels=labels,
+                suffixes=suffixes,
+                skip_other_files=skip_other_files,
+                labelled=labelled,
+            )
+            classes = class_count(opened)
+            if labelled and class_map is None and valid_labels is None:
+                check_synsets(model, class_names(opened), str(data))
+        else:
+            if labels is not None or suffixes is not None or skip_other_files:
+                raise DataError(
+                    f"--labels, --suffixes and --skip-other-files are for folders of images, got --dataset {dataset}. "
+                    "Leave them out."
+                )
+            opened = open_source(data, dataset, split, class_map, options)
+            opened.transform = None
+            classes = class_count(opened)
     if labelled:
-        check_classes(model, classes, dataset or str(data), bool(class_map), valid_labels)
+        empty = getattr(getattr(opened, "reader", None), "empty", ())
+        check_classes(model, classes, dataset or str(data), bool(class_map), valid_labels, empty)
     return Samples(opened, dataset or str(data), config, num_samples, valid_labels)
 
 

@@ -11,7 +11,7 @@ from timm.data import create_transform
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from repshift.analysis.output.files import read_image
+from repshift.analysis.samples.pictures import read_image
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:

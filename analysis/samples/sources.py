@@ -1,21 +1,25 @@
-"""Opening data by timm's readers, and checking that they fit the model."""
+"""Opening data, files by ourselves and named datasets by timm, and checking that they fit the model."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.data import ImageNetInfo, create_dataset, infer_imagenet_subset
+from timm.data import ImageDataset, ImageNetInfo, create_dataset, infer_imagenet_subset
 from torch import nn
 
+from repshift.analysis.samples.class_maps import read_class_map
+from repshift.analysis.samples.label_files import SYNSET, by_label_file
+from repshift.analysis.samples.labelled_files import by_folder, unlabelled
+from repshift.analysis.samples.listing import list_files, named, parse_suffixes
 from repshift.errors import DataError, UnknownNameError, first_line
 
 # What timm calls the two splits of a folder
 SPLITS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test", "testing"))
 INDEXED = ("torch", "hfds")  # timm's kinds of datasets whose samples are read by number
 STREAMS = ("hfids", "wds")  # those that are read from the beginning
+FOLDERS = ("torch/image_folder", "torch/folder")  # other names for folders, read in the same strict way
 
 
 def check_source(data: str | Path | None, dataset: str, split: str) -> str:
@@ -30,7 +34,7 @@ def check_source(data: str | Path | None, dataset: str, split: str) -> str:
     """
     kind, _, rest = dataset.partition("/")
     kind = kind.lower()
-    if dataset:
+    if dataset and not is_folder(dataset):
         if kind not in (*INDEXED, *STREAMS) or not rest:
             raise UnknownNameError(
                 f"--dataset {dataset!r} is none that is evaluated exactly. Give "
@@ -51,6 +55,11 @@ def check_source(data: str | Path | None, dataset: str, split: str) -> str:
     return ""
 
 
+def is_folder(dataset: str) -> bool:
+    """Say whether a dataset's name stands for folders of images: none does, and torchvision's name for them."""
+    return not dataset or dataset.lower() in FOLDERS
+
+
 def _check_split(root: Path, split: str) -> None:
     """Refuse a folder without the split: timm would take the folder itself, and evaluate all splits at once."""
     synonyms: Sequence[str] = next((names for names in SPLITS if split in names), (split,))
@@ -67,45 +76,88 @@ def _check_split(root: Path, split: str) -> None:
         )
 
 
+def find_split(root: Path, split: str) -> Path:
+    """Return the folder of a split below the data, under any of its names; the data themselves if there is none."""
+    synonyms = next((names for names in SPLITS if split in names), ())
+    return next((root / name for name in dict.fromkeys((split, *synonyms)) if (root / name).is_dir()), root)
+
+
+def open_files(
+    model: nn.Module,
+    root: Path,
+    *,
+    class_map: str | Path | None = None,
+    labels: str | Path | None = None,
+    suffixes: str | None = None,
+    skip_other_files: bool = False,
+    labelled: bool = True,
+) -> ImageDataset:
+    """Open images in folders or in a tar file.
+
+    Args:
+        model: Whose classes they show.
+        root: Holds the folders of the classes.
+        class_map: A file of the names of all the model's classes; may be named by its place in ``root``.
+        labels: A file of labels, see :mod:`repshift.analysis.samples.label_files`.
+        suffixes: Endings of images between commas; by default timm's.
+        skip_other_files: Leave out, and say, files of other endings and what is no regular file.
+        labelled: Whether labels will be used; else images may lie anywhere.
+
+    Raises:
+        DataError: If anything there could make a label wrong.
+    """
+    listing = list_files(root, parse_suffixes(suffixes))
+    numbers = None if class_map is None else _read_class_map(class_map, root)
+    if labels is not None:
+        synsets = _synsets_of(model)
+        files = by_label_file(
+            listing,
+            Path(labels),
+            getattr(model, "num_classes", 0),
+            class_map=numbers,
+            synsets=synsets,
+            skip_other_files=skip_other_files,
+        )
+    elif labelled:
+        files = by_folder(listing, numbers, skip_other_files=skip_other_files, source=str(class_map))
+    else:
+        files = unlabelled(listing, skip_other_files=skip_other_files)
+    return ImageDataset(str(root), reader=files)
+
+
+def _read_class_map(class_map: str | Path, root: Path | None) -> dict[str, int]:
+    """Read a class map, which may be named by its place in the data, as in timm."""
+    named_so = Path(class_map)
+    return read_class_map(named_so if root is None or named_so.is_file() else root / named_so)
+
+
 def open_source(
     data: str | Path | None,
     dataset: str,
     split: str,
-    mode: str,
     class_map: str | Path | None,
     options: Mapping[str, Any],
 ) -> Any:
-    """Open timm's dataset.
+    """Open a named dataset of timm's, its pictures as they are stored.
 
     Raises:
         DataError: If it cannot be opened or is empty.
     """
     root = None if data is None else str(data)
-    # torchvision's have no maps of classes
-    mapped: dict[str, Any] = {} if class_map is None else {"class_map": str(class_map)}
+    mapped: dict[str, Any] = {}  # torchvision's datasets have no maps of classes
+    if class_map is not None:
+        mapped["class_map"] = _read_class_map(class_map, None if data is None else Path(data))
     try:
-        opened = create_dataset(dataset, root=root, split=split, input_img_mode=mode, **mapped, **options)
+        opened = create_dataset(dataset, root=root, split=split, input_img_mode="", **mapped, **options)
         empty = hasattr(opened, "__getitem__") and len(opened) == 0
     except Exception as error:  # timm's readers raise whatever their libraries raise
         raise DataError(
-            f"timm cannot open {dataset or 'images'} in {root}, split {split} ({type(error).__name__}: "
-            f"{first_line(error)}). Check the folder, --dataset, --split and --class-map."
+            f"timm cannot open {dataset} in {root}, split {split} ({type(error).__name__}: {first_line(error)}). Check "
+            "the folder, --dataset, --split and --class-map."
         ) from error
     if empty:
-        raise DataError(f"{dataset or root} has no samples in its split {split}. Give another --split.")
-    if class_map is not None and not dataset:
-        _check_map(opened, create_dataset("", root=root, split=split, **options), class_map)
+        raise DataError(f"{dataset} has no samples in its split {split}. Give another --split.")
     return opened
-
-
-def _check_map(mapped: Any, whole: Any, class_map: str | Path) -> None:
-    """Refuse a map of classes that lacks some of the folders, whose images timm leaves out without a word."""
-    if len(mapped) < len(whole):
-        missing = sorted(set(whole.reader.class_to_idx) - set(mapped.reader.class_to_idx))
-        raise DataError(
-            f"{class_map} lacks the folders {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}, which hold "
-            f"{len(whole) - len(mapped)} of {len(whole)} images. Add them, or take them out of the data."
-        )
 
 
 def class_names(opened: Any) -> list[str]:
@@ -126,25 +178,53 @@ def class_count(opened: Any) -> int | None:
 
 
 def check_synsets(model: nn.Module, names: Sequence[str], source: str) -> None:
-    """Check that folders named by WordNet's synsets are those of the ImageNet that a model of timm was trained for.
+    """Check folders named by WordNet's synsets: all are, and they are those of the model's ImageNet.
+
+    Args:
+        model: Any classifier; which ImageNet it was trained for follows from the number of its classes.
+        names: Of all folders.
+        source: What messages call the data.
 
     Raises:
-        DataError: If they are of another one.
+        DataError: If some folders are no synsets, one of the model's is missing, or one is of another ImageNet.
     """
-    if not names or not all(re.fullmatch(r"n\d{8}", name) for name in names):
+    strays = [name for name in names if not SYNSET.fullmatch(name)]
+    if len(strays) == len(names):
         return
-    if (subset := infer_imagenet_subset(model)) is None:
+    if strays:
+        raise DataError(
+            f"{source} has folders of synsets and others: {named(strays)}. Each would be a class. Take them out."
+        )
+    expected = _synsets_of(model)
+    if not expected:
         return
-    expected = ImageNetInfo(subset).label_names()
+    subset = infer_imagenet_subset(model)
     if others := sorted(set(names) - set(expected)):
         raise DataError(
             f"{source} has classes that {subset} lacks, such as {others[0]}, {len(others)} of {len(names)}. Give the "
             "data that the model was trained for, or --class-map FILE."
         )
+    missing = sorted(set(expected) - set(names))
+    if missing and len(missing) < len(expected) / 2:
+        raise DataError(
+            f"{source} lacks {len(missing)} of the {len(expected)} classes of {subset}: {named(missing)}. Add them, "
+            "empty if need be, or say which classes these are: --class-map FILE."
+        )
+
+
+def _synsets_of(model: nn.Module) -> list[str]:
+    """List the synsets of the ImageNet that a model was trained for, by the numbers of its classes."""
+    subset = infer_imagenet_subset(model)
+    return list(ImageNetInfo(subset).label_names()) if subset else []
 
 
 def check_classes(
-    model: nn.Module, classes: int | None, source: str, mapped: bool, valid_labels: Sequence[int] | None
+    model: nn.Module,
+    classes: int | None,
+    source: str,
+    mapped: bool,
+    valid_labels: Sequence[int] | None,
+    empty: Sequence[str] = (),
 ) -> None:
     """Check that the data have the model's classes; labels of data that do not know theirs are checked as they come.
 
@@ -154,6 +234,7 @@ def check_classes(
         source: What messages call the data.
         mapped: A map numbers the classes, which may be fewer than the model's.
         valid_labels: The model's classes that the data have.
+        empty: Folders without images, which count as classes.
 
     Raises:
         DataError: If they do not fit.
@@ -167,8 +248,9 @@ def check_classes(
     fits = classes is None or (classes <= wanted if mapped else classes == wanted)
     if not fits:
         told = "tells apart" if valid_labels is None else "is asked by --valid-labels to tell apart"
+        without = f" ({len(empty)} without images: {named(empty)})" if empty else ""
         raise DataError(
-            f"{source} has {classes} classes, the model {told} {wanted}. Give the data that the model was trained "
-            "for, or say which classes these are: --class-map FILE (names of all the model's classes, one a line) or "
-            "--valid-labels FILE (numbers of the classes that the data have)."
+            f"{source} has {classes} classes{without}, the model {told} {wanted}. Give the data that the model was "
+            "trained for, or say which classes these are: --class-map FILE (names of all the model's classes, one a "
+            "line) or --valid-labels FILE (numbers of the classes that the data have)."
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from repshift.analysis.samples.batches import Batch, Failure, Share, collate, known_label
+from repshift.analysis.samples.pictures import as_seen
 from repshift.analysis.samples.preprocessing import evaluation_config, image_mode, preprocessing
 from repshift.analysis.samples.sources import check_classes, class_count, open_source
 from repshift.errors import DataError, first_line
@@ -43,7 +44,7 @@ class Stream:
     ) -> None:
         self.reader, self.name, self.config, self.valid_labels = dataset.reader, name, dict(config), valid_labels
         self.num_samples = num_samples
-        self.transform = preprocessing(config)
+        self.transform, self.mode = preprocessing(config), image_mode(config)
         # the reader would divide the stream among all processes
         for setting, value in {"dist_rank": 0, "dist_num_replicas": 1, "num_workers": 1}.items():
             setattr(self.reader, setting, value)
@@ -78,7 +79,7 @@ class Stream:
                 yield index, Failure(index, name, picture)
                 continue
             try:
-                yield index, (self.transform(picture), known_label(target, self.valid_labels))
+                yield index, (self.transform(as_seen(picture, self.mode)), known_label(target, self.valid_labels))
             except (OSError, ValueError, RuntimeError) as error:
                 yield index, Failure(index, name, f"{type(error).__name__}: {first_line(error)}")
         if self.count is not None and index + 1 < self.count:
@@ -107,7 +108,7 @@ def open_stream(
     """
     config = evaluation_config(model) if config is None else config
     options = {**options, "num_samples": num_samples}
-    opened = open_source(data, dataset, split, image_mode(config), class_map, options)
+    opened = open_source(data, dataset, split, class_map, options)
     check_classes(model, class_count(opened), dataset, class_map is not None, valid_labels)
     return Stream(opened, dataset, config, num_samples, valid_labels)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from repshift.analysis.output import options
-from repshift.analysis.output.terminal import note, note_random_weights, progress_bar
+from repshift.analysis.output.terminal import note, note_data, note_random_weights, progress_bar
 from repshift.errors import RepshiftError
 
 
@@ -17,7 +17,8 @@ def statistics(
     data: options.Data = "cluttered-mnist",
     dataset: options.Dataset = "",
     split: options.Split = "validation",
-    class_map: options.ClassMap = None,
+    suffixes: options.Suffixes = None,
+    skip_other_files: options.SkipOtherFiles = False,
     masks: Annotated[
         Path | None,
         typer.Option(help="Folder with a mask for each image, laid out like the data; not black is the object."),
@@ -60,7 +61,8 @@ def statistics(
                 output_folder(output)
             loaded = load_dense(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
             study = Study(loaded.to(processes.device(device)), chosen)
-            source: dict[str, Any] = {"dataset": dataset, "split": split, "class_map": class_map}
+            source: dict[str, Any] = {"dataset": dataset, "split": split}
+            source |= {"suffixes": suffixes, "skip_other_files": skip_other_files}
             samples = open_samples(loaded, data, num_samples=num_samples, labelled=False, **source)
             found = masks_for(samples, masks)
         with progress_bar(shown=processes.first) as progress:
@@ -81,6 +83,7 @@ def statistics(
         processes.leave()
     if not processes.first:
         return
+    note_data(samples.notes)
     note_random_weights(pretrained, checkpoint, model)
     if found is None:
         note("note: nothing is known of where objects are, so nothing is said of them; give --masks.")

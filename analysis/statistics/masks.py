@@ -14,6 +14,7 @@ from torch import Tensor
 
 from repshift.analysis.samples.canvases import CANVASES, evaluation_canvases
 from repshift.analysis.samples.data import Samples
+from repshift.analysis.samples.pictures import read_image
 from repshift.analysis.samples.preprocessing import preprocessing
 from repshift.analysis.statistics.foreground import masks_of_boxes
 from repshift.errors import DataError
@@ -88,7 +89,7 @@ class FolderMasks:
     def _mask(self, index: int) -> Image.Image:
         image = self._image(index)
         file = self._file(image)
-        mask, size = read_mask(file), _opened(image, lambda picture: picture.size)
+        mask, size = read_mask(file), read_image(image).size
         if mask.shape != size[::-1]:
             raise DataError(
                 f"The mask {file} has {mask.shape[1]} x {mask.shape[0]} pixels, its image {image} has {size[0]} x "

@@ -9,7 +9,7 @@ from repshift import DataError, Recipe, ShiftTracker, load_model
 from repshift.analysis.evaluation import loop as evaluation_loop
 from repshift.analysis.evaluation.records import SampleRecord
 from repshift.analysis.evaluation.settings import EvaluationSettings
-from repshift.analysis.evaluation.summary import read_real_labels, real_answers, summarise
+from repshift.analysis.evaluation.summary import is_chance, read_real_labels, real_answers, summarise
 
 DROP = "12@0"  # as in the settings
 
@@ -105,6 +105,7 @@ def test_valid_labels_choose_among_these_classes_only(settings, folder, hurt, tm
     for digit in (0, 1, 2, 3):
         for path in (folder / "val" / str(digit)).iterdir():
             path.unlink()
+        (folder / "val" / str(digit)).rmdir()
     (tmp_path / "valid.txt").write_text("\n".join("456789"))
     found = predictions(load_model("tiny_resnet", checkpoint=hurt), folder)
     right = [label == next(guess for guess in order if guess >= 4) for label, order in found.values()]
@@ -155,3 +156,30 @@ def test_timing_leaves_out_the_first_batch():
     timing.add(8, 1.0)
     timing.add(4, 1.0)
     assert timing.rate == 6.0
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "samples", "classes", "expected"),
+    [
+        (10.0, 500, 10, True),
+        (0.1, 50_000, 1000, True),
+        (0.0, 1000, 10, True),  # worse than guessing
+        (13.0, 500, 10, True),
+        (14.0, 500, 10, False),
+        (0.3, 1000, 1000, True),
+        (0.5, 1000, 1000, False),
+        (76.1, 50_000, 1000, False),
+        (10.0, 10, 10, False),  # too few to say
+        (100.0, 50, 1, False),
+    ],
+)
+def test_chance_is_a_binomial_test(accuracy, samples, classes, expected):
+    assert is_chance(accuracy, samples, classes) == expected
+
+
+def test_chance_agrees_with_scipy():
+    binom = pytest.importorskip("scipy.stats").binom
+    for samples, classes in ((50, 2), (500, 10), (2000, 100)):
+        for hits in range(samples):
+            expected = binom.sf(hits - 1, samples, 1 / classes) > 0.01
+            assert is_chance(100 * hits / samples, samples, classes) == expected

@@ -121,3 +121,40 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(run, folder, monkeypatch)
     code, out, _ = run(folder, "-m", "tiny_resnet", "--results-file", "r.csv")
     assert code == 130
     assert "--resume" in out
+
+
+def test_accuracy_at_chance_is_said_with_its_usual_causes(run, folder):
+    code, out, _ = run(folder, "-m", "tiny_resnet", "-j", 0, "-b", 23)
+    assert code == 0
+    assert "guessing would be right as often. The usual causes" in " ".join(out.split())
+    code, out, _ = run(folder, "-m", "tiny_resnet", "--pretrained", "-j", 0, "-b", 23)
+    assert code == 0
+    assert "guessing" not in out
+
+
+def test_files_of_other_endings_stop_the_run_unless_they_may_be_left_out(run, folder):
+    stray = folder / "val" / "3" / "notes.txt"
+    stray.write_text("no picture")
+    code, _, err = run(folder, "-m", "tiny_resnet", "-j", 0)
+    assert code == 1
+    assert "3/notes.txt" in err
+    code, out, _ = run(folder, "-m", "tiny_resnet", "-j", 0, "--skip-other-files")
+    assert code == 0
+    assert "23 samples" in out
+    assert "left out 1" in out
+
+
+def test_a_flat_folder_is_evaluated_by_a_file_of_labels(run, folder, tmp_path):
+    (tmp_path / "flat").mkdir()
+    lines = []
+    for number, file in enumerate(sorted((folder / "val").rglob("*.png"))):
+        (tmp_path / "flat" / f"{number}.png").symlink_to(file)
+        lines.append(f"{number}.png {file.parent.name}")
+    (tmp_path / "labels.txt").write_text("\n".join(lines))
+    arguments = ("-m", "tiny_resnet", "--pretrained", "-j", 0)
+    _, expected, _ = run(folder, *arguments)
+    code, out, _ = run(tmp_path / "flat", *arguments, "--labels", tmp_path / "labels.txt")
+    assert code == 0
+    assert [line for line in out.splitlines() if "Acc@1" in line] == [
+        line for line in expected.splitlines() if "Acc@1" in line
+    ]

@@ -156,7 +156,7 @@ def empty_training(root):
         (remove("train", "val"), r"no folder train or training"),
         (remove("train"), r"no folder train or training.*one folder of images a class"),
         (remove("val"), r"no folder validation or val or valid"),
-        (empty_training, r"timm cannot open images.*Found 0 images"),
+        (empty_training, r"has 0 images that end in"),
         (add_class, r"has classes that .* lacks: eleven"),
     ],
 )
@@ -167,3 +167,19 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match=message):
         run(make_settings(data=str(other_pictures)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_training_image_is_named_and_not_replaced(make_settings, other_pictures, tmp_path, run, workers):
+    broken = sorted((other_pictures / "train").rglob("*.png"))[3]
+    broken.write_text("no picture")
+    with pytest.raises(DataError, match=rf"^Cannot read {broken} \(UnidentifiedImageError"):
+        run(make_settings(data=str(other_pictures)), tmp_path / "out", workers=workers)
+
+
+def test_files_of_other_endings_are_left_out_only_if_asked(make_settings, other_pictures, tmp_path, run):
+    (other_pictures / "val" / "0" / "notes.txt").write_text("no picture")
+    with pytest.raises(DataError, match=r"0/notes\.txt"):
+        run(make_settings(data=str(other_pictures)), tmp_path / "out")
+    outcome = run(make_settings(data=str(other_pictures), skip_other_files=True), tmp_path / "out")
+    assert any("notes.txt" in note for note in outcome.notes)
