@@ -74,7 +74,7 @@ Dataset = Annotated[
     typer.Option(help="torch/NAME or hfds/NAME in the data's folder, instead of class folders.", show_default=False),
 ]
 Split = Annotated[str, typer.Option(help="Name of the split.")]
-ClassMap = Annotated[str | None, typer.Option(help="File of all the model's class names, one a line.")]
+ClassMap = Annotated[str | None, typer.Option(help="File of all the model's class names, one a line; or imagenet-1k.")]
 LabelsFile = Annotated[
     Path | None,
     typer.Option(

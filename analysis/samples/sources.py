@@ -19,6 +19,7 @@ from repshift.errors import DataError, UnknownNameError, first_line
 SPLITS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test", "testing"))
 INDEXED = ("torch", "hfds")  # timm's kinds of datasets whose samples are read by number
 STREAMS = ("hfids", "wds")  # those that are read from the beginning
+IMAGENETS = ("imagenet-1k", "imagenet-12k", "imagenet-22k")  # whose classes timm lists
 FOLDERS = ("torch/image_folder", "torch/folder")  # other names for folders, read in the same strict way
 
 
@@ -126,8 +127,10 @@ def open_files(
 
 
 def _read_class_map(class_map: str | Path, root: Path | None) -> dict[str, int]:
-    """Read a class map, which may be named by its place in the data, as in timm."""
+    """Read a class map, which may be named by its place in the data, as in timm, or be an ImageNet that timm knows."""
     named_so = Path(class_map)
+    if str(class_map) in IMAGENETS and not named_so.is_file():
+        return {name: number for number, name in enumerate(ImageNetInfo(str(class_map)).label_names())}
     return read_class_map(named_so if root is None or named_so.is_file() else root / named_so)
 
 
@@ -252,5 +255,6 @@ def check_classes(
         raise DataError(
             f"{source} has {classes} classes{without}, the model {told} {wanted}. Give the data that the model was "
             "trained for, or say which classes these are: --class-map FILE (names of all the model's classes, one a "
-            "line) or --valid-labels FILE (numbers of the classes that the data have)."
+            "line; imagenet-1k for a part of ImageNet) or --valid-labels FILE (numbers of the classes that the data "
+            "have)."
         )

@@ -143,6 +143,14 @@ def test_a_hidden_folder_takes_no_class_away(imagenet_model, make_tree):
         assert samples.dataset.reader.labels[at] == SYNSETS.index(samples.file_name(at).split("/")[-2])
 
 
+def test_a_part_of_imagenet_is_numbered_by_the_list_that_timm_has(imagenet_model, make_tree):
+    root = make_tree(SYNSETS[7], SYNSETS[700])
+    with pytest.raises(DataError, match=r"has 2 classes.*imagenet-1k for a part of ImageNet"):
+        open_samples(imagenet_model, root)
+    samples = open_samples(imagenet_model, root, class_map="imagenet-1k")
+    assert samples.dataset.reader.labels == [7, 700]
+
+
 @pytest.mark.parametrize("option", [{"labels": "x.txt"}, {"suffixes": ".tif"}, {"skip_other_files": True}])
 def test_options_of_folders_are_refused_beside_a_named_dataset(model, folder, option):
     with pytest.raises(DataError, match="are for folders of images"):
