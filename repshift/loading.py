@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def load_model(
             Or a folder that :func:`repshift.save_model` wrote (a path with a slash, or a :class:`pathlib.Path`): the
             model with its weights, pruned by its recipe if it has one.
         pretrained: Load the published weights: shipped ones for the zoo, downloaded ones for the others.
-        checkpoint: Load weights from this file instead, strictly and without unpickling code.
+        checkpoint: Load weights from this file instead, strictly and without unpickling code. With ``img_size`` among
+            the options, tables of positions of another size are resampled as timm resamples published ones.
         use_ema: Of a checkpoint that holds averaged weights beside the plain ones (``model_ema`` and ``model``), take
             the averaged ones; by default those whose accuracy was published: the averaged ones, but of a Vision
             Mamba other than ``vim_base`` the plain ones.
@@ -84,12 +86,29 @@ def load_model(
             f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
         ) from error
     if checkpoint is not None:
-        from repshift.backbones.checkpoints import load_weights
-
-        if use_ema is None:
-            use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
-        load_weights(model, Path(checkpoint), use_ema=use_ema)
+        load_checkpoint(model, checkpoint, use_ema=use_ema, changed=options)
     return model.eval()
+
+
+def load_checkpoint(
+    model: nn.Module, checkpoint: str | Path, *, use_ema: bool | None = None, changed: Collection[str] = ()
+) -> None:
+    """Load weights from a file into a model, strictly, see :func:`load_model`.
+
+    Args:
+        model: Receives the weights.
+        checkpoint: The file.
+        use_ema: See :func:`load_model`.
+        changed: What the model has otherwise than the checkpoint; ``"img_size"`` lets positions be resampled.
+
+    Raises:
+        CheckpointError: If the weights cannot be read or do not fit the model.
+    """
+    from repshift.backbones.checkpoints import load_weights
+
+    if use_ema is None:
+        use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
+    load_weights(model, Path(checkpoint), use_ema=use_ema, changed=changed)
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
