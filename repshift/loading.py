@@ -87,6 +87,9 @@ def load_model(
         ) from error
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, use_ema=use_ema, changed=options)
+    if options.get("img_size") is not None:
+        size = options["img_size"]
+        take_size(model, (size, size) if isinstance(size, int) else tuple(size))
     return model.eval()
 
 
@@ -109,6 +112,20 @@ def load_checkpoint(
     if use_ema is None:
         use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
     load_weights(model, Path(checkpoint), use_ema=use_ema, changed=changed)
+
+
+def take_size(model: nn.Module, size: tuple[int, int]) -> None:
+    """Let what the model knows of its preprocessing say images of another size, which timm leaves as published.
+
+    Args:
+        model: Built for this size, or of any.
+        size: Rows and columns in pixels.
+    """
+    known = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" in known:
+        sizes = [name for name in ("input_size", "test_input_size") if name in known]
+        changed = dict.fromkeys(sizes, (known["input_size"][0], *size))
+        model.pretrained_cfg = {**known, **changed}  # type: ignore[assignment]  # a plain attribute
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:

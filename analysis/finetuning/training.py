@@ -245,8 +245,11 @@ class FineTuning:
             recipe=recipe,
         )
         if self.accelerator.is_main_process:
-            name, options = self.settings.built_from
+            settings = self.settings
+            name, options = settings.built_from
             self.checkpoints.write_best(f"{self.settings.model}, fine-tuned with {recipe.schedule} dropped", target)
+            if self.dense.pretrained_cfg.get("fixed_input_size") and (settings.img_size or settings.input_size):
+                options["img_size"] = list(self.dense.pretrained_cfg["input_size"][1:])
             describe_folder(self.output, name, recipe, **options)
             summary = {
                 "accuracy": {"dense": outcome.dense, "pruned": outcome.pruned, "finetuned": outcome.finetuned},

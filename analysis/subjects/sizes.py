@@ -1,4 +1,4 @@
-"""Fitting a model to images of another size."""
+"""Building a model for images of the size that is asked for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,39 @@ from typing import Any
 from torch import nn
 
 from repshift import UnsupportedModelError
-from repshift.analysis.subjects.models import load_dense
+from repshift.analysis.samples.preprocessing import evaluation_config
+from repshift.analysis.subjects.models import ModelOptions, load_dense, saved_model
 from repshift.errors import RepshiftError, first_line
+from repshift.loading import load_checkpoint, take_size
+
+
+def build_model(name: str, given: ModelOptions, *, use_train_size: bool = False) -> nn.Module:
+    """Build the dense model of a command, at the size that was asked for, else at its own for tests.
+
+    Weights of another size are fitted as timm fits published ones; what the model knows of its preprocessing says the
+    size, too.
+
+    Args:
+        name: A name or a folder.
+        given: The command's options.
+        use_train_size: Take the size of training also where timm evaluates at another one.
+
+    Raises:
+        RepshiftError: If there is no such model, its weights cannot be had, or it cannot have this size.
+    """
+    weights: dict[str, Any] = {"checkpoint": given.checkpoint, "use_ema": given.use_ema}
+    loading: dict[str, Any] = {"pretrained": given.pretrained, **given.options}
+    # a file's weights may have been trained at the size that is asked for, so they come last
+    later = given.sized and given.checkpoint is not None and not given.pretrained and saved_model(name) is None
+    model = load_dense(name, **loading, **({} if later else weights))
+    asked = {"img_size": given.img_size, "input_size": given.input_size, "use_train_size": use_train_size}
+    size = evaluation_config(model, **asked)["input_size"]
+    model = resized(name, model, size, **loading, **({} if later else weights))
+    if later:
+        load_checkpoint(model, str(given.checkpoint), use_ema=given.use_ema, changed={*given.options, "img_size"})
+    if given.sized:
+        take_size(model, (size[1], size[2]))
+    return model.eval()
 
 
 def resized(name: str, model: nn.Module, size: tuple[int, int, int], **loading: Any) -> nn.Module:
@@ -24,14 +55,14 @@ def resized(name: str, model: nn.Module, size: tuple[int, int, int], **loading: 
         UnsupportedModelError: If it cannot have this size.
     """
     own = getattr(model, "pretrained_cfg", None) or {}
-    if not own.get("fixed_input_size") or "img_size" in loading or tuple(own["input_size"]) == tuple(size):
+    if not own.get("fixed_input_size") or tuple(own["input_size"]) == tuple(size):
         return model
     try:
         if hasattr(model, "set_input_size"):
             resizable: Any = model
             resizable.set_input_size(img_size=size[1:])
             return model
-        return load_dense(name, **loading, img_size=size[1:])
+        return load_dense(name, **{**loading, "img_size": size[1:]})
     except RepshiftError:
         raise
     except Exception as error:  # each family of timm has its own reasons
