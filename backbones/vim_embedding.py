@@ -56,13 +56,18 @@ class PatchEmbed(nn.Module):
         Raises:
             RepresentationError: If the images are of another size.
         """
-        if tuple(images.shape[-2:]) != self.img_size:
-            raise RepresentationError(
-                f"The model takes images of {self.img_size[0]}x{self.img_size[1]} pixels, got {tuple(images.shape)}. "
-                "Resize the images, or the model: model.set_input_size(img_size=(rows, columns))."
-            )
-        tokens: Tensor = self.proj(images)
+        tokens: Tensor = self.proj(_of_size(images, self.img_size))
         return tokens.flatten(2).transpose(1, 2)
+
+
+@torch.fx.wrap  # symbolic tracing has no sizes to compare
+def _of_size(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(images.shape[-2:]) != size:
+        raise RepresentationError(
+            f"The model takes images of {size[0]}x{size[1]} pixels, got {tuple(images.shape)}. "
+            "Resize the images, or the model: model.set_input_size(img_size=(rows, columns))."
+        )
+    return images
 
 
 def class_index(patches: int, position: ClassPosition) -> int:

@@ -216,7 +216,7 @@ class VisionMamba(nn.Module):
         token = self.cls_token.expand(patches.shape[0], -1, -1)
         # the class token's row of the table of positions is where the token stands
         tokens = torch.cat([patches[:, :index], token, patches[:, index:]], dim=1) + self.pos_embed
-        protected = torch.full((patches.shape[0], 1), index, dtype=torch.int64, device=patches.device)
+        protected = patches.new_full((patches.shape[0], 1), index, dtype=torch.int64)
         return State(tokens, None, protected)
 
     def _initialise(self) -> None:
@@ -242,6 +242,7 @@ def checkpoint_filter_fn(weights: dict[str, Tensor], model: VisionMamba) -> dict
     return {**weights, "pos_embed": table}
 
 
+@torch.fx.wrap
 def add_to_stream(change: Tensor, stream: Tensor | None) -> Tensor:
     """Add a layer's change to the stream, ``(batch, length, channels)`` both, which is float32 at least."""
     change = at_least_float32(change)

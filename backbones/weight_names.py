@@ -29,7 +29,7 @@ def without_prefix(weights: Mapping[str, Tensor], own: Collection[str], path: Pa
     """Find a model among the weights of a checkpoint.
 
     Args:
-        weights: Tensors by name.
+        weights: Tensors of any shape by name.
         own: The model's names.
         path: Of the checkpoint, for messages.
 

@@ -52,7 +52,7 @@ def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module,
     size = {name: settings.preprocessing.get(name) for name in ("img_size", "input_size")}
     weights = {"pretrained": settings.pretrained, "checkpoint": settings.checkpoint, "use_ema": settings.use_ema}
     given = ModelOptions(**weights, **size, options=settings.model_options)
-    model = build_model(name, given, use_train_size=settings.preprocessing.get("use_train_size", False))
+    model = build_model(name, given)
     return model, evaluation_config(model, **settings.preprocessing)
 
 

@@ -22,7 +22,7 @@ from repshift.errors import first_line
 from repshift.registry import suggest
 
 SEEDS = 1_000_000  # canvases are drawn from 1,000 times the seed plus the epoch, in NumPy's 32 bits
-_ADDED = ("use_ema", "img_size", "input_size", "model_options")
+_ADDED = ("use_ema", "img_size", "input_size", "model_kwargs")
 AMP_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}  # what timm calls them, and Accelerate
 
 
@@ -39,7 +39,7 @@ class TrainingSettings:
         recipe: How it is pruned.
         img_size: Pixels a side of the images; ``None`` for the model's own. ``input_size`` instead has channels, rows
             and columns.
-        model_options: Passed on to the model.
+        model_kwargs: Passed on to the model.
         data: A folder with ``train`` and ``validation`` (or ``val``) inside, one folder a class in each; with
             ``dataset`` its root; or the word ``cluttered-mnist`` for the embedded data.
         dataset: A dataset by timm's name and prefix, such as ``torch/cifar10`` or ``hfds/...``, instead of folders.
@@ -66,7 +66,7 @@ class TrainingSettings:
     num_classes: int | None = None
     img_size: int | None = None
     input_size: tuple[int, int, int] | None = None
-    model_options: dict[str, Any] = field(default_factory=dict)
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
     dataset: str = ""
     train_split: str = "train"
     val_split: str = "validation"
@@ -121,7 +121,7 @@ class TrainingSettings:
             RepshiftError: If the model is a folder that cannot be read.
         """
         saved, own = saved_model(self.model), {} if self.num_classes is None else {"num_classes": self.num_classes}
-        own |= self.model_options
+        own |= self.model_kwargs
         return (self.model, own) if saved is None else (saved.name, {**saved.options, **own})
 
     @property

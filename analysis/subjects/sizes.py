@@ -6,15 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from repshift import UnsupportedModelError
-from repshift.analysis.samples.preprocessing import evaluation_config
+from repshift import DataError, UnsupportedModelError
 from repshift.analysis.subjects.models import ModelOptions, load_dense, saved_model
 from repshift.errors import RepshiftError, first_line
 from repshift.loading import load_checkpoint, take_size
 
 
-def build_model(name: str, given: ModelOptions, *, use_train_size: bool = False) -> nn.Module:
-    """Build the dense model of a command, at the size that was asked for, else at its own for tests.
+def build_model(name: str, given: ModelOptions) -> nn.Module:
+    """Build the dense model of a command, at the size that was asked for, else at its own.
 
     Weights of another size are fitted as timm fits published ones; what the model knows of its preprocessing says the
     size, too.
@@ -22,24 +21,51 @@ def build_model(name: str, given: ModelOptions, *, use_train_size: bool = False)
     Args:
         name: A name or a folder.
         given: The command's options.
-        use_train_size: Take the size of training also where timm evaluates at another one.
 
     Raises:
         RepshiftError: If there is no such model, its weights cannot be had, or it cannot have this size.
     """
     weights: dict[str, Any] = {"checkpoint": given.checkpoint, "use_ema": given.use_ema}
     loading: dict[str, Any] = {"pretrained": given.pretrained, **given.options}
+    if not given.sized:
+        return load_dense(name, **loading, **weights)
     # a file's weights may have been trained at the size that is asked for, so they come last
-    later = given.sized and given.checkpoint is not None and not given.pretrained and saved_model(name) is None
-    model = load_dense(name, **loading, **({} if later else weights))
-    asked = {"img_size": given.img_size, "input_size": given.input_size, "use_train_size": use_train_size}
-    size = evaluation_config(model, **asked)["input_size"]
-    model = resized(name, model, size, **loading, **({} if later else weights))
+    later = given.checkpoint is not None and not given.pretrained and saved_model(name) is None
+    if not later:
+        loading |= weights
+    model = load_dense(name, **loading)
+    size = _asked_size(model, given)
+    model = resized(name, model, size, **loading)
     if later:
         load_checkpoint(model, str(given.checkpoint), use_ema=given.use_ema, changed={*given.options, "img_size"})
-    if given.sized:
-        take_size(model, (size[1], size[2]))
+    take_size(model, (size[1], size[2]))
     return model.eval()
+
+
+def _asked_size(model: nn.Module, given: ModelOptions) -> tuple[int, int, int]:
+    known = getattr(model, "pretrained_cfg", None) or {}
+    channels = known.get("input_size", (3,))[0]
+    side = given.img_size if given.img_size is not None else 0
+    rows, columns = given.input_size[1:] if given.input_size is not None else (side, side)
+    check_size((channels if given.input_size is None else given.input_size[0], rows, columns), channels)
+    return (channels, rows, columns)
+
+
+def check_size(size: tuple[int, ...], channels: int) -> None:
+    """Check that images of a size are those of a model.
+
+    Args:
+        size: Channels, rows and columns.
+        channels: The model's.
+
+    Raises:
+        DataError: If they are not.
+    """
+    if size[0] != channels or min(size) < 1:
+        raise DataError(
+            f"The size {size} does not fit the model's {channels} channel(s). Give --img-size of at least 1, "
+            f"or --input-size {channels} ROWS COLUMNS."
+        )
 
 
 def resized(name: str, model: nn.Module, size: tuple[int, int, int], **loading: Any) -> nn.Module:
