@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,8 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
             f"Unknown source of models in {name!r}. Give a plain name of timm, hf-hub:OWNER/NAME or local-dir:FOLDER."
         )
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        with _only_weights():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError:
         raise
     except Exception as error:
@@ -157,6 +160,21 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
             "out."
         ) from error
     return model
+
+
+@contextmanager
+def _only_weights() -> Iterator[None]:
+    """Let torch unpickle nothing but weights, whatever timm asks for: older ones take all that a file says."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _check_timm_name(name: str) -> None:

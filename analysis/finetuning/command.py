@@ -88,7 +88,7 @@ def finetune(
     from repshift.folders import folder_of
 
     built = model_options(num_classes, model_kwargs)
-    given |= {"num_classes": built.pop("num_classes", None), "model_kwargs": built}
+    given |= {"num_classes": built.pop("num_classes", None), "model_kwargs": built or None}
     dropped_by = {name: given[name] for name in ("score", "pruner", "operation", "distance", "residual")}
     given["recipe"] = chosen_recipe(recipe, drop, model=model, **dropped_by)
     if given["recipe"] is None:

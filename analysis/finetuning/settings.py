@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class TrainingSettings:
     num_classes: int | None = None
     img_size: int | None = None
     input_size: tuple[int, int, int] | None = None
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    model_kwargs: dict[str, Any] | None = None
     dataset: str = ""
     train_split: str = "train"
     val_split: str = "validation"
@@ -110,7 +110,7 @@ class TrainingSettings:
         if self.input_size is not None:
             own["input_size"] = list(self.input_size)  # as it comes back from a file
         # left out where they say nothing, so that states from before they could be said are still equal
-        own = {name: value for name, value in own.items() if name not in _ADDED or value not in (None, {})}
+        own = {name: value for name, value in own.items() if name not in _ADDED or value is not None}
         return {**own, **settings_of(self.recipe)}
 
     @property
@@ -121,7 +121,7 @@ class TrainingSettings:
             RepshiftError: If the model is a folder that cannot be read.
         """
         saved, own = saved_model(self.model), {} if self.num_classes is None else {"num_classes": self.num_classes}
-        own |= self.model_kwargs
+        own |= self.model_kwargs or {}
         return (self.model, own) if saved is None else (saved.name, {**saved.options, **own})
 
     @property

@@ -168,6 +168,7 @@ def open_samples(
             )
         if str(data).endswith(".tar"):
             options["cache_tarfiles"] = False  # workers would share the open file, and its place, with their parent
+            options["cache_tarinfo"] = False  # of large files, timm unpickles a list that lies beside them
         opened = open_source(data, dataset, split, image_mode(config), class_map, options)
         opened.transform = None
         classes = class_count(opened)

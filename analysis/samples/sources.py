@@ -10,6 +10,7 @@ from typing import Any
 from timm.data import ImageNetInfo, create_dataset, infer_imagenet_subset
 from torch import nn
 
+from repshift.analysis.samples.class_maps import read_class_map
 from repshift.errors import DataError, UnknownNameError, first_line
 
 # What timm calls the two splits of a folder
@@ -81,8 +82,11 @@ def open_source(
         DataError: If it cannot be opened or is empty.
     """
     root = None if data is None else str(data)
+    if dataset.lower().startswith("wds/") and (not root or root.startswith("pipe:")):
+        # webdataset gives pipe:COMMAND to the shell, also as the name of a shard in a folder without a name
+        raise DataError(f"--dataset {dataset!r} needs the folder of its shards, got {data!r}. Give it.")
     # torchvision's have no maps of classes
-    mapped: dict[str, Any] = {} if class_map is None else {"class_map": str(class_map)}
+    mapped: dict[str, Any] = {} if class_map is None else {"class_map": read_class_map(_found(class_map, root))}
     try:
         opened = create_dataset(dataset, root=root, split=split, input_img_mode=mode, **mapped, **options)
         empty = hasattr(opened, "__getitem__") and len(opened) == 0
@@ -96,6 +100,13 @@ def open_source(
     if class_map is not None and not dataset:
         _check_map(opened, create_dataset("", root=root, split=split, **options), class_map)
     return opened
+
+
+def _found(class_map: str | Path, root: str | None) -> Path:
+    """Look for a file as timm does: where the path leads, else in the data's folder."""
+    path = Path(class_map)
+    inside = Path(root or "", class_map)
+    return inside if not path.exists() and inside.exists() else path
 
 
 def _check_map(mapped: Any, whole: Any, class_map: str | Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from repshift import DataError, Recipe, dense, load_model, recipe_of
-from repshift.folders import SavedModel, folder_of, read_folder
+from repshift.folders import LEAD_OUT, SavedModel, folder_of, read_folder
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def model_options(num_classes: int | None, model_kwargs: Sequence[str] | None) -
             raise DataError(f"--model-kwargs got {option!r}, expected key=value, as in drop_path_rate=0.1.")
         if name in parsed:
             raise DataError(f"{name} was given twice (--model-kwargs, --num-classes). Give it once.")
-        if name in ("pretrained", "checkpoint", "checkpoint_path", "use_ema"):
+        if name in (*LEAD_OUT, "use_ema"):
             raise DataError(f"--model-kwargs got {option!r}, which has options of its own: --pretrained, --checkpoint.")
         try:
             parsed[name] = ast.literal_eval(value)

@@ -56,7 +56,7 @@ def over_dimension(
         run: Takes the tensors without that dimension.
         size: Of the dimension.
         in_dims: Where each tensor has it; ``None`` for those that are the same for all.
-        tensors: Of the scan, ``None`` for those not given.
+        tensors: Of the scan, of the shapes that it takes with one more dimension; ``None`` for those not given.
     """
     found = [
         run(*(value if dim is None else value.select(dim, index) for value, dim in zip(tensors, in_dims, strict=True)))
