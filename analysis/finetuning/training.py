@@ -37,6 +37,7 @@ from repshift.analysis.finetuning.settings import (
     create_scheduler,
 )
 from repshift.analysis.output.files import output_folder, write_text
+from repshift.analysis.subjects.sizes import size_option
 from repshift.folders import describe_folder
 
 # Called with what is being done, how many of its steps are done, and how many there are
@@ -248,8 +249,8 @@ class FineTuning:
             settings = self.settings
             name, options = settings.built_from
             self.checkpoints.write_best(f"{self.settings.model}, fine-tuned with {recipe.schedule} dropped", target)
-            if self.dense.pretrained_cfg.get("fixed_input_size") and (settings.img_size or settings.input_size):
-                options["img_size"] = list(self.dense.pretrained_cfg["input_size"][1:])
+            if settings.img_size or settings.input_size:
+                options |= size_option(self.dense)
             describe_folder(self.output, name, recipe, **options)
             summary = {
                 "accuracy": {"dense": outcome.dense, "pruned": outcome.pruned, "finetuned": outcome.finetuned},

@@ -68,6 +68,12 @@ def check_size(size: tuple[int, ...], channels: int) -> None:
         )
 
 
+def size_option(model: nn.Module) -> dict[str, Any]:
+    """Return what builds a model at the size that it has; nothing for one that takes any size as it is."""
+    known = getattr(model, "pretrained_cfg", None) or {}
+    return {"img_size": list(known["input_size"][1:])} if known.get("fixed_input_size") else {}
+
+
 def resized(name: str, model: nn.Module, size: tuple[int, int, int], **loading: Any) -> nn.Module:
     """Fit a model that takes one size only to another one, as timm fits its weights; others take any size as they are.
 

@@ -21,7 +21,7 @@ def scan(operands: Operands, implementation: str) -> Tensor:
     scanned: Tensor
     if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
         # torch.func takes derivatives of functions only, not of operators
-        scanned = _Scan.apply(*operands, implementation)  # type: ignore[no-untyped-call]
+        scanned = _Scan.apply(*operands, implementation)
     else:
         scanned = _scan(*operands, implementation)
     return scanned
@@ -131,7 +131,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, gradient, _ScanGradients.apply)  # type: ignore[no-untyped-call]
+        return _gradients(ctx, gradient, _ScanGradients.apply)
 
 
 def _many(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
