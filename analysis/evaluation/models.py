@@ -49,9 +49,9 @@ def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module,
         RepshiftError: If there is no such model, or its weights or preprocessing cannot be had.
     """
     random_seed(settings.seed)  # weights that are not loaded are the same in every process, and after a resumption
-    rows_columns = (settings.preprocessing.get(option) for option in ("img_size", "input_size"))
     weights = (settings.pretrained, settings.checkpoint, settings.use_ema)
-    given = ModelOptions(*weights, *rows_columns, options=settings.model_options)
+    img_size, input_size = (settings.preprocessing.get(option) for option in ("img_size", "input_size"))
+    given = ModelOptions(*weights, img_size, input_size, settings.model_options)
     model = build_model(name, given)
     return model, evaluation_config(model, **settings.preprocessing)
 
