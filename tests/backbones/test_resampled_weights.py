@@ -33,6 +33,8 @@ def test_a_checkpoint_at_another_size_gives_what_resizing_the_model_gives(case, 
     expected = load_model(name, **options, img_size=old)
     torch.save(expected.state_dict(), tmp_path / "weights.pt")
     loaded = load_model(name, **options, img_size=new, checkpoint=tmp_path / "weights.pt")
+    if not hasattr(expected, "set_input_size"):
+        pytest.skip("this timm cannot resize the model")
     expected.set_input_size(img_size=new)
     state = expected.state_dict()
     assert {key: value.shape for key, value in loaded.state_dict().items()} == {k: v.shape for k, v in state.items()}
