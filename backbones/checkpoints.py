@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from repshift.backbones.weight_names import without_prefix
 from repshift.errors import CheckpointError, first_line
 
 
@@ -28,49 +32,116 @@ def shipped_weights(name: str) -> Path:
     return path
 
 
-def load_weights(model: nn.Module, path: Path, *, use_ema: bool = True) -> None:
+def load_weights(model: nn.Module, path: Path, *, use_ema: bool = True, changed: Collection[str] = ()) -> None:
     """Load a checkpoint into a model, strictly: every key and every shape must match, or nothing is loaded.
+
+    What training programs put in front of the names (``module.``, ``model.``, ``teacher.backbone.``, ...) is found by
+    the rule in :mod:`repshift.backbones.weight_names`.
 
     Args:
         model: Receives the weights, cast to its own dtypes.
         path: A ``.safetensors`` file, or a PyTorch file that ``weights_only=True`` can read; in the latter the
             weights may lie under ``state_dict_ema``, ``model_ema``, ``state_dict`` or ``model``, looked for in this
-            order, as timm does, or bare. Training arguments beside them (an ``argparse.Namespace``) are ignored.
+            order, as timm does, under several other names (DINO's ``teacher`` and ``student``), or bare. Training
+            arguments beside them (an ``argparse.Namespace``) are ignored.
         use_ema: Take the averaged weights (the keys with ``ema``) where there are any; else they are passed over.
+        changed: What the model has on purpose otherwise than the checkpoint: of ``"img_size"``, tables of positions
+            are resampled; of ``"patch_size"``, also the patch embedding; both by timm's own function for the model.
+            Without them another size is an error.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, unsafe to unpickle, or does not fit the model.
+        CheckpointError: If the file is missing, damaged, unsafe to unpickle, does not fit the model, or holds it twice.
     """
-    weights = _read(path, use_ema)
     own = model.state_dict()
+    weights, prefix = without_prefix(_read(path, use_ema), own, path)
+    problems = _problems(own, weights, prefix)
+    if problems:
+        resampled = _resampled(model, weights, changed)
+        if _problems(own, resampled, prefix):
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise CheckpointError(
+                f"{path} does not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}. "
+                "Load it into the model it was trained as (same name, number of classes and image size)."
+            )
+        weights = resampled
+    model.load_state_dict(weights)
+
+
+def _problems(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """Say what keeps weights from being a model's, where they stood behind a prefix."""
+    behind = f" behind {prefix!r}" if prefix else ""
     problems = [
         f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
     if missing := [name for name in own if name not in weights]:
-        problems.append(f"{len(missing)} of its {len(own)} keys missing (first: {missing[0]})")
+        problems.append(f"{len(missing)} of its {len(own)} keys missing{behind} (first: {missing[0]})")
     if unexpected := [name for name in weights if name not in own]:
-        problems.append(f"{len(unexpected)} unexpected keys (first: {unexpected[0]})")
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(
-            f"{path} does not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}. "
-            "Load it into the model it was trained as (same name, number of classes and image size)."
-        )
-    model.load_state_dict(weights)
+        problems.append(f"{len(unexpected)} unexpected keys{behind} (first: {unexpected[0]})")
+    return problems
+
+
+def _resampled(model: nn.Module, weights: dict[str, Tensor], changed: Collection[str]) -> dict[str, Tensor]:
+    """Fit weights to a model of another size by what its module has for that, as timm does with published weights.
+
+    That is the function ``checkpoint_filter_fn`` beside the class, timm's convention and ours.
+    """
+    misfits = [
+        name for name, value in model.state_dict().items() if name in weights and weights[name].shape != value.shape
+    ]
+    patches = any("patch_embed" in name for name in misfits)
+    # patches would be resampled as well, which hides that the weights are another model's
+    if not {"img_size", "patch_size"} & set(changed) or (patches and "patch_size" not in changed):
+        return weights
+    for kind in type(model).__mro__:
+        fit = getattr(sys.modules.get(kind.__module__), "checkpoint_filter_fn", None)
+        if fit is not None:
+            try:
+                resampled: dict[str, Tensor] = fit(dict(weights), model)
+            except Exception:  # made for other weights; what does not fit is told as it was
+                return weights
+            return resampled
+    return weights
+
+
+def _contents(path: Path, use_ema: bool) -> dict[str, Any]:
+    """Read the state_dict in a file, and of several the one that is wanted."""
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    # official checkpoints hold their training arguments: plain data, but of a class that must be named as safe
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(contents, dict):
+        return {}
+    averaged = ("state_dict_ema", "model_ema") if use_ema else ()
+    for key in (*averaged, "state_dict", "model"):
+        if contents.get(key) is not None:
+            found = contents[key]
+            return found if isinstance(found, dict) else {}
+    networks = {name: found for name, found in contents.items() if _is_state_dict(found)}
+    if networks and not any(isinstance(value, Tensor) for value in contents.values()):
+        return {f"{name}.{key}": value for name, found in networks.items() for key, value in found.items()}
+    return contents
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(part, Tensor) for key, part in value.items())
+    )
 
 
 def _read(path: Path, use_ema: bool) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from timm.models import load_state_dict
 
     if not path.is_file():
         raise CheckpointError(f"Checkpoint {path} does not exist. Give a .safetensors or a PyTorch checkpoint file.")
     try:
-        # official checkpoints hold their training arguments: plain data, but of a class that must be named as safe
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            weights = load_state_dict(str(path), use_ema=use_ema, weights_only=True)
+        weights = _contents(path, use_ema)
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -90,7 +161,7 @@ def _read(path: Path, use_ema: bool) -> dict[str, Tensor]:
             f"{path} is not a readable checkpoint: it may be damaged, incomplete or of another kind. Copy or download "
             f"it again. ({type(error).__name__}: {first_line(error)})"
         ) from error
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not _is_state_dict(weights):
         raise CheckpointError(
             f"{path} holds no state_dict: expected a dictionary of tensors, bare or under 'state_dict' or 'model'. "
             "Save model.state_dict()."

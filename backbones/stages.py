@@ -81,6 +81,7 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
         prod(_stride(model.get_submodule(unit)) for unit in stage.units if not _is_identity(own.get(unit)))
         for stage, own in zip(stages, watched, strict=True)
     ]
+    uneven = [index for index, stage in enumerate(stages) if any(_is_uneven(model, unit) for unit in stage.units)]
     sites, parts = [], {}
     for index, (stage, own) in enumerate(zip(stages, watched, strict=True)):
         if not stage.blocks:
@@ -102,7 +103,9 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
             operations["block"] = last
         else:
             absent["block"] = "its last block has no shortcut"
-        sites.append(Site(stage.name, operations, absent, least=prod(strides[index + 1 :])))
+        # behind the last stage that cannot halve an odd side, any number of lines will do
+        multiple = prod(strides[index + 1 : max(uneven, default=0) + 1])
+        sites.append(Site(stage.name, operations, absent, least=prod(strides[index + 1 :]), multiple=multiple))
     return Structure(
         sites=tuple(sites),
         layout=FeatureMap(channels_last),
@@ -154,15 +157,31 @@ def _stride(module: nn.Module) -> int:
 
 def _rounds_up(module: nn.Module) -> bool:
     """Say whether a unit that takes strides makes two lines of three, as padded convolutions do, or one."""
-    return not any(
-        # without padding; timm's own layers of that kind pad when they run
+    return not any(_rounds_down(part) for part in module.modules())
+
+
+def _rounds_down(part: nn.Module) -> bool:
+    """Say whether a layer makes one line of three: it takes strides without padding."""
+    # timm's own layers of that kind pad when they run
+    return (
         type(part) in (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
         and max(_pair(part.stride)) > 1
         and not any(_pair(part.padding))
         and min(_pair(part.kernel_size)) > 1
         and not getattr(part, "ceil_mode", False)
-        for part in module.modules()
     )
+
+
+def _is_uneven(model: nn.Module, unit: str) -> bool:
+    """Say whether a block and its shortcut round odd sides differently, as with the pools of ``resnetaa``."""
+    name = shortcut(model, unit)
+    if name is None:
+        return False
+    block, beside = model.get_submodule(unit), model.get_submodule(name)
+    if _stride(beside) == 1:
+        return False
+    inside = set(beside.modules())
+    return any(_rounds_down(part) for part in block.modules() if part not in inside) == _rounds_up(beside)
 
 
 def _pair(value: Any) -> tuple[int, ...]:

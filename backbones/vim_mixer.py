@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from repshift.backbones.scan import aligned_scan, selective_scan
 
+# symbolic tracing takes these as one call each: they look at the shapes and dtypes of what they are given
+torch.fx.wrap("aligned_scan")
+torch.fx.wrap("selective_scan")
+
 
 class Mixer(nn.Module):
     """Mix tokens by two selective scans, one in each direction, each with its own convolution and parameters.
@@ -95,11 +99,13 @@ class Mixer(nn.Module):
         return scanned.transpose(1, 2), steps
 
 
+@torch.fx.wrap
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return a tensor of any shape in float32, or in float64 if it is of that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+@torch.fx.wrap
 def causal_convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     """Convolve each channel with the steps up to its own; in reverse, with those from its own on.
 

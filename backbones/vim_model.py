@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from repshift.backbones.scan import IMPLEMENTATIONS
+from repshift.backbones.vim_embedding import ClassPosition, PatchEmbed, class_index, resampled_positions
 from repshift.backbones.vim_mixer import Mixer, at_least_float32
-from repshift.errors import RepresentationError, UnknownNameError
+from repshift.errors import UnknownNameError
 from repshift.registry import suggest
-
-ClassPosition = Literal["head", "middle"]
 
 
 class State(NamedTuple):
@@ -67,45 +66,6 @@ class State(NamedTuple):
             moved = torch.where(moves.unsqueeze(2), self.steps[index] + own, 0.0)
             gaps.append(own.scatter_add(1, target.unsqueeze(2).expand_as(moved), moved))
         return State(self.hidden, self.residual, self.protected, self.steps, (gaps[0], gaps[1]))
-
-
-class PatchEmbed(nn.Module):
-    """Cut an image into patches, which overlap if the stride is smaller than the patch, and embed each.
-
-    Args:
-        img_size: Rows and columns of the images in pixels, or one number for both.
-        patch_size: Pixels a side of a patch.
-        stride: Pixels between patches.
-        in_chans: Channels of the images.
-        embed_dim: Channels of the tokens.
-    """
-
-    def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int, stride: int, in_chans: int, embed_dim: int
-    ) -> None:
-        super().__init__()
-        rows, columns = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.img_size = (rows, columns)
-        self.grid_size = ((rows - patch_size) // stride + 1, (columns - patch_size) // stride + 1)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return tokens ``(batch, patches, channels)`` in row-major order.
-
-        Args:
-            images: ``(batch, in_chans, rows, columns)`` of the model's size.
-
-        Raises:
-            RepresentationError: If the images are of another size.
-        """
-        if tuple(images.shape[-2:]) != self.img_size:
-            raise RepresentationError(
-                f"The model takes images of {self.img_size[0]}x{self.img_size[1]} pixels, got {tuple(images.shape)}. "
-                "Resize the images, or build the model with img_size=(rows, columns)."
-            )
-        tokens: Tensor = self.proj(images)
-        return tokens.flatten(2).transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -181,7 +141,8 @@ class VisionMamba(nn.Module):
         embed = embed_layer or partial(PatchEmbed, stride=stride or patch_size)
         self.patch_embed = embed(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         patches = self.patch_embed.num_patches
-        self.class_index = patches // 2 if class_position == "middle" else 0
+        self.class_position = class_position
+        self.class_index = class_index(patches, class_position)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, embed_dim))
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
@@ -215,6 +176,23 @@ class VisionMamba(nn.Module):
         answers: Tensor = features if pre_logits else self.head(features)
         return answers
 
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size: the table of positions is resampled, and the class token finds its new place.
+
+        Args:
+            img_size: Rows and columns in pixels, or one number for both.
+
+        Raises:
+            RepresentationError: If not even one patch fits into them.
+        """
+        old = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size=img_size)
+        grid = rows, columns = self.patch_embed.grid_size
+        if grid != old:
+            table = resampled_positions(self.pos_embed.detach(), grid, old, self.class_position)
+            self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        self.class_index = class_index(rows * columns, self.class_position)
+
     def get_classifier(self) -> nn.Module:
         """Return the classifier."""
         return self.head
@@ -238,7 +216,7 @@ class VisionMamba(nn.Module):
         token = self.cls_token.expand(patches.shape[0], -1, -1)
         # the class token's row of the table of positions is where the token stands
         tokens = torch.cat([patches[:, :index], token, patches[:, index:]], dim=1) + self.pos_embed
-        protected = torch.full((patches.shape[0], 1), index, dtype=torch.int64, device=patches.device)
+        protected = patches.new_full((patches.shape[0], 1), index, dtype=torch.int64)
         return State(tokens, None, protected)
 
     def _initialise(self) -> None:
@@ -253,6 +231,18 @@ class VisionMamba(nn.Module):
                 layer.mixer.out_proj.weight /= math.sqrt(len(self.layers))  # type: ignore[union-attr, operator]
 
 
+def checkpoint_filter_fn(weights: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
+    """Fit weights of another image size to a model, under timm's name for it; the checkpoint's grid is a square.
+
+    Args:
+        weights: Of the same model; ``pos_embed`` is ``(1, patches + 1, channels)`` of any number of patches.
+        model: Has the size that is wanted.
+    """
+    table = resampled_positions(weights["pos_embed"], model.patch_embed.grid_size, None, model.class_position)
+    return {**weights, "pos_embed": table}
+
+
+@torch.fx.wrap
 def add_to_stream(change: Tensor, stream: Tensor | None) -> Tensor:
     """Add a layer's change to the stream, ``(batch, length, channels)`` both, which is float32 at least."""
     change = at_least_float32(change)

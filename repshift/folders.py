@@ -15,6 +15,9 @@ from repshift.pruning import recipe_of
 from repshift.recipes import VERSION, Recipe
 
 DESCRIPTION = "repshift.json"
+HUBS = ("hf-hub", "hf_hub")  # where a model's name may come from; local-dir: is another folder
+# options of load_model and of timm that name weights elsewhere
+LEAD_OUT = ("checkpoint", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 WEIGHTS = ("model.safetensors", "model_best.safetensors", "pytorch_model.bin")
 
 
@@ -122,6 +125,16 @@ def read_folder(folder: Path) -> SavedModel:
     options = said.get("options", {})
     if not isinstance(options, dict):
         raise RecipeError(f"{path} should list the model's options by name, got {options!r}. Save the model again.")
+    source, sign, _ = said["model"].partition(":")
+    if (sign and source not in HUBS) or folder_of(said["model"]) is not None:
+        raise CheckpointError(
+            f"{path} names {said['model']!r}, which lies outside of the folder. Load that by name, or name a model."
+        )
+    if led_out := [name for name in options if name in LEAD_OUT]:
+        raise CheckpointError(
+            f"{path} has the options {', '.join(led_out)}, which lead to other files. Take them out of it: the weights "
+            "of a folder are its own."
+        )
     weights = [folder / file for file in WEIGHTS if (folder / file).is_file()]
     if not weights:
         raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}. Put the weights there.")

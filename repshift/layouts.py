@@ -164,7 +164,7 @@ class FeatureMap:
         if self.channels_last:
             return with_first_tensor(value, pick(tensor.flatten(1, 2), kept).view(batch, *grid, tensor.shape[3]))
         channels = tensor.shape[1]
-        if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        if tensor.stride(1) == 1 < channels:  # channels lie together
             together = pick(tensor.permute(0, 2, 3, 1).flatten(1, 2), kept)
             return with_first_tensor(value, together.view(batch, *grid, channels).permute(0, 3, 1, 2))
         chosen = kept.unsqueeze(1).expand(-1, channels, -1)

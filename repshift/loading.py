@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,8 @@ def load_model(
             Or a folder that :func:`repshift.save_model` wrote (a path with a slash, or a :class:`pathlib.Path`): the
             model with its weights, pruned by its recipe if it has one.
         pretrained: Load the published weights: shipped ones for the zoo, downloaded ones for the others.
-        checkpoint: Load weights from this file instead, strictly and without unpickling code.
+        checkpoint: Load weights from this file instead, strictly and without unpickling code. With ``img_size`` among
+            the options, tables of positions of another size are resampled as timm resamples published ones.
         use_ema: Of a checkpoint that holds averaged weights beside the plain ones (``model_ema`` and ``model``), take
             the averaged ones; by default those whose accuracy was published: the averaged ones, but of a Vision
             Mamba other than ``vim_base`` the plain ones.
@@ -84,12 +88,46 @@ def load_model(
             f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
         ) from error
     if checkpoint is not None:
-        from repshift.backbones.checkpoints import load_weights
-
-        if use_ema is None:
-            use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
-        load_weights(model, Path(checkpoint), use_ema=use_ema)
+        load_checkpoint(model, checkpoint, use_ema=use_ema, changed=options)
+    if options.get("img_size") is not None:
+        size = options["img_size"]
+        take_size(model, (size, size) if isinstance(size, int) else tuple(size))
     return model.eval()
+
+
+def load_checkpoint(
+    model: nn.Module, checkpoint: str | Path, *, use_ema: bool | None = None, changed: Collection[str] = ()
+) -> None:
+    """Load weights from a file into a model, strictly, see :func:`load_model`.
+
+    Args:
+        model: Receives the weights.
+        checkpoint: The file.
+        use_ema: See :func:`load_model`.
+        changed: What the model has otherwise than the checkpoint; ``"img_size"`` lets positions be resampled.
+
+    Raises:
+        CheckpointError: If the weights cannot be read or do not fit the model.
+    """
+    from repshift.backbones.checkpoints import load_weights
+
+    if use_ema is None:
+        use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
+    load_weights(model, Path(checkpoint), use_ema=use_ema, changed=changed)
+
+
+def take_size(model: nn.Module, size: tuple[int, int]) -> None:
+    """Let what the model knows of its preprocessing say images of another size, which timm leaves as published.
+
+    Args:
+        model: Built for this size, or of any.
+        size: Rows and columns in pixels.
+    """
+    known = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" in known:
+        sizes = [name for name in ("input_size", "test_input_size") if name in known]
+        changed = dict.fromkeys(sizes, (known["input_size"][0], *size))
+        model.pretrained_cfg = {**known, **changed}  # type: ignore[assignment]  # a plain attribute
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
@@ -109,7 +147,8 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
             f"Unknown source of models in {name!r}. Give a plain name of timm, hf-hub:OWNER/NAME or local-dir:FOLDER."
         )
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        with _only_weights():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError:
         raise
     except Exception as error:
@@ -121,6 +160,21 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
             "out."
         ) from error
     return model
+
+
+@contextmanager
+def _only_weights() -> Iterator[None]:
+    """Let torch unpickle nothing but weights, whatever timm asks for: older ones take all that a file says."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _check_timm_name(name: str) -> None:

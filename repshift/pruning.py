@@ -198,6 +198,7 @@ class _Plan:
             recipe.keep,
             measured,
             site.least,
+            site.multiple,
             self.follows,
             recipe.restore,
             _in_words(drop, recipe),

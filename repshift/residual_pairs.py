@@ -167,5 +167,7 @@ def _places_among(protected: Tensor, positions: Tensor) -> Tensor:
 
 def _others(positions: Tensor, length: int) -> Tensor:
     """Return all positions of a sequence but the given ones, ``(batch, length - number)`` ascending."""
-    taken = torch.zeros(positions.shape[0], length, dtype=torch.uint8, device=positions.device).scatter(1, positions, 1)
-    return taken.argsort(dim=1, stable=True)[:, : length - positions.shape[1]]
+    taken = torch.zeros(positions.shape[0], length, dtype=torch.int32, device=positions.device).scatter(1, positions, 1)
+    # the ranks all differ, so that any sort will do: exporters know no stable one
+    ranks = taken * length + torch.arange(length, dtype=torch.int32, device=positions.device)
+    return ranks.argsort(dim=1)[:, : length - positions.shape[1]]

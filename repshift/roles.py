@@ -81,6 +81,7 @@ class Cut(Bystander):
         keep: Whether what scores highest stays (``"top"``) or what scores lowest (``"bottom"``).
         measured: Whether tokens are scored; otherwise the first ones stay.
         least: How many rows and columns of a map must be left for the strides behind.
+        multiple: What the numbers of rows and columns left must be a multiple of.
         follows: Whether later modules must know what became of the tokens.
         restoring: Whether the tokens have their places back in the end.
         words: What is dropped here and by what, for people.
@@ -94,6 +95,7 @@ class Cut(Bystander):
     keep: Literal["top", "bottom"] = "top"
     measured: bool = True
     least: int = 1
+    multiple: int = 1
     follows: bool = False
     restoring: Restoring = False
     words: str = ""
@@ -150,6 +152,13 @@ class Cut(Bystander):
             raise ScheduleError(
                 f"Dropping {self.drop} of a map of {before} leaves {after} rows and columns, but the strides behind it "
                 f"need at least {self.least}. Drop less there, or give larger images."
+            )
+        if before and after and after != before and any(side % self.multiple for side in after):
+            fit = before[0] - max(1, after[0] // self.multiple) * self.multiple
+            raise ScheduleError(
+                f"Dropping {self.drop} of a map of {before} leaves {after} rows and columns, but the strides behind it "
+                f"take multiples of {self.multiple} only, on two ways that round odd sides differently. Drop {fit} "
+                "rows and columns, or at another stage."
             )
 
 

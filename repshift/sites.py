@@ -60,6 +60,8 @@ class Site:
             ``block``, ``stage``, ``mixer``), or names of the family's own.
         absent: Why something is missing: an operation that others have, or ``"heads"``.
         least: Of a feature map, how many rows and columns must be left for the strides behind it.
+        multiple: Of a feature map, what the numbers of rows and columns left must be a multiple of, for strides behind
+            it that take no odd sides.
         heads: Where the queries and keys of its attention can be watched, if that is known.
     """
 
@@ -67,6 +69,7 @@ class Site:
     operations: Mapping[str, Operation]
     absent: Mapping[str, str] = field(default_factory=dict)
     least: int = 1
+    multiple: int = 1
     heads: Heads | None = None
 
     def attention(self, score: AttentionScore) -> Heads:

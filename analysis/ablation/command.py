@@ -34,6 +34,10 @@ def ablate(
     ] = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
+    num_classes: options.NumClasses = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    model_kwargs: options.ModelKwargs = None,
     study: Annotated[
         list[str] | None, typer.Option(help=f"{STUDIES} or all; may be repeated or listed with commas. [default: all]")
     ] = None,
@@ -67,8 +71,9 @@ def ablate(
     from repshift.analysis.output.results import environment
     from repshift.analysis.samples.data import open_samples
     from repshift.analysis.samples.processes import Processes
-    from repshift.analysis.subjects.models import load_dense
+    from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import block_numbers
+    from repshift.analysis.subjects.sizes import build_model
     from repshift.finding import require_structure
 
     chosen_blocks = block_numbers(blocks)
@@ -77,7 +82,10 @@ def ablate(
     name = model or DEFAULT_MODEL
     pretrained = pretrained or (model is None and checkpoint is None)
     note_random_weights(pretrained, checkpoint, name)
-    loaded = load_dense(name, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema).to(place)
+    built = ModelOptions(
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+    )
+    loaded = build_model(name, built).to(place)
     samples = open_samples(
         loaded,
         data,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +50,9 @@ def evaluate(
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
     num_classes: options.NumClasses = None,
-    model_kwargs: Annotated[list[str] | None, typer.Option(help="Settings of the model, as key=value.")] = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    model_kwargs: options.ModelKwargs = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -66,8 +67,6 @@ def evaluate(
     ] = False,
     batch_size: options.BatchSize = 256,
     workers: options.Workers = 4,
-    img_size: options.ImgSize = None,
-    input_size: options.InputSize = None,
     use_train_size: Annotated[bool, typer.Option("--use-train-size", help="The model's size for training.")] = False,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the side that the crop keeps.")] = None,
     crop_mode: Annotated[str | None, typer.Option(help="center, squash or border.")] = None,
@@ -100,6 +99,7 @@ def evaluate(
     """
     from repshift.analysis.evaluation.settings import EvaluationSettings, model_names
     from repshift.analysis.samples.processes import Processes
+    from repshift.analysis.subjects.models import model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
 
     processes = Processes.join()
@@ -132,7 +132,7 @@ def evaluate(
             pretrained=pretrained or model == ["all"],
             checkpoint=None if checkpoint is None else str(checkpoint),  # results files hold it as text
             use_ema=use_ema,
-            model_options={**_given(num_classes=num_classes), **_parse(model_kwargs or [])},
+            model_options=model_options(num_classes, model_kwargs),
             preprocessing=_given(
                 img_size=img_size,
                 input_size=input_size,
@@ -224,17 +224,3 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, names: Sequence[str],
 
 def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _parse(given: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value``: Python's literals, else text, as timm does."""
-    parsed: dict[str, Any] = {}
-    for option in (part for text in given for part in text.split()):
-        name, sign, value = option.partition("=")
-        if not sign or not name:
-            raise DataError(f"--model-kwargs got {option!r}, expected key=value, as in img_size=384.")
-        try:
-            parsed[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed[name] = value
-    return parsed

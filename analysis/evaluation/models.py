@@ -14,9 +14,9 @@ from repshift import DataError, recipe_of
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.samples.preprocessing import evaluation_config
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.subjects.models import load_dense
+from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, measured_columns, method_name, whole_recipe
-from repshift.analysis.subjects.sizes import resized
+from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import first_line
 
 
@@ -49,13 +49,11 @@ def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module,
         RepshiftError: If there is no such model, or its weights or preprocessing cannot be had.
     """
     random_seed(settings.seed)  # weights that are not loaded are the same in every process, and after a resumption
-    model = load_dense(name, **_loading(settings))
+    weights = (settings.pretrained, settings.checkpoint, settings.use_ema)
+    img_size, input_size = (settings.preprocessing.get(option) for option in ("img_size", "input_size"))
+    given = ModelOptions(*weights, img_size, input_size, settings.model_options)
+    model = build_model(name, given)
     return model, evaluation_config(model, **settings.preprocessing)
-
-
-def _loading(settings: EvaluationSettings) -> dict[str, Any]:
-    weights = {"pretrained": settings.pretrained, "checkpoint": settings.checkpoint, "use_ema": settings.use_ema}
-    return {**weights, **settings.model_options}
 
 
 def build_subject(name: str, settings: EvaluationSettings, device: torch.device) -> Subject:
@@ -65,7 +63,6 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
         RepshiftError: If it cannot be built, pruned or given this size; the message says why.
     """
     model, config = load_classifier(name, settings)
-    model = resized(name, model, config["input_size"], **_loading(settings))
     model = model.to(device, DTYPES[settings.model_dtype])
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)

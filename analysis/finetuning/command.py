@@ -25,7 +25,11 @@ def finetune(
     output: options.WeightsFolder = Path("repshift-finetune"),
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
+    use_ema: options.UseEma = None,
     num_classes: options.NumClasses = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    model_kwargs: options.ModelKwargs = None,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
     operation: options.Operation = None,
@@ -81,9 +85,12 @@ def finetune(
     from repshift.analysis.finetuning.settings import TrainingSettings
     from repshift.analysis.finetuning.training import finetune as run
     from repshift.analysis.finetuning.training import is_main_process
+    from repshift.analysis.subjects.models import model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.folders import folder_of
 
+    built = model_options(num_classes, model_kwargs)
+    given |= {"num_classes": built.pop("num_classes", None), "model_kwargs": built or None}
     dropped_by = {name: given[name] for name in ("score", "pruner", "operation", "distance", "residual")}
     given["recipe"] = chosen_recipe(recipe, drop, model=model, **dropped_by)
     if given["recipe"] is None:

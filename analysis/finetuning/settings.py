@@ -15,12 +15,14 @@ from torch import nn
 
 from repshift import DataError, Recipe, UnknownNameError
 from repshift.analysis.samples.canvases import CANVASES
-from repshift.analysis.subjects.models import load_dense, saved_model
+from repshift.analysis.subjects.models import ModelOptions, saved_model
 from repshift.analysis.subjects.recipes import apply, settings_of
+from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import first_line
 from repshift.registry import suggest
 
 SEEDS = 1_000_000  # canvases are drawn from 1,000 times the seed plus the epoch, in NumPy's 32 bits
+_ADDED = ("use_ema", "img_size", "input_size", "model_kwargs")
 AMP_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}  # what timm calls them, and Accelerate
 
 
@@ -35,6 +37,9 @@ class TrainingSettings:
     Attributes:
         model: A name that :func:`repshift.load_model` takes, or a folder with a model, whose dense weights are taken.
         recipe: How it is pruned.
+        img_size: Pixels a side of the images; ``None`` for the model's own. ``input_size`` instead has channels, rows
+            and columns.
+        model_kwargs: Passed on to the model.
         data: A folder with ``train`` and ``validation`` (or ``val``) inside, one folder a class in each; with
             ``dataset`` its root; or the word ``cluttered-mnist`` for the embedded data.
         dataset: A dataset by timm's name and prefix, such as ``torch/cifar10`` or ``hfds/...``, instead of folders.
@@ -59,7 +64,11 @@ class TrainingSettings:
     data: str
     pretrained: bool = False
     checkpoint: str | None = None
+    use_ema: bool | None = None
     num_classes: int | None = None
+    img_size: int | None = None
+    input_size: tuple[int, int, int] | None = None
+    model_kwargs: dict[str, Any] | None = None
     dataset: str = ""
     train_split: str = "train"
     val_split: str = "validation"
@@ -101,7 +110,11 @@ class TrainingSettings:
         Raises:
             RecipeError: If the recipe cannot be written down.
         """
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
+        own = {setting.name: getattr(self, setting.name) for setting in fields(self) if setting.name != "recipe"}
+        if self.input_size is not None:
+            own["input_size"] = list(self.input_size)  # as it comes back from a file
+        # left out where they say nothing, so that states from before they could be said are still equal
+        own = {name: value for name, value in own.items() if name not in _ADDED or value is not None}
         return {**own, **settings_of(self.recipe)}
 
     @property
@@ -112,6 +125,7 @@ class TrainingSettings:
             RepshiftError: If the model is a folder that cannot be read.
         """
         saved, own = saved_model(self.model), {} if self.num_classes is None else {"num_classes": self.num_classes}
+        own |= self.model_kwargs or {}
         return (self.model, own) if saved is None else (saved.name, {**saved.options, **own})
 
     @property
@@ -180,8 +194,9 @@ def build_models(settings: TrainingSettings, device: torch.device) -> tuple[nn.M
         settings: Names the model, its weights, and what is dropped.
         device: Where both go; pruning comes last, because a model moved later would part from its copy's buffers.
     """
-    weights: dict[str, Any] = {"pretrained": settings.pretrained, "checkpoint": settings.checkpoint}
-    dense = load_dense(settings.model, **weights, **settings.built_from[1]).to(device)
+    weights = (settings.pretrained, settings.checkpoint, settings.use_ema)
+    given = ModelOptions(*weights, settings.img_size, settings.input_size, settings.built_from[1])
+    dense = build_model(settings.model, given).to(device)
     return dense, apply(settings.recipe, dense)
 
 

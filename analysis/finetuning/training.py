@@ -37,6 +37,7 @@ from repshift.analysis.finetuning.settings import (
     create_scheduler,
 )
 from repshift.analysis.output.files import output_folder, write_text
+from repshift.analysis.subjects.sizes import size_option
 from repshift.folders import describe_folder
 
 # Called with what is being done, how many of its steps are done, and how many there are
@@ -250,8 +251,11 @@ class FineTuning:
             notes=self.data.notes,
         )
         if self.accelerator.is_main_process:
-            name, options = self.settings.built_from
+            settings = self.settings
+            name, options = settings.built_from
             self.checkpoints.write_best(f"{self.settings.model}, fine-tuned with {recipe.schedule} dropped", target)
+            if settings.img_size or settings.input_size:
+                options |= size_option(self.dense)
             describe_folder(self.output, name, recipe, **options)
             summary = {
                 "accuracy": {"dense": outcome.dense, "pruned": outcome.pruned, "finetuned": outcome.finetuned},

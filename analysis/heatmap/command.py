@@ -19,6 +19,10 @@ def heatmap(
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
+    num_classes: options.NumClasses = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    model_kwargs: options.ModelKwargs = None,
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -45,8 +49,6 @@ def heatmap(
     kept: Annotated[bool, typer.Option("--kept", help="Of a pruned model: what is kept, the rest faded.")] = False,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
-    img_size: options.ImgSize = None,
-    input_size: options.InputSize = None,
     output: options.FigureFile = Path("heatmap.png"),
 ) -> None:
     """Draw the representation shift of image files: one row an image, one column a block."""
@@ -54,9 +56,9 @@ def heatmap(
     from repshift.analysis.output.figures import check_figure_path, check_scale, save_figure
     from repshift.analysis.samples.images import load_images
     from repshift.analysis.samples.preprocessing import evaluation_config
-    from repshift.analysis.subjects.models import load_dense
+    from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import apply, block_numbers, chosen_recipe
-    from repshift.analysis.subjects.sizes import resized
+    from repshift.analysis.subjects.sizes import build_model
     from repshift.finding import find_structure
 
     check_figure_path(output)
@@ -68,13 +70,13 @@ def heatmap(
         raise ScheduleError("--kept shows what is left, and nothing is dropped. Give --drop, such as 0.2@0,3,6.")
     if chosen is not None:
         shown = {name: getattr(chosen, name) for name in shown}
-    loading: dict[str, Any] = {"pretrained": pretrained, "checkpoint": checkpoint, "use_ema": use_ema}
-    loaded = load_dense(model, **loading)
-    config = evaluation_config(loaded, img_size=img_size, input_size=input_size)
-    loaded = resized(model, loaded, config["input_size"], **loading)
+    built = ModelOptions(
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+    )
+    loaded = build_model(model, built)
     note_random_weights(pretrained, checkpoint, model)
     paths = [*image, *(more_images or [])]
-    inputs = load_images(loaded, paths, config)
+    inputs = load_images(loaded, paths, evaluation_config(loaded))
     if not sites and (shown["operation"] or shown["residual"]) and find_structure(loaded) is None:
         raise UnknownNameError(
             f"{model} has no known backbone, so its blocks are compared as they are, output with input. "

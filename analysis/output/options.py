@@ -32,6 +32,15 @@ NumClasses = Annotated[
     typer.Option(help="Classes of the model; another number than its own is a new classifier. [default: its own]"),
 ]
 
+ImgSize = Annotated[int | None, typer.Option(help="Pixels a side of the images. [default: the model's for tests]")]
+InputSize = Annotated[
+    tuple[int, int, int] | None,
+    typer.Option(help="Channels, rows and columns, for images that are not square.", show_default=False),
+]
+ModelKwargs = Annotated[
+    list[str] | None, typer.Option(help="Further settings of the model, as key=value.", show_default=False)
+]
+
 # --- what is pruned, and by what ----------------------------------------------------------------------------------
 
 Drop = Annotated[
@@ -92,11 +101,6 @@ SkipOtherFiles = Annotated[
 ]
 NumSamples = Annotated[
     int | None, typer.Option(help="Take so many samples, evenly spread; of a stream the first. [default: all]")
-]
-ImgSize = Annotated[int | None, typer.Option(help="Pixels a side. [default: the model's for tests]")]
-InputSize = Annotated[
-    tuple[int, int, int] | None,
-    typer.Option(help="Channels, rows and columns, for images that are not square.", show_default=False),
 ]
 Digits = Annotated[
     Path | None, typer.Option(help="For cluttered-mnist: folder with MNIST's t10k files. [default: download]")

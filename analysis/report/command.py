@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from repshift.analysis.report.contents import Subject
     from repshift.analysis.report.examination import MeasuredShift
     from repshift.analysis.report.pictures import Pictures
+    from repshift.analysis.subjects.models import ModelOptions
 
 RESULTS = (".json", ".csv", ".md")  # endings of results files; anything else given is an image
 PAGES = (".html", ".htm")
@@ -42,6 +43,10 @@ def report(
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
+    num_classes: options.NumClasses = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    model_kwargs: options.ModelKwargs = None,
     classes: Annotated[
         Path | None, typer.Option(help="Names of the classes, one a line. [default: ImageNet's, digits of the zoo]")
     ] = None,
@@ -65,7 +70,7 @@ def report(
     from repshift.analysis.report.contents import make_report, only_model, only_schedule, read_results_files
     from repshift.analysis.report.examination import MeasuredShift
     from repshift.analysis.report.writing import write_page
-    from repshift.analysis.subjects.models import own_recipe
+    from repshift.analysis.subjects.models import ModelOptions, model_options, own_recipe
     from repshift.analysis.subjects.recipes import chosen_recipe
 
     given = files or []
@@ -86,7 +91,10 @@ def report(
         schedule = schedule if drop is None else drop
         chosen = chosen_recipe(recipe, schedule, drop_r, model=name, shown=shown, **shown, **dropped_by)
         shift = MeasuredShift.of(chosen) if chosen else MeasuredShift(**shown)
-        subject = _subject(name, chosen, shift, Weights(pretrained, checkpoint, use_ema), classes, device)
+        built = ModelOptions(
+            pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+        )
+        subject = _subject(name, chosen, shift, built, classes, device)
         pictures = _pictures(subject, paths, num_images, device)
     elif asked:
         raise DataError("--drop and --recipe prune a model, and there is none. Give --model NAME.")
@@ -97,18 +105,11 @@ def report(
     note(f"report: {output} ({size / 1e6:.1f} MB)")
 
 
-class Weights(NamedTuple):
-    """Where a model's weights come from, by the options of the command."""
-
-    pretrained: bool
-    checkpoint: Path | None
-    use_ema: bool | None
-
-    def __str__(self) -> str:
-        """Say it in words."""
-        if self.checkpoint is not None:
-            return self.checkpoint.name
-        return "published" if self.pretrained else "random: nothing was learned"
+def _weights(built: ModelOptions) -> str:
+    """Say where a model's weights come from."""
+    if built.checkpoint is not None:
+        return Path(built.checkpoint).name
+    return "published" if built.pretrained else "random: nothing was learned"
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -120,22 +121,22 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
 
 
 def _subject(
-    name: str, recipe: Recipe | None, shift: MeasuredShift, weights: Weights, classes: Path | None, device: str
+    name: str, recipe: Recipe | None, shift: MeasuredShift, built: ModelOptions, classes: Path | None, device: str
 ) -> Subject:
     import torch
 
     from repshift.analysis.report.classes import class_names
     from repshift.analysis.report.contents import Subject
     from repshift.analysis.subjects.devices import choose_device
-    from repshift.analysis.subjects.models import load_dense, loaded_name
+    from repshift.analysis.subjects.models import loaded_name
+    from repshift.analysis.subjects.sizes import build_model
     from repshift.folders import folder_of
 
     place = choose_device(device)
     torch.manual_seed(0)  # random weights are the same ones each time
-    model = load_dense(name, pretrained=weights.pretrained, checkpoint=weights.checkpoint, use_ema=weights.use_ema)
-    model = model.to(place)
-    note_random_weights(weights.pretrained, weights.checkpoint, name)
-    told = str(weights) if folder_of(name) is None else "those of the folder"
+    model = build_model(name, built).to(place)
+    note_random_weights(built.pretrained, built.checkpoint, name)
+    told = _weights(built) if folder_of(name) is None else "those of the folder"
     return Subject(name, model, told, recipe, class_names(model, loaded_name(name), classes), shift)
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from repshift.analysis.samples.canvases import evaluation_canvases
+from repshift.analysis.samples.canvases import CanvasPictures, evaluation_canvases
 from repshift.analysis.samples.images import load_images, normalised, pixels
-from repshift.analysis.samples.preprocessing import evaluation_config
+from repshift.analysis.samples.preprocessing import evaluation_config, image_mode, preprocessing
 from repshift.errors import DataError
 
 Item = TypeVar("Item")
@@ -54,8 +56,11 @@ def load_pictures(model: nn.Module, paths: Sequence[Path], most: int) -> Picture
 
 def shipped_pictures(model: nn.Module, count: int) -> Pictures:
     """Take the first canvases of the evaluation set, which the models of the zoo were made for."""
-    canvases = evaluation_canvases()
+    canvases, config = evaluation_canvases(), evaluation_config(model)
     inputs = normalised(model, canvases.images[:count])
+    if inputs.shape[-2:] != tuple(config["input_size"][1:]):
+        shown = CanvasPictures(TensorDataset(canvases.images[:count], canvases.labels[:count]), image_mode(config))
+        inputs = torch.stack([preprocessing(config)(shown[index][0]) for index in range(len(shown))])
     names = [f"canvas {index}, digit {int(label)}" for index, label in enumerate(canvases.labels[:count])]
     return Pictures(names, inputs, pixels(model, inputs))
 

@@ -1,4 +1,4 @@
-"""Files that number classes by their names, read as text and never unpickled."""
+"""The file of ``--class-map``: which number each class of the data has. Only text is read, never a pickle."""
 
 from __future__ import annotations
 
@@ -6,31 +6,40 @@ from pathlib import Path
 
 from repshift.errors import DataError, first_line
 
+PICKLES = (".pkl", ".pickle", ".p", ".pt", ".pth", ".npy", ".npz")
 
-def read_class_map(path: Path) -> dict[str, int]:
-    """Read a text file with the names of all classes of a model, one a line, in their order.
+
+def read_class_map(path: str | Path) -> dict[str, int]:
+    """Number the names in a file from zero.
+
+    Args:
+        path: Text in UTF-8, one name a line; empty lines at the end do not count.
 
     Raises:
-        DataError: If it is missing or no text, or a name is empty or stands there twice.
+        DataError: If the file is missing, is no text, or does not name each class once.
     """
-    if path.suffix.lower() in (".pkl", ".pickle"):
+    path = Path(path)
+    if path.suffix.lower() in PICKLES:
         raise DataError(
-            f"--class-map {path} is a pickle, which could run any code when it is read. Write a text file with one "
-            "name a line."
+            f"--class-map {path} is named as a pickle, which could run code, so it is not read. Write the names of the "
+            "classes into a text file, one a line."
         )
+    if not path.is_file():
+        raise DataError(f"--class-map {path} does not exist. Give a text file with the names of the classes.")
     try:
-        names = path.read_text(encoding="utf-8-sig").splitlines()
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(
-            f"--class-map {path} cannot be read ({first_line(error)}). Give a text file with one name a line."
+            f"--class-map {path} is no text ({first_line(error)}). Write the names of the classes into a text file, "
+            "one a line."
         ) from error
-    names = [name.strip() for name in names]
-    while names and not names[-1]:
-        names.pop()
-    if not names:
-        raise DataError(f"--class-map {path} names no class. Write the names of the model's classes, one a line.")
-    numbers = {name: number for number, name in enumerate(names)}
-    if "" in numbers or len(numbers) < len(names):
-        odd = "an empty line" if "" in numbers else repr(next(name for name in names if names.count(name) > 1))
-        raise DataError(f"--class-map {path} has {odd} twice or in between. Write each class once, one a line.")
-    return numbers
+    numbered: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if not name or "\0" in name:
+            raise DataError(f"--class-map {path} has no name in its line {number + 1}, which would shift the others.")
+        if name in numbered:
+            raise DataError(f"--class-map {path} has {name!r} in its lines {numbered[name] + 1} and {number + 1}.")
+        numbered[name] = number
+    if not numbered:
+        raise DataError(f"--class-map {path} is empty. Write the names of the classes into it, one a line.")
+    return numbered

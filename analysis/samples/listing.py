@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -219,8 +219,16 @@ def _list_tar(listing: Listing) -> None:
     found: dict[str, File] = {}
     with tarfile.open(listing.root, "r:") as archive:
         _add_members(listing, archive, (), 0, found)
-    listing.files.extend(found.values())
-    listing.folders.extend(dict.fromkeys(file.parts[0] for file in found.values() if len(file.parts) > 1))
+    above = _common_folders(list(found.values()))
+    listing.files.extend(replace(file, parts=file.parts[above:]) for file in found.values())
+    listing.folders.extend(dict.fromkeys(file.parts[0] for file in listing.files if len(file.parts) > 1))
+
+
+def _common_folders(files: Sequence[File]) -> int:
+    """Count the folders above those of the classes that all members lie in: a folder is often packed as a whole."""
+    depths = {len(file.parts) for file in files}
+    above = max(0, min(depths, default=0) - 2)
+    return above if len(depths) == 1 and len({file.parts[:above] for file in files}) == 1 else 0
 
 
 def _add_members(

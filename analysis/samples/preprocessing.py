@@ -11,6 +11,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from repshift.analysis.samples.images import data_config
+from repshift.analysis.subjects.sizes import check_size
 from repshift.errors import DataError, UnknownNameError, first_line
 
 CROP_MODES = ("center", "squash", "border")
@@ -53,12 +54,7 @@ def _check(given: Mapping[str, Any], channels: int) -> None:
             raise DataError(
                 f"--{name} got {len(numbers)} numbers, the model has {channels} channel(s). Give one for each."
             )
-    rows_columns = tuple(given.get("input_size", (channels, 1, 1)))
-    if rows_columns[0] != channels or min(rows_columns) < 1:
-        raise DataError(
-            f"The size {rows_columns} does not fit the model's {channels} channel(s). Give --img-size of at least 1, "
-            f"or --input-size {channels} ROWS COLUMNS."
-        )
+    check_size(tuple(given.get("input_size", (channels, 1, 1))), channels)
     if given.get("crop_pct", 1) <= 0:
         raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share above 0.")
     if given.get("crop_mode", "center") not in CROP_MODES:

@@ -147,6 +147,9 @@ def open_source(
         DataError: If it cannot be opened or is empty.
     """
     root = None if data is None else str(data)
+    if dataset.lower().startswith("wds/") and (not root or root.startswith("pipe:")):
+        # webdataset gives pipe:COMMAND to the shell, also as the name of a shard in a folder without a name
+        raise DataError(f"--dataset {dataset!r} needs the folder of its shards, got {data!r}. Give it.")
     mapped: dict[str, Any] = {}  # torchvision's datasets have no maps of classes
     if class_map is not None:
         mapped["class_map"] = _read_class_map(class_map, None if data is None else Path(data))

@@ -34,6 +34,10 @@ def statistics(
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
+    num_classes: options.NumClasses = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    model_kwargs: options.ModelKwargs = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a process and step.")] = 50,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")] = 0,
     device: options.Device = None,
@@ -50,16 +54,20 @@ def statistics(
     from repshift.analysis.statistics.masks import masks_for
     from repshift.analysis.statistics.measuring import measure, write_study
     from repshift.analysis.statistics.study import Study
-    from repshift.analysis.subjects.models import load_dense
+    from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import block_numbers
+    from repshift.analysis.subjects.sizes import build_model
 
     chosen = block_numbers(blocks)
+    built = ModelOptions(
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+    )
     processes = Processes.join()
     try:
         with processes.together():
             if processes.first:
                 output_folder(output)
-            loaded = load_dense(model, pretrained=pretrained, checkpoint=checkpoint, use_ema=use_ema)
+            loaded = build_model(model, built)
             study = Study(loaded.to(processes.device(device)), chosen)
             source: dict[str, Any] = {"dataset": dataset, "split": split}
             source |= {"suffixes": suffixes, "skip_other_files": skip_other_files}

@@ -2,12 +2,68 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from repshift import Recipe, dense, load_model, recipe_of
-from repshift.folders import SavedModel, folder_of, read_folder
+from repshift import DataError, Recipe, dense, load_model, recipe_of
+from repshift.folders import LEAD_OUT, SavedModel, folder_of, read_folder
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the options of the commands say of a model beside its name; the same in every command.
+
+    Attributes:
+        pretrained: Load the published weights.
+        checkpoint: Load weights from this file.
+        use_ema: Of a checkpoint with averaged weights; see :func:`repshift.load_model`.
+        img_size: Pixels a side of the images; ``None`` for the model's own.
+        input_size: Channels, rows and columns instead.
+        options: Passed on to the model, see :func:`model_options`.
+    """
+
+    pretrained: bool = False
+    checkpoint: str | Path | None = None
+    use_ema: bool | None = None
+    img_size: int | None = None
+    input_size: tuple[int, int, int] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sized(self) -> bool:
+        """Whether a size of the images was asked for."""
+        return self.img_size is not None or self.input_size is not None
+
+
+def model_options(num_classes: int | None, model_kwargs: Sequence[str] | None) -> dict[str, Any]:
+    """Read ``--num-classes`` and ``--model-kwargs key=value ...``: Python's literals, else text, as timm does.
+
+    Raises:
+        DataError: If something is no ``key=value``, or is said twice.
+
+    Example:
+        >>> model_options(10, ["drop_path_rate=0.1 global_pool=avg"])
+        {'num_classes': 10, 'drop_path_rate': 0.1, 'global_pool': 'avg'}
+    """
+    parsed: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    for option in (part for text in model_kwargs or () for part in text.split()):
+        name, sign, value = option.partition("=")
+        if not sign or not name.isidentifier():
+            raise DataError(f"--model-kwargs got {option!r}, expected key=value, as in drop_path_rate=0.1.")
+        if name in parsed:
+            raise DataError(f"{name} was given twice (--model-kwargs, --num-classes). Give it once.")
+        if name in (*LEAD_OUT, "use_ema"):
+            raise DataError(f"--model-kwargs got {option!r}, which has options of its own: --pretrained, --checkpoint.")
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            parsed[name] = value
+    return parsed
 
 
 def saved_model(name: str) -> SavedModel | None:

@@ -24,6 +24,13 @@ BUSY = 0.1  # quartiles further apart than this share of the median are said to 
 
 def bench(
     model: options.Model,
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    use_ema: options.UseEma = None,
+    num_classes: options.NumClasses = None,
+    img_size: options.ImgSize = None,
+    input_size: options.InputSize = None,
+    model_kwargs: options.ModelKwargs = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -36,7 +43,6 @@ def bench(
     batch_size: Annotated[
         list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
     ] = None,
-    img_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the model's]")] = None,
     operation: options.Operation = None,
     distance: options.Distance = "l2",
     residual: options.Residual = False,
@@ -67,6 +73,7 @@ def bench(
     from repshift.analysis.output.results import Results, environment, write_results
     from repshift.analysis.output.results import results_format as checked_format
     from repshift.analysis.subjects.memory import keep_freed_memory
+    from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
     from repshift.analysis.throughput.methods import choose_methods
@@ -76,7 +83,10 @@ def bench(
         checked_format(results_file, results_format)
         output_file(results_file)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    setup = Setup(model, img_size, precision, attention, channels_last, torchcompile, chosen)
+    built = ModelOptions(
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+    )
+    setup = Setup(model, built, precision, attention, channels_last, torchcompile, chosen)
     measured_by = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
     # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
     pruned = chosen_recipe(recipe, drop, drop_r, model=model, shown=measured_by, **measured_by)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from repshift import Recipe
 from repshift.analysis.subjects.memory import MemoryExhaustedError, fitting
+from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, method_name
 from repshift.analysis.throughput.setup import Setup
 from repshift.errors import DataError
@@ -58,7 +59,7 @@ def peak_on_cpu(setup: Setup, recipe: Recipe | None, batch_size: int, threads: i
     request = {"setup": asdict(setup), "recipe": said, "batch_size": batch_size, "threads": threads}
     done = subprocess.run(
         [sys.executable, "-m", "repshift.analysis.throughput.peak_memory"],
-        input=json.dumps(request),
+        input=json.dumps(request, default=str),
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)},
         capture_output=True,
         text=True,
@@ -102,7 +103,8 @@ def main() -> None:
     """Measure what standard input asks for and print the bytes."""
     request: dict[str, Any] = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    setup, batch_size = Setup(**request["setup"]), request["batch_size"]
+    built = ModelOptions(**request["setup"].pop("built"))
+    setup, batch_size = Setup(**request["setup"], built=built), request["batch_size"]
     recipe = request["recipe"] and Recipe.from_dict(request["recipe"])
     try:
         with fitting(batch_size, setup.device):

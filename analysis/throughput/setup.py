@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repshift.analysis.samples.images import data_config
 from repshift.analysis.subjects.devices import choose_device
-from repshift.analysis.subjects.models import load_dense
-from repshift.analysis.subjects.sizes import resized
+from repshift.analysis.subjects.models import ModelOptions
+from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.registry import suggest
 
@@ -40,9 +40,9 @@ class Setup:
     """How all methods of one benchmark are run.
 
     Attributes:
-        model: A name that :func:`repshift.load_model` takes; the weights are random, which takes as long. Of a folder
-            that holds a model, that one.
-        img_size: Pixels a side; ``None`` for the model's own.
+        model: A name that :func:`repshift.load_model` takes, or a folder that holds a model. Random weights take as
+            long as trained ones.
+        built: How it is built: weights, size of the images, settings.
         precision: Any of :data:`PRECISIONS`.
         attention: ``sdpa``, torch's fused attention; ``eager``, timm's plain one; or one kernel of the fused
             attention, ``flash``, ``efficient``, ``math`` or ``cudnn``. ``None`` leaves it as the model has it.
@@ -56,7 +56,7 @@ class Setup:
     """
 
     model: str
-    img_size: int | None = None
+    built: ModelOptions = field(default_factory=ModelOptions)
     precision: str = "float32"
     attention: str | None = None
     channels_last: bool = False
@@ -79,8 +79,7 @@ class Setup:
             UnknownNameError: If no model has this name.
             UnsupportedModelError: If it has no attention to choose a kernel for.
         """
-        model = load_dense(self.model)
-        model = resized(self.model, model, self.input_size(model))
+        model = build_model(self.model, self.built)
         chosen = [module for module in model.modules() if hasattr(module, "fused_attn")]
         if self.attention is not None:
             if not chosen:
@@ -95,7 +94,7 @@ class Setup:
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
         """Return channels, rows and columns of the images."""
         channels, rows, columns = data_config(model)["input_size"]
-        return (channels, self.img_size or rows, self.img_size or columns)
+        return (channels, rows, columns)
 
     def images(self, model: nn.Module, batch_size: int) -> Tensor:
         """Draw images ``(batch, channels, rows, columns)`` as the model takes them."""

@@ -5,13 +5,11 @@ Source: Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective St
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from repshift.backbones.scan.implementations import IMPLEMENTATIONS, run_backward, run_scan
+from repshift.backbones.scan.implementations import IMPLEMENTATIONS
+from repshift.backbones.scan.operator import scan
 from repshift.backbones.scan.reference import Operands, reference
 from repshift.errors import RepresentationError, UnknownNameError
 from repshift.registry import suggest
@@ -75,8 +73,7 @@ def selective_scan(
     operands = Operands(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
     if implementation == "reference":
         return reference(operands)
-    scanned: Tensor = _scan(*operands, implementation)
-    return scanned
+    return scan(operands, implementation)
 
 
 def aligned_scan(
@@ -127,91 +124,6 @@ def aligned_scan(
     if D is not None:
         scanned = scanned + u.to(scanned.dtype) * D[:, None]
     return scanned.to(u.dtype)
-
-
-@torch.library.custom_op("repshift::selective_scan", mutates_args=())
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    implementation: str,
-) -> Tensor:
-    """Scan as one operation, so that compilers take hundreds of steps as one node and do not look into kernels."""
-    return _laid_out(run_scan(Operands(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse), implementation))
-
-
-@_scan.register_fake
-def _(u: Tensor, *operands: Any) -> Tensor:
-    return _empty_like(u)
-
-
-@torch.library.custom_op("repshift::selective_scan_backward", mutates_args=())
-def _scan_backward(
-    gradient: Tensor,
-    wanted: list[int],
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    implementation: str,
-) -> list[Tensor]:
-    """Return the gradients of the operands with the wanted indices."""
-    operands = Operands(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    found = run_backward(operands, gradient, implementation)
-    return [_laid_out(found[index].to(operands[index].dtype)) for index in wanted]  # type: ignore[union-attr]
-
-
-@_scan_backward.register_fake
-def _(gradient: Tensor, wanted: list[int], *operands: Any) -> list[Tensor]:
-    return [_empty_like(operands[index]) for index in wanted]
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.softplus, ctx.reverse, ctx.implementation = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needed: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    wanted = [index for index, wants in enumerate(ctx.needs_input_grad) if wants]
-    found = _scan_backward(gradient, wanted, *ctx.saved_tensors, ctx.softplus, ctx.reverse, ctx.implementation)
-    for index, value in zip(wanted, found, strict=True):
-        needed[index] = value
-    return tuple(needed)
-
-
-_scan.register_autograd(_gradients, setup_context=_remember)
-
-
-@register_flop_formula(torch.ops.repshift.selective_scan)
-def _flops(u_shape: torch.Size, delta_shape: torch.Size, A_shape: torch.Size, *others: Any, **kwargs: Any) -> int:
-    """Count a multiply-accumulate for each of the four products a state and step: step*A, step*u*B, decay*h, C*h."""
-    batch, channels, length = u_shape
-    return 2 * 4 * batch * channels * length * A_shape[1]
-
-
-def _laid_out(tensor: Tensor) -> Tensor:
-    """Bring a result into the layout that compilers are told of: sequences with channels last, as models have them."""
-    return tensor.mT.contiguous().mT if tensor.ndim == 3 else tensor.contiguous()
-
-
-def _empty_like(tensor: Tensor) -> Tensor:
-    turned = tensor.mT if tensor.ndim == 3 else tensor
-    empty = torch.empty_like(turned, memory_format=torch.contiguous_format)
-    return empty.mT if tensor.ndim == 3 else empty
 
 
 def _check(u: Tensor, A: Tensor, **others: Tensor | None) -> None:

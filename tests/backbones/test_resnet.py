@@ -145,6 +145,26 @@ def test_a_map_smaller_than_the_strides_behind_it_need_is_refused(model, images)
         pruned(images)
 
 
+def test_pools_that_round_odd_sides_otherwise_than_their_shortcut_need_multiples():
+    described = {name: RESNET.structure(on_meta(name)) for name in ("resnetaa50", "resnet50d", "resnetblur18")}
+    assert [site.multiple for site in described["resnetaa50"].sites] == [8, 4, 2, 1]
+    assert {site.multiple for name in ("resnet50d", "resnetblur18") for site in described[name].sites} == {1}
+
+
+@pytest.mark.parametrize(("drop", "fit"), [("1@0", 8), ("5@0", 8), ("0.3@0", 8), ("1@1", 4), ("1@2", 2), ("1@3", None)])
+def test_lines_that_such_pools_cannot_halve_are_refused_with_a_number_that_fits(drop, fit):
+    model = tiny(aa_layer=torch.nn.AvgPool2d)
+    pictures = torch.randn(2, 3, 64, 64)
+    pruned = ShiftTracker(model).prune(drop)
+    if fit is None:  # behind the last of them anything goes
+        assert pruned(pictures).isfinite().all()
+        return
+    with pytest.raises(ScheduleError, match=rf"take multiples of \d only.*Drop {fit} rows"):
+        pruned(pictures)
+    stage = drop.partition("@")[2]
+    assert ShiftTracker(model).prune(f"{fit}@{stage}")(pictures).isfinite().all()
+
+
 def test_the_shorter_side_decides_whether_a_map_is_too_small(model):
     pruned = ShiftTracker(model).prune({0: 4})
     assert pruned(torch.randn(1, 3, 48, 64)).shape == (1, 3)

@@ -125,6 +125,9 @@ def test_a_tar_file_is_listed_like_its_folder(tree, tmp_path):
         archive.add(tree, ".")
     listing = list_files(tmp_path / "data.tar")
     assert names(listing) == contents(listing) == IMAGES
+    with tarfile.open(tmp_path / "below.tar", "w") as archive:
+        archive.add(tree, "photos/val")
+    assert names(list_files(tmp_path / "below.tar")) == IMAGES
     assert sorted(listing.folders) == ["cat", "dog"]
     assert (listing.hidden, listing.irregular) == ([".hidden/x.jpg"], ["cat/again.jpg"])
     assert listing.others == ["cat/notes.txt"]

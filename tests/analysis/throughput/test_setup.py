@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch.backends.cuda import flash_sdp_enabled, math_sdp_enabled
 
 from repshift import DataError, UnknownNameError, UnsupportedModelError
+from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.throughput.setup import Setup
 
 
@@ -43,7 +44,7 @@ def test_images_are_those_the_model_takes_and_the_same_each_time():
 
 @pytest.mark.parametrize("name", ["tiny_vit", "tiny_vim", "tiny_resnet"])
 def test_another_size_is_that_of_images_and_model(name):
-    setup = Setup(name, img_size=96)
+    setup = Setup(name, built=ModelOptions(img_size=96))
     model = setup.load()
     assert setup.images(model, 1).shape == (1, 3, 96, 96)
     assert setup.input_size(model) == (3, 96, 96)
@@ -132,4 +133,4 @@ def test_a_gpu_that_is_not_there_is_an_error():
 
 def test_an_unknown_model_is_an_error_whatever_its_size():
     with pytest.raises(UnknownNameError, match="Unknown model 'tiny_vitt'"):
-        Setup("tiny_vitt", img_size=96).load()
+        Setup("tiny_vitt", built=ModelOptions(img_size=96)).load()
