@@ -18,6 +18,7 @@ from typing import IO, Any
 from repshift.errors import DataError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # those that timm reads as images; in upper case, too
+OTHER_IMAGES = ("", ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Icon\r")  # which systems put into folders by themselves
 
 
@@ -74,6 +75,11 @@ class Listing:
     others: list[str] = field(default_factory=list)
     irregular: list[str] = field(default_factory=list)
     repeated: list[tuple[str, str]] = field(default_factory=list)
+
+    def add_other(self, parts: tuple[str, ...]) -> None:
+        """Add a file of another ending; beside the folders of the classes, only what may be an image matters."""
+        if len(parts) > 1 or Path(parts[0]).suffix.lower() in OTHER_IMAGES:
+            self.others.append("/".join(parts))
 
     def notes(self) -> list[str]:
         """Say what was left out, a line for each kind."""
@@ -199,7 +205,7 @@ class _Folder:
                 elif self._is_new(target, name):
                     self._add(Path(entry.path), place, target)
             elif not entry.name.lower().endswith(self.listing.suffixes):
-                self.listing.others.append(name)
+                self.listing.add_other(place)
             elif not entry.is_file():
                 self.listing.irregular.append(name)
             elif entry.is_symlink():
@@ -248,7 +254,7 @@ def _add_members(
                 folder = (*parts[:-1], parts[-1][: -len(".tar")])
                 _add_members(listing, packed, folder, start + member.offset_data, found)
         elif not name.lower().endswith(listing.suffixes):
-            listing.others.append(name)
+            listing.add_other(parts)
         elif not member.isreg() or member.issparse():
             listing.irregular.append(name)
         else:

@@ -57,6 +57,12 @@ def test_files_of_other_endings_are_named_and_refused(tree, name):
     assert f"dog/{name}" in listing.notes()[0]
 
 
+@pytest.mark.parametrize(("name", "refused"), [("classes.txt", 0), ("README.md", 0), ("stray.tif", 1), ("stray", 1)])
+def test_beside_the_folders_only_what_may_be_an_image_matters(tree, name, refused):
+    (tree / name).touch()
+    assert len(list_files(tree).others) == refused
+
+
 def test_other_endings_are_a_choice(tree):
     (tree / "dog" / "photo.TIF").touch()
     listing = list_files(tree, parse_suffixes("jpg, .tif"))
