@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from repshift.errors import CheckpointError, UnknownNameError, first_line
+from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
+from repshift.files import as_path
 from repshift.folders import folder_of, read_folder
+from repshift.options import check_built, check_options
 from repshift.registry import Registry, suggest
 from repshift.tracker import ShiftTracker
 
@@ -47,7 +49,8 @@ def load_model(
         **options: Passed on to the model, for example ``num_classes=10`` or ``img_size=384``.
 
     Raises:
-        UnknownNameError: If no model has this name; the message has the closest ones.
+        UnknownNameError: If no model has this name, the message has the closest ones; or an option is none.
+        UnsupportedModelError: If the options build no model.
         CheckpointError: If the weights cannot be had, cannot be read or do not fit the model.
 
     Example:
@@ -66,6 +69,12 @@ def load_model(
         return _load_folder(folder, options)
     if not isinstance(name, str):
         raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")
+    for option, value in (("pretrained", pretrained), ("use_ema", False if use_ema is None else use_ema)):
+        if not isinstance(value, bool):
+            raise UnknownNameError(f"{option} is True or False, got {value!r}.")
+    file = None if checkpoint is None else as_path(checkpoint, CheckpointError)
+    options = {option: value for option, value in options.items() if value is not None}  # the model's own, as in timm
+    check_options(name, options)
     if pretrained and checkpoint is not None:
         raise CheckpointError(
             f"Both pretrained=True and checkpoint={str(checkpoint)!r} were given; a model has one set of weights. "
@@ -77,23 +86,32 @@ def load_model(
             model = MODELS.get(name)(pretrained=pretrained, **options)
         else:
             model = _create_timm_model(name, pretrained, options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+    except RepshiftError:
+        raise
+    except Exception as error:
+        if not options:
             raise
-        raise UnknownNameError(
-            f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise UnknownNameError(
+                f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
+            ) from error
+        raise UnsupportedModelError(
+            f"{name} cannot be built with {options} ({type(error).__name__}: {first_line(error)}). Choose others."
         ) from error
-    if checkpoint is not None:
+    check_built(name, model, options)
+    if file is not None:
         from repshift.backbones.checkpoints import load_weights
 
         if use_ema is None:
             use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
-        load_weights(model, Path(checkpoint), use_ema=use_ema)
+        load_weights(model, file, use_ema=use_ema)
     return model.eval()
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
     saved = read_folder(folder)
+    if own := sorted({"name", "pretrained", "checkpoint", "use_ema"} & saved.options.keys()):
+        raise CheckpointError(f"The description in {folder} gives {', '.join(own)} among the model's options. Save it again.")
     model = load_model(saved.name, checkpoint=saved.weights, **{**saved.options, **options})
     return model if saved.recipe is None else ShiftTracker(model).prune(saved.recipe).eval()
 
@@ -133,5 +151,5 @@ def _check_timm_name(name: str) -> None:
             f"Unknown model {name!r}. {suggest(name, known)} timm.list_models('*deit*') lists timm's by pattern."
         )
     tagged = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in tagged:
+    if name != architecture and name not in tagged:
         raise UnknownNameError(f"{architecture} has no weights tagged {tag!r}. {suggest(name, tagged)}")

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from repshift.errors import UnknownNameError
+from repshift.errors import UnknownNameError, first_line
 
 
 class Registry:
@@ -33,6 +33,13 @@ class Registry:
 
     def register(self, name: str, target: Any) -> None:
         """Add a name; one that is taken raises :class:`UnknownNameError`, since silent replacement hides mistakes."""
+        if not isinstance(name, str) or not name:
+            raise UnknownNameError(f"A {self.kind} is registered under a name, got {name!r}. Give a string.")
+        if isinstance(target, str) and target.count(":") != 1:
+            raise UnknownNameError(
+                f"{self.kind} {name!r} should stand at 'package.module:attribute', got {target!r}. Give that, or the "
+                "object itself."
+            )
         if name in self._targets:
             raise UnknownNameError(f"{self.kind} {name!r} is already registered. Choose another name.")
         self._targets[name] = target
@@ -60,14 +67,21 @@ class Registry:
         """Return the object behind a name, importing it if needed.
 
         Raises:
-            UnknownNameError: If the name is not registered; the message has the closest ones.
+            UnknownNameError: If the name is not registered, the message has the closest ones; or its object cannot be
+                imported.
         """
         if not isinstance(name, str) or name not in self._targets:
             raise UnknownNameError(f"Unknown {self.kind} {name!r}. {suggest(name, self._targets)}")
         target = self._targets[name]
         if isinstance(target, str):
             module, attribute = target.split(":")
-            target = self._targets[name] = getattr(importlib.import_module(module), attribute)
+            try:
+                target = self._targets[name] = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise UnknownNameError(
+                    f"{self.kind} {name!r} stands at {target!r}, and cannot be had there ({first_line(error)}). Install "
+                    "what is missing, or register another one."
+                ) from error
         return target
 
 

@@ -23,6 +23,9 @@ class Selection:
         aligned: Of a state space model: what is dropped still decays the states of later scans.
         leading: The kept tokens are the first ones of every image, so a slice serves for picking them out.
 
+    Raises:
+        RepresentationError: If positions are no such tensors.
+
     Example:
         >>> import torch
         >>> merged = Selection(torch.tensor([[0, 2]]), joins=torch.tensor([[0, 0, 1]]))
@@ -36,6 +39,17 @@ class Selection:
     grid: tuple[int, int] | None = None
     aligned: bool = False
     leading: bool = False
+
+    def __post_init__(self) -> None:
+        for what, positions in (("kept", self.kept), ("joins", self.joins)):
+            if positions is None and what == "joins":
+                continue
+            if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.dtype != torch.int64:
+                given = isinstance(positions, Tensor)
+                got = f"{tuple(positions.shape)} of {positions.dtype}" if given else repr(positions)
+                raise RepresentationError(
+                    f"A selection's {what} are positions (batch, number) in a tensor of torch.int64, got {got}."
+                )
 
     @staticmethod
     def first(count: int, like: Tensor) -> Selection:
