@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path
 from repshift.folders import folder_of, read_folder
+from repshift.network import hub_at_once
 from repshift.options import check_built, check_options
 from repshift.registry import Registry, suggest
 from repshift.tracker import ShiftTracker
@@ -126,18 +128,20 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
         raise UnknownNameError(
             f"Unknown source of models in {name!r}. Give a plain name of timm, hf-hub:OWNER/NAME or local-dir:FOLDER."
         )
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError:
-        raise
-    except Exception as error:
-        if not (pretrained or source):
+    if not (pretrained or source):
+        plain: nn.Module = timm.create_model(name, **options)
+        return plain
+    with nullcontext() if source == "local-dir" else hub_at_once() as unreachable:
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        except TypeError:
             raise
-        raise CheckpointError(
-            f"The weights of {name} could not be had ({type(error).__name__}: {first_line(error)}). Without a network, "
-            "download them elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained "
-            "out."
-        ) from error
+        except Exception as error:
+            raise CheckpointError(
+                f"The weights of {name} could not be had ({unreachable or f'{type(error).__name__}: {first_line(error)}'}"
+                "). Without a network, download them elsewhere and give checkpoint=FILE (--checkpoint FILE); without "
+                "weights, leave pretrained out."
+            ) from error
     return model
 
 

@@ -286,8 +286,12 @@ def _checked(block: object, drop: object) -> Drop:
 def _parse(text: str) -> Schedule:
     stripped = text.strip()
     try:
+        if not stripped.isascii() or "_" in stripped:  # which Python takes for numbers, too
+            raise ValueError("it has other signs than digits")
         if "@" not in stripped:
-            entries = [_number(entry) for entry in stripped.strip("[]").split(",")]
+            if stripped[:1] == "[" and stripped[-1:] == "]":
+                stripped = stripped[1:-1]
+            entries = [_number(entry) for entry in stripped.split(",")]
             return Schedule(dict(enumerate(entries)), len(entries))
         drops: dict[int, Drop] = {}
         repeated: list[Repeated] = []

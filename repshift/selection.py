@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repshift.errors import RepresentationError
+from repshift.errors import RepresentationError, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +98,16 @@ class Selection:
         if self.joins is None:
             return self.take(values)
         batch, kept = self.kept.shape
+        if values.shape[:2] != self.joins.shape:
+            raise RepresentationError(
+                f"Tokens that join others are {tuple(self.joins.shape)} for (batch, tokens), got values "
+                f"{tuple(values.shape)}. Give the values of all tokens."
+            )
         sums = values.new_zeros(batch * kept, *values.shape[2:])
-        sums = sums.index_add(0, rows_of(self.joins, kept), values.flatten(0, 1))
+        try:
+            sums = sums.index_add(0, rows_of(self.joins, kept), values.flatten(0, 1))
+        except (IndexError, RuntimeError) as error:
+            raise _out_of_range(error, self.kept) from error
         return sums.view(batch, kept, *values.shape[2:])
 
     def mean(self, values: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -190,12 +198,30 @@ def pick(values: Tensor, positions: Tensor) -> Tensor:
     Returns:
         ``(batch, number, ...)``.
     """
-    if values.ndim == 2:
-        return values.gather(1, positions)
-    batch, length = values.shape[:2]
-    # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
-    chosen = values.flatten(0, 1).index_select(0, rows_of(positions, length))
+    if values.ndim < 2 or values.shape[0] != positions.shape[0]:
+        raise RepresentationError(
+            f"Positions of {positions.shape[0]} images pick from (batch, length, ...), got {tuple(values.shape)}. Give "
+            "the values of these images."
+        )
+    try:
+        if values.ndim == 2:
+            return values.gather(1, positions)
+        batch, length = values.shape[:2]
+        # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
+        chosen = values.flatten(0, 1).index_select(0, rows_of(positions, length))
+    except (IndexError, RuntimeError) as error:
+        raise _out_of_range(error, values) from error
     return chosen.view(batch, positions.shape[1], *values.shape[2:])
+
+
+def _out_of_range(error: Exception, values: Tensor) -> Exception:
+    """Say that positions lie outside, if that is what an error says; otherwise return it as it is."""
+    if "out of range" not in str(error) and "out of bounds" not in str(error):
+        return error
+    return RepresentationError(
+        f"A position lies outside of the {values.shape[1]} that there are ({first_line(error)}). Let a pruner choose "
+        "among its candidates."
+    )
 
 
 def compose(earlier: Tensor | None, later: Tensor) -> Tensor:

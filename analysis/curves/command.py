@@ -17,7 +17,7 @@ def curves(
     ],
     output: options.FigureFile = Path("curves.png"),
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", help="Of the benchmark. [default: its largest]")
+        int | None, typer.Option("--batch-size", "-b", min=1, help="Of the benchmark. [default: its largest]")
     ] = None,
 ) -> None:
     """Draw accuracy against GMACs and against measured throughput, all methods on one figure.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from repshift.analysis.samples.images import data_config
+from repshift.analysis.subjects.limits import check_side
 from repshift.errors import DataError, UnknownNameError, first_line
 
 CROP_MODES = ("center", "squash", "border")
@@ -59,8 +61,12 @@ def _check(given: Mapping[str, Any], channels: int) -> None:
             f"The size {rows_columns} does not fit the model's {channels} channel(s). Give --img-size of at least 1, "
             f"or --input-size {channels} ROWS COLUMNS."
         )
-    if given.get("crop_pct", 1) <= 0:
-        raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share above 0.")
+    for side in rows_columns[1:]:
+        check_side(side)
+    if not 0.01 <= given.get("crop_pct", 1) <= 100:  # not a number is neither
+        raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share from 0.01, such as 0.9.")
+    if not all(map(math.isfinite, (*given.get("mean", ()), *given.get("std", ())))) or min(given.get("std", (1,))) <= 0:
+        raise DataError("--mean and --std are finite numbers, and a standard deviation is above 0. Give others.")
     if given.get("crop_mode", "center") not in CROP_MODES:
         raise UnknownNameError(f"Unknown --crop-mode {given['crop_mode']!r}. Give {', '.join(CROP_MODES)}.")
 

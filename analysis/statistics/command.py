@@ -49,9 +49,13 @@ def statistics(
     from repshift.analysis.statistics.masks import masks_for
     from repshift.analysis.statistics.measuring import measure, write_study
     from repshift.analysis.statistics.study import Study
+    from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
     from repshift.analysis.subjects.models import load_dense
     from repshift.analysis.subjects.recipes import block_numbers
 
+    check_seed(seed)
+    check_batch(batch_size)
+    check_workers(workers)
     chosen = block_numbers(blocks)
     processes = Processes.join()
     try:
