@@ -97,10 +97,10 @@ def _download(name: str, published: Published, model: VisionMamba) -> None:
         try:
             path = hf_hub_download(published.repository, published.file)
         except Exception as error:  # the hub's, the network's and the disk's errors have no common class
+            why = unreachable or f"{type(error).__name__}: {first_line(error)}"
             raise CheckpointError(
-                f"The weights of {name} could not be had ({unreachable or f'{type(error).__name__}: {first_line(error)}'}"
-                f"). Without a network, download {published.file} of {published.repository} elsewhere and give "
-                "checkpoint=FILE (--checkpoint FILE)."
+                f"The weights of {name} could not be had ({why}). Without a network, download {published.file} of "
+                f"{published.repository} elsewhere and give checkpoint=FILE (--checkpoint FILE)."
             ) from error
     load_weights(model, Path(path), use_ema=published.use_ema)
 

@@ -124,7 +124,9 @@ def refuse_wrappers(model: nn.Module, root: str) -> None:
         wrapper = model.get_submodule(".".join(parts[:end]))
         for name in REFUSALS.names():
             if why := REFUSALS.get(name).why_not_inside(wrapper):
-                raise UnsupportedModelError(f"{type(wrapper).__name__} {why}. Prune the model inside, model.{root}, instead.")
+                raise UnsupportedModelError(
+                    f"{type(wrapper).__name__} {why}. Prune the model inside, model.{root}, instead."
+                )
 
 
 def find_structure_if_served(model: nn.Module) -> Structure | None:

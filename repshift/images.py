@@ -55,8 +55,8 @@ class Images:
         expected = getattr(embedding, "num_patches", None)
         if self.fixed and isinstance(output, Tensor) and output.ndim == 3 and output.shape[1] != expected:
             raise RepresentationError(
-                f"The model takes images of {_size(embedding)} pixels, which are {expected} tokens, got images that are "
-                f"{output.shape[1]}. {RESIZE}"
+                f"The model takes images of {_size(embedding)} pixels, which are {expected} tokens, got images that "
+                f"are {output.shape[1]}. {RESIZE}"
             )
 
     def why_unfit(self, images: Tensor, embedding: nn.Module) -> str | None:
@@ -72,16 +72,20 @@ class Images:
         takes = f"The model takes images (batch, {self.channels}, {rows}, {columns})"
         if len(shape) != 4 or shape[1] != self.channels:
             last = len(shape) == 4 and shape[3] == self.channels
-            return f"{takes}, got {shape}. {'Give images.permute(0, 3, 1, 2).' if last else 'Give images of this form.'}"
+            return (
+                f"{takes}, got {shape}. {'Give images.permute(0, 3, 1, 2).' if last else 'Give images of this form.'}"
+            )
         if 0 in shape[2:] or (size is not None and shape[2:] != tuple(size)):
             return f"{takes}, got {shape}. {RESIZE}"
         if images.layout != torch.strided:
             return f"{takes} in a plain tensor, got {images.layout}. Convert them with .to_dense()."
         if weight is not None and images.device != weight.device:
-            return f"{takes} on {weight.device}, got images on {images.device}. Move them with .to({str(weight.device)!r})."
+            return f"{takes} on {weight.device}, got images on {images.device}. Move them there with images.to(device)."
         mixed = torch.is_autocast_enabled(images.device.type) if images.device.type != "meta" else False
         if weight is not None and images.dtype != weight.dtype and not mixed:
-            return f"{takes} of {weight.dtype}, as its weights are, got {images.dtype}. Convert them with .to({weight.dtype})."
+            return (
+                f"{takes} of {weight.dtype}, as its weights are, got {images.dtype}. Convert them with images.to(...)."
+            )
         return None
 
 
@@ -112,8 +116,8 @@ def require_floating_point(value: Any) -> None:
     """
     if isinstance(value, fx.Proxy):
         raise UnsupportedModelError(
-            "A pruned model chooses tokens by their values and shapes, which torch.fx's symbolic tracing does not know. "
-            "Capture it with torch.export.export(model, (images,)), or trace the dense model."
+            "A pruned model chooses tokens by their values and shapes, which torch.fx's symbolic tracing does not "
+            "know. Capture it with torch.export.export(model, (images,)), or trace the dense model."
         )
     if not isinstance(value, Tensor):
         raise RepresentationError(

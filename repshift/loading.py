@@ -12,7 +12,7 @@ from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, Un
 from repshift.files import as_path
 from repshift.folders import folder_of, read_folder
 from repshift.network import hub_at_once
-from repshift.options import check_built, check_options
+from repshift.options import check_built, check_flags, check_options
 from repshift.registry import Registry, suggest
 from repshift.tracker import ShiftTracker
 
@@ -71,17 +71,26 @@ def load_model(
         return _load_folder(folder, options)
     if not isinstance(name, str):
         raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")
-    for option, value in (("pretrained", pretrained), ("use_ema", False if use_ema is None else use_ema)):
-        if not isinstance(value, bool):
-            raise UnknownNameError(f"{option} is True or False, got {value!r}.")
+    check_flags(pretrained=pretrained, use_ema=use_ema)
     file = None if checkpoint is None else as_path(checkpoint, CheckpointError)
-    options = {option: value for option, value in options.items() if value is not None}  # the model's own, as in timm
-    check_options(name, options)
     if pretrained and checkpoint is not None:
         raise CheckpointError(
             f"Both pretrained=True and checkpoint={str(checkpoint)!r} were given; a model has one set of weights. "
             "Give one of them."
         )
+    model = _build(name, pretrained, options)
+    if file is not None:
+        from repshift.backbones.checkpoints import load_weights
+
+        if use_ema is None:
+            use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
+        load_weights(model, file, use_ema=use_ema)
+    return model.eval()
+
+
+def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    options = {option: value for option, value in options.items() if value is not None}  # the model's own, as in timm
+    check_options(name, options)
     try:
         model: nn.Module
         if name in MODELS:
@@ -101,19 +110,15 @@ def load_model(
             f"{name} cannot be built with {options} ({type(error).__name__}: {first_line(error)}). Choose others."
         ) from error
     check_built(name, model, options)
-    if file is not None:
-        from repshift.backbones.checkpoints import load_weights
-
-        if use_ema is None:
-            use_ema = bool((getattr(model, "pretrained_cfg", None) or {}).get("use_ema", True))
-        load_weights(model, file, use_ema=use_ema)
-    return model.eval()
+    return model
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
     saved = read_folder(folder)
     if own := sorted({"name", "pretrained", "checkpoint", "use_ema"} & saved.options.keys()):
-        raise CheckpointError(f"The description in {folder} gives {', '.join(own)} among the model's options. Save it again.")
+        raise CheckpointError(
+            f"The description in {folder} gives {', '.join(own)} among the model's options. Save it again."
+        )
     model = load_model(saved.name, checkpoint=saved.weights, **{**saved.options, **options})
     return model if saved.recipe is None else ShiftTracker(model).prune(saved.recipe).eval()
 
@@ -137,10 +142,10 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
         except TypeError:
             raise
         except Exception as error:
+            why = unreachable or f"{type(error).__name__}: {first_line(error)}"
             raise CheckpointError(
-                f"The weights of {name} could not be had ({unreachable or f'{type(error).__name__}: {first_line(error)}'}"
-                "). Without a network, download them elsewhere and give checkpoint=FILE (--checkpoint FILE); without "
-                "weights, leave pretrained out."
+                f"The weights of {name} could not be had ({why}). Without a network, download them "
+                "elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained out."
             ) from error
     return model
 

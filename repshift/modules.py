@@ -46,7 +46,8 @@ def find_modules(model: nn.Module, selectors: str | Iterable[str]) -> list[str]:
         >>> find_modules(load_model("tiny_vit"), "blocks.[01].attn")
         ['blocks.0.attn', 'blocks.1.attn']
     """
-    named = [selectors] if isinstance(selectors, str) else list(selectors) if isinstance(selectors, Iterable) else []
+    several = isinstance(selectors, Iterable) and not isinstance(selectors, Tensor)
+    named = [selectors] if isinstance(selectors, str) else list(selectors) if several else []
     if not named or not all(isinstance(selector, str) for selector in named):
         raise UnknownNameError(
             f"No module was named: got {selectors!r}. Give one or several names or globs, such as 'layer1.*'."

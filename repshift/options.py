@@ -1,4 +1,4 @@
-"""What a model is asked to be built with: settings that would build nothing, or a model that fails at its first image."""
+"""What a model is asked to be built with: options that would build nothing, or what fails at its first image."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ from repshift.errors import UnknownNameError
 
 # Numbers of something, or several of them as some families take them; and how few there can be
 COUNTS = {"num_classes": 0} | dict.fromkeys(
-    ("img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "stride", "d_state", "d_conv", "expand"), 1
+    ("img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "stride", "d_state", "d_conv", "expand"),
+    1,
 )
 PAIRS = ("img_size",)
 SHARES = tuple(f"{what}drop{kind}_rate" for what in ("", "pos_", "patch_", "proj_", "attn_") for kind in ("", "_path"))
+
+
+def check_flags(**flags: bool | None) -> None:
+    """Check settings that are ``True`` or ``False``; anything else would count as one of them.
+
+    Raises:
+        UnknownNameError: If one is neither, nor left out.
+    """
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):
+            raise UnknownNameError(f"{name} is True or False, got {value!r}.")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -29,7 +41,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option in COUNTS and not _counts(value, COUNTS[option], pair=option in PAIRS):
             form = "a whole number, or rows and columns," if option in PAIRS else "a whole number"
-            raise UnknownNameError(f"{option} of {name} is {form} from {COUNTS[option]}, got {value!r}. Choose another.")
+            raise UnknownNameError(
+                f"{option} of {name} is {form} from {COUNTS[option]}, got {value!r}. Choose another."
+            )
         if option in SHARES and not (_is_number(value, Real) and 0 <= value <= 1):
             raise UnknownNameError(f"{option} of {name} is a share from 0 to 1, got {value!r}. Choose another.")
 
@@ -41,7 +55,9 @@ def check_built(name: str, model: nn.Module, options: Mapping[str, Any]) -> None
         UnknownNameError: If its images are smaller than a patch.
     """
     if getattr(getattr(model, "patch_embed", None), "num_patches", None) == 0:
-        raise UnknownNameError(f"{name} with {dict(options)} takes images smaller than one patch. Give a larger img_size.")
+        raise UnknownNameError(
+            f"{name} with {dict(options)} takes images smaller than one patch. Give a larger img_size."
+        )
 
 
 def _counts(value: Any, least: int, *, pair: bool) -> bool:

@@ -79,8 +79,8 @@ class Registry:
                 target = self._targets[name] = getattr(importlib.import_module(module), attribute)
             except (ImportError, AttributeError, ValueError) as error:
                 raise UnknownNameError(
-                    f"{self.kind} {name!r} stands at {target!r}, and cannot be had there ({first_line(error)}). Install "
-                    "what is missing, or register another one."
+                    f"{self.kind} {name!r} stands at {target!r}, and cannot be had there ({first_line(error)}). "
+                    "Install what is missing, or register another one."
                 ) from error
         return target
 

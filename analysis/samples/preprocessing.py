@@ -64,7 +64,7 @@ def _check(given: Mapping[str, Any], channels: int) -> None:
     for side in rows_columns[1:]:
         check_side(side)
     if not 0.01 <= given.get("crop_pct", 1) <= 100:  # not a number is neither
-        raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share from 0.01, such as 0.9.")
+        raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share, such as 0.9.")
     if not all(map(math.isfinite, (*given.get("mean", ()), *given.get("std", ())))) or min(given.get("std", (1,))) <= 0:
         raise DataError("--mean and --std are finite numbers, and a standard deviation is above 0. Give others.")
     if given.get("crop_mode", "center") not in CROP_MODES:

@@ -84,8 +84,8 @@ def measure(
             study.merge(other)
     if masks is not None and not any(tally.images for tally in study.foreground.tallies.values()):
         raise DataError(
-            f"In none of the {len(samples)} masks a part of the image is the object, as the model sees it: they are black, "
-            "or white, everywhere. Give others, or leave out --masks."
+            f"None of the {len(samples)} masks says where an object is: as the model sees them, they are black, or not "
+            "black, everywhere. Give others, or leave out --masks."
         )
 
 

@@ -54,7 +54,10 @@ def check_threads(threads: int | None) -> None:
     """
     processors = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= processors:
-        raise DataError(f"{threads} threads cannot run on the {processors} processors of this machine. Give 1 to {processors} (--threads).")
+        raise DataError(
+            f"{threads} threads cannot run on the {processors} processors of this machine. Give 1 to {processors} "
+            "(--threads)."
+        )
 
 
 def check_batch(images: int) -> None:
@@ -85,7 +88,9 @@ def check_blocks(blocks: Sequence[int]) -> list[int]:
     """
     for place, block in enumerate(blocks):
         if isinstance(block, bool) or not isinstance(block, Integral) or block < 0:
-            raise UnknownNameError(f"There is no block {block!r}: blocks are counted from zero. Choose others (--blocks).")
+            raise UnknownNameError(
+                f"There is no block {block!r}: blocks are counted from zero. Choose others (--blocks)."
+            )
         if block in blocks[:place]:
             raise UnknownNameError(f"Block {block} is named twice. Name each block once (--blocks).")
     return [int(block) for block in blocks]

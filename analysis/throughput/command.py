@@ -63,12 +63,11 @@ def bench(
     batch_sizes = _numbers(batch_size or ["16"])
     import torch
 
-    from repshift.analysis.subjects.limits import check_batch, check_side, check_threads
-
     from repshift.analysis.output.files import output_file
     from repshift.analysis.output.results import Results, environment, write_results
     from repshift.analysis.output.results import results_format as checked_format
     from repshift.analysis.subjects.devices import choose_device
+    from repshift.analysis.subjects.limits import check_batch, check_side, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
