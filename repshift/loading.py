@@ -11,7 +11,7 @@ from torch import nn
 from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path
 from repshift.folders import folder_of, read_folder
-from repshift.network import hub_at_once
+from repshift.network import hub_at_once, what_failed
 from repshift.options import check_built, check_flags, check_options
 from repshift.registry import Registry, suggest
 from repshift.tracker import ShiftTracker
@@ -142,10 +142,10 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
         except TypeError:
             raise
         except Exception as error:
-            why = unreachable or f"{type(error).__name__}: {first_line(error)}"
             raise CheckpointError(
-                f"The weights of {name} could not be had ({why}). Without a network, download them "
-                "elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained out."
+                f"The weights of {name} could not be had ({what_failed(error, unreachable)}). "
+                "Without a network, download them elsewhere and give checkpoint=FILE (--checkpoint FILE); without "
+                "weights, leave pretrained out."
             ) from error
     return model
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from repshift.errors import first_line
+
 PATIENCE = 5.0  # seconds for finding a host and shaking hands, which slow networks do in one
 PORTS = {"http": 80, "https": 443}
 
@@ -67,6 +69,13 @@ def hub_at_once() -> Iterator[str | None]:
     finally:
         constants.HF_HUB_OFFLINE = False
         _forget_sessions()
+
+
+def what_failed(error: BaseException, unreachable: str | None) -> str:
+    """Say why something was not had: the network, if the hub found nothing in its cache, else the error itself."""
+    if unreachable and type(error).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
+        return unreachable
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _forget_sessions() -> None:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from repshift.errors import UnknownNameError, first_line
+from repshift.errors import UnknownNameError
 
 
 class Registry:
@@ -67,21 +67,14 @@ class Registry:
         """Return the object behind a name, importing it if needed.
 
         Raises:
-            UnknownNameError: If the name is not registered, the message has the closest ones; or its object cannot be
-                imported.
+            UnknownNameError: If the name is not registered; the message has the closest ones.
         """
         if not isinstance(name, str) or name not in self._targets:
             raise UnknownNameError(f"Unknown {self.kind} {name!r}. {suggest(name, self._targets)}")
         target = self._targets[name]
         if isinstance(target, str):
             module, attribute = target.split(":")
-            try:
-                target = self._targets[name] = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise UnknownNameError(
-                    f"{self.kind} {name!r} stands at {target!r}, and cannot be had there ({first_line(error)}). "
-                    "Install what is missing, or register another one."
-                ) from error
+            target = self._targets[name] = getattr(importlib.import_module(module), attribute)
         return target
 
 
