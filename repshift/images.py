@@ -43,15 +43,22 @@ class Images:
             )
 
     def require_tokens(self, embedding: nn.Module, output: Any) -> None:
-        """Refuse images that come to another number of tokens than the table of positions has.
+        """Refuse images that come to no tokens, or to another number of them than the table of positions has.
 
         Args:
             embedding: The module that took them.
             output: What it returned.
 
         Raises:
-            RepresentationError: If there are more or fewer.
+            RepresentationError: If there are none, more or fewer.
         """
+        if isinstance(output, Tensor) and output.device.type == "meta":  # some layers take the shape for the images
+            weight = next(embedding.parameters(), output)
+            if weight.device.type != "meta":
+                raise RepresentationError(
+                    f"The model takes images on {weight.device}, got images on meta, which hold no values. Move them "
+                    "there as they were before."
+                )
         expected = getattr(embedding, "num_patches", None)
         if self.fixed and isinstance(output, Tensor) and output.ndim == 3 and output.shape[1] != expected:
             raise RepresentationError(
@@ -101,8 +108,8 @@ def explain(error: Exception, takes: Images | None, images: Any, embedding: nn.M
     if takes is None or isinstance(error, RepresentationError) or not isinstance(images, Tensor):
         return
     why = takes.why_unfit(images, embedding)
-    if why is None and "Kernel size" in str(error):
-        why = f"Images {tuple(images.shape)} are too small for the model ({first_line(error)}). Give larger ones."
+    if why is None and (isinstance(error, AssertionError) or "Kernel size" in str(error)):
+        why = f"The model does not take images {tuple(images.shape)} ({first_line(error)}). Give images of another size."
     if why is not None:
         raise RepresentationError(why) from error
 
