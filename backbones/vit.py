@@ -90,7 +90,7 @@ def _site(model: Any, name: str, block: nn.Module) -> Site:
         heads = _heads(model, f"{name}.attn", block.get_submodule("attn"))
         return Site(name, {"attn": attn, "mlp": mlp, "block": whole}, absent={"heads": OTHER}, heads=heads)
     raise UnsupportedModelError(
-        f"{name} is a {type(block).__name__}, whose order of attention, MLP and residuals is not known. "
+        f"{name} is of the class {type(block).__name__}, whose order of attention, MLP and residuals is not known. "
         "Track it by module names: ShiftTracker(model, sites='blocks.*')."
     )
 

@@ -33,7 +33,7 @@ def curves(
     from repshift.analysis.output.results import Results, read_results, write_results
     from repshift.errors import DataError
 
-    table = output.with_name(f"{output.stem}.points.csv")
+    table = output.parent / f"{output.stem}.points.csv"
     for file in (output, table):
         if any(file.resolve() == given.resolve() for given in results):
             raise DataError(f"{file} would replace the results that it is made of. Give another name (--output).")

@@ -3,7 +3,16 @@ import timm
 import torch
 from torch import nn
 
-from repshift import Recipe, ShiftTracker, UnsupportedModelError, dense, describe, load_model, recipe_of, repeated_blocks
+from repshift import (
+    Recipe,
+    ShiftTracker,
+    UnsupportedModelError,
+    dense,
+    describe,
+    load_model,
+    recipe_of,
+    repeated_blocks,
+)
 
 IMAGES = torch.rand(1, 3, 64, 64)
 
