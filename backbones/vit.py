@@ -68,7 +68,7 @@ VIT = VisionTransformer()
 
 def _mask(model: Any, prefix: int) -> Companion:
     heads = {getattr(getattr(block, "attn", None), "num_heads", None) for block in model.blocks}
-    sizes = {"heads": next(iter(heads))} if len(heads) == 1 and None not in heads else {}
+    sizes: dict[str, Any] = {"heads": heads.pop()} if len(heads) == 1 and None not in heads else {}
     return Companion("attn_mask", "batch heads token token", prefix, optional=True, sizes=sizes)
 
 

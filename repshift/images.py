@@ -109,9 +109,7 @@ def explain(error: Exception, takes: Images | None, images: Any, embedding: nn.M
         return
     why = takes.why_unfit(images, embedding)
     if why is None and (isinstance(error, AssertionError) or "Kernel size" in str(error)):
-        why = (
-            f"The model does not take images {tuple(images.shape)} ({first_line(error)}). Give images of another size."
-        )
+        why = f"The model does not take images {tuple(images.shape)} ({first_line(error)}). Give another size."
     if why is not None:
         raise RepresentationError(why) from error
 

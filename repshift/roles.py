@@ -109,7 +109,11 @@ class Cut(Bystander):
     words: str = ""
 
     def leave(self, output: Any) -> Any:
-        """Apply what the pruner chooses."""
+        """Apply what the pruner chooses.
+
+        Raises:
+            RepresentationError: If it answers something else than a selection.
+        """
         stream = self.streams.own
         candidates = Candidates(output, self.layout, self._ranking(stream), stream.sizes, repr(self.block))
         selection = self.pruner.choose(candidates, self.drop)

@@ -41,15 +41,13 @@ class Selection:
     leading: bool = False
 
     def __post_init__(self) -> None:
-        for what, positions in (("kept", self.kept), ("joins", self.joins)):
-            if positions is None and what == "joins":
+        for what, positions in (("kept", self.kept), ("joins", self.kept if self.joins is None else self.joins)):
+            if isinstance(positions, Tensor) and positions.ndim == 2 and positions.dtype == torch.int64:
                 continue
-            if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.dtype != torch.int64:
-                given = isinstance(positions, Tensor)
-                got = f"{tuple(positions.shape)} of {positions.dtype}" if given else repr(positions)
-                raise RepresentationError(
-                    f"A selection's {what} are positions (batch, number) in a tensor of torch.int64, got {got}."
-                )
+            got = f"{tuple(positions.shape)} of {positions.dtype}" if isinstance(positions, Tensor) else repr(positions)
+            raise RepresentationError(
+                f"A selection's {what} are positions (batch, number) in a tensor of torch.int64, got {got}."
+            )
 
     @staticmethod
     def first(count: int, like: Tensor) -> Selection:
@@ -197,6 +195,9 @@ def pick(values: Tensor, positions: Tensor) -> Tensor:
 
     Returns:
         ``(batch, number, ...)``.
+
+    Raises:
+        RepresentationError: If the values are of other images, or a position lies outside of them.
     """
     if values.ndim < 2 or values.shape[0] != positions.shape[0]:
         raise RepresentationError(

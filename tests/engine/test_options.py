@@ -7,7 +7,7 @@ from repshift import CheckpointError, UnknownNameError, UnsupportedModelError, l
 @pytest.mark.parametrize("name", ["tiny_vit", "tiny_vim", "vim_tiny", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("size", [0, -3, "64", 64.5, True, (64,), (64, 0), (64, 64, 64), b"64"])
 def test_sizes_of_images_that_are_none_are_refused(name, size):
-    with pytest.raises(UnknownNameError, match="img_size of .* a whole number, or rows and columns, from 1"):
+    with pytest.raises(UnknownNameError, match=r"img_size of .* a whole number, or rows and columns, from 1"):
         load_model(name, img_size=size)
 
 
@@ -47,7 +47,7 @@ def test_what_is_none_is_the_models_own():
 
 @pytest.mark.parametrize("checkpoint", [0, True, [], b"x", "a\0b"])
 def test_checkpoints_that_name_no_file_are_refused(checkpoint):
-    with pytest.raises(CheckpointError, match="named by a string or a pathlib.Path"):
+    with pytest.raises(CheckpointError, match=r"named by a string or a pathlib.Path"):
         load_model("tiny_vit", checkpoint=checkpoint)
 
 
@@ -65,5 +65,5 @@ def test_a_folder_whose_options_are_arguments_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("model", "folder"), [(None, "out"), (torch.nn.Identity(), 3)])
 def test_only_models_are_saved_and_only_in_folders(model, folder):
-    with pytest.raises((UnsupportedModelError, CheckpointError), match="Expected a model|named by a string"):
+    with pytest.raises((UnsupportedModelError, CheckpointError), match=r"Expected a model|named by a string"):
         save_model(model, folder, "tiny_vit")

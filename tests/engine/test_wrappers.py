@@ -5,6 +5,7 @@ from torch import nn
 
 from repshift import (
     Recipe,
+    RecipeError,
     ShiftTracker,
     UnsupportedModelError,
     dense,
@@ -83,7 +84,5 @@ def test_only_models_are_models(thing):
 
 @pytest.mark.parametrize("settings", [{"align": 3}, {"align": "yes"}, {"other": 1}])
 def test_settings_of_a_pruner_are_of_its_own_kind(settings):
-    from repshift import RecipeError
-
     with pytest.raises(RecipeError, match="The pruner"):
         Recipe.from_dict({"schedule": "1@0", "pruner": {"name": "sequence", **settings}})
