@@ -21,6 +21,18 @@ UNPRUNED = {
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
     **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
 }
+TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
+TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"
+UNPRUNED |= {
+    **dict.fromkeys(("FeatureListNet", "FeatureDictNet", "FeatureHookNet"), TAKEN_APART),
+    **dict.fromkeys(("EfficientNetFeatures", "MobileNetV3Features"), TAKEN_APART),
+    "GraphModule": TRACED,
+}
+# What holds a model and does not go with a pruned one
+WRAPPERS = {
+    "FeatureGetterNet": "(features_only=True) lays all tokens out on their grid, and some would be gone",
+    "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
+}
 # Tokens do not stand in row order inside the blocks
 UNORDERED = ("Hiera",)
 
@@ -32,6 +44,10 @@ class KnownRefusals:
         """Say why a model can be tracked but not pruned; ``None`` if nothing is known of it."""
         names = (cls.__name__ for module in model.modules() for cls in type(module).__mro__)
         return next((UNPRUNED[name] for name in names if name in UNPRUNED), None)
+
+    def why_not_inside(self, wrapper: nn.Module) -> str | None:
+        """Say why a model inside a wrapper must be pruned by itself; ``None`` if nothing is known of it."""
+        return next((WRAPPERS[cls.__name__] for cls in type(wrapper).__mro__ if cls.__name__ in WRAPPERS), None)
 
     def has_unordered_tokens(self, model: nn.Module) -> bool:
         """Say whether tokens do not stand in row order inside."""

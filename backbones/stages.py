@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from repshift.errors import UnsupportedModelError
+from repshift.images import Images
 from repshift.layouts import FeatureMap
 from repshift.modules import has_class
 from repshift.sites import Operation, Site, Structure
@@ -110,6 +111,7 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
         sites=tuple(sites),
         layout=FeatureMap(channels_last),
         embedding=embedding,
+        images=Images.of(model.get_submodule(embedding)),
         grid=None,
         tokens=None,
         operation="stage",

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from repshift.images import Images
 from repshift.modules import has_class
 from repshift.residual_pairs import ResidualPair
 from repshift.sites import Operation, Site, Structure
@@ -36,6 +37,7 @@ class VisionMamba:
             sites=tuple(_site(f"layers.{index}") for index in range(len(model.layers))),
             layout=ResidualPair(protected="protected", decay=State.aligned),
             embedding="patch_embed",
+            images=Images.of(embedding, fixed=True),
             grid=lambda image: embedding.grid_size,
             tokens=embedding.num_patches,
             operation="mixer",

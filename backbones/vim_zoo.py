@@ -8,7 +8,8 @@ from typing import Any
 
 from repshift.backbones.checkpoints import load_weights
 from repshift.backbones.vim_model import VisionMamba
-from repshift.errors import CheckpointError, first_line
+from repshift.errors import CheckpointError
+from repshift.network import hub_at_once, what_failed
 
 # What timm needs to know to preprocess (`timm.data.resolve_model_data_config`): resize to 256, centre crop of 224
 IMAGENET = {
@@ -92,14 +93,15 @@ def _download(name: str, published: Published, model: VisionMamba) -> None:
 
     from huggingface_hub import hf_hub_download
 
-    try:
-        path = hf_hub_download(published.repository, published.file)
-    except Exception as error:  # the hub's, the network's and the disk's errors have no common class
-        raise CheckpointError(
-            f"The weights of {name} could not be had ({type(error).__name__}: {first_line(error)}). Without a network, "
-            f"download {published.file} of {published.repository} elsewhere and give checkpoint=FILE "
-            "(--checkpoint FILE)."
-        ) from error
+    with hub_at_once() as unreachable:
+        try:
+            path = hf_hub_download(published.repository, published.file)
+        except Exception as error:  # the hub's, the network's and the disk's errors have no common class
+            raise CheckpointError(
+                f"The weights of {name} could not be had ({what_failed(error, unreachable)}). "
+                f"Without a network, download {published.file} of "
+                f"{published.repository} elsewhere and give checkpoint=FILE (--checkpoint FILE)."
+            ) from error
     load_weights(model, Path(path), use_ema=published.use_ema)
 
 

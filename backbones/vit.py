@@ -10,6 +10,7 @@ from repshift.attention import Heads
 from repshift.calls import positional_names
 from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
+from repshift.images import Images
 from repshift.layouts import TokenSequence
 from repshift.modules import has_class
 from repshift.participants import own_class
@@ -41,6 +42,8 @@ class VisionTransformer:
             UnsupportedModelError: If a block is of a kind that is not known here.
         """
         embedding, prefix = model.patch_embed, model.num_prefix_tokens
+        # without a table of positions, or with one that is resized, images of any size are welcome
+        fixed = not model.dynamic_img_size and model.pos_embed is not None
         # all blocks take a mask, or none is told of it
         masked = all("attn_mask" in positional_names(own_class(block).forward) for block in model.blocks)
         return Structure(
@@ -48,10 +51,10 @@ class VisionTransformer:
             layout=TokenSequence(prefix),
             embedding="patch_embed",
             grid=embedding.dynamic_feat_size,
-            # without a table of positions, or with one that is resized, images of any size are welcome
+            images=Images.of(embedding, fixed=fixed),
             grid_methods=("forward_intermediates", "get_intermediate_layers"),
-            tokens=None if model.dynamic_img_size or model.pos_embed is None else embedding.num_patches,
-            companions=(Companion("attn_mask", "batch heads token token", prefix, optional=True),) if masked else (),
+            tokens=embedding.num_patches if fixed else None,
+            companions=(_mask(model, prefix),) if masked else (),
             bias="attn_mask" if masked else None,
             # the head averages what the last norm returns
             weighs="norm" if model.global_pool == "avg" and model.attn_pool is None else None,
@@ -61,6 +64,12 @@ class VisionTransformer:
 
 
 VIT = VisionTransformer()
+
+
+def _mask(model: Any, prefix: int) -> Companion:
+    heads = {getattr(getattr(block, "attn", None), "num_heads", None) for block in model.blocks}
+    sizes: dict[str, Any] = {"heads": heads.pop()} if len(heads) == 1 and None not in heads else {}
+    return Companion("attn_mask", "batch heads token token", prefix, optional=True, sizes=sizes)
 
 
 def _site(model: Any, name: str, block: nn.Module) -> Site:
@@ -81,7 +90,7 @@ def _site(model: Any, name: str, block: nn.Module) -> Site:
         heads = _heads(model, f"{name}.attn", block.get_submodule("attn"))
         return Site(name, {"attn": attn, "mlp": mlp, "block": whole}, absent={"heads": OTHER}, heads=heads)
     raise UnsupportedModelError(
-        f"{name} is a {type(block).__name__}, whose order of attention, MLP and residuals is not known. "
+        f"{name} is of the class {type(block).__name__}, whose order of attention, MLP and residuals is not known. "
         "Track it by module names: ShiftTracker(model, sites='blocks.*')."
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ class Companion:
         prefix: How many of the entries of a dimension of tokens belong to prefix tokens.
         optional: Models are usually called without it.
         padding: It is an attention mask that says where there is nothing: ``False``, or a large negative number.
+        sizes: How long dimensions of other names are, as far as that is known, ``{"heads": 12}``; or they are 1.
 
     Example:
         >>> table = torch.arange(8.0).view(4, 2)
@@ -38,6 +41,7 @@ class Companion:
     prefix: int = 0
     optional: bool = False
     padding: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         taken, given = self._names()
@@ -47,6 +51,40 @@ class Companion:
                 f"The dimensions of {self.argument!r} are written {self.pattern!r}. Expected at least one 'token', and "
                 "that it becomes 'batch ...' with all the dimensions it had, for example "
                 "'token channels -> batch 1 token channels'."
+            )
+
+    def check(self, value: Any, tokens: Tensor, *, logits: bool = False) -> None:
+        """Check what the first block is given.
+
+        Args:
+            value: The argument.
+            tokens: ``(batch, tokens, channels)``, prefix tokens left out.
+            logits: Whether it is added to attention's logits.
+
+        Raises:
+            RepresentationError: If it does not fit the tokens.
+        """
+        if not isinstance(value, Tensor):
+            raise RepresentationError(f"{self.argument} got {type(value).__name__!r}. Give a tensor, or leave it out.")
+        taken, _ = self._names()
+        sizes = {"batch": tokens.shape[0], "token": self.prefix + tokens.shape[1], **self.sizes}
+        names = taken[max(0, len(taken) - value.ndim) :]
+        fits = 2 * logits <= value.ndim <= len(taken)
+        if not fits or any(
+            length not in (1, sizes.get(name, length)) for name, length in zip(names, value.shape, strict=False)
+        ):
+            form = ", ".join(str(sizes.get(name, name)) for name in taken)
+            raise RepresentationError(
+                f"{self.argument} is ({form}), {' '.join(taken)}, the first dimensions left out or each 1; got "
+                f"{tuple(value.shape)}. Give one that fits the images, or leave it out."
+            )
+        if logits and value.dtype not in (torch.bool, torch.float32, tokens.dtype):
+            raise RepresentationError(
+                f"{self.argument} is boolean or {tokens.dtype}, as the tokens are, got {value.dtype}. Convert it."
+            )
+        if value.device != tokens.device:
+            raise RepresentationError(
+                f"{self.argument} is on {value.device}, the tokens are on {tokens.device}. Move it there."
             )
 
     def shortened(self, value: Tensor, positions: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from repshift.attention import AttentionScore
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, why_unserved
+from repshift.modules import refuse_compiled, require_model
 from repshift.participants import own_class
 from repshift.pruners import PRUNERS
 from repshift.pruning import recipe_of
@@ -82,6 +83,9 @@ def describe(model: nn.Module) -> Description:
     Args:
         model: Any module, dense or pruned, or one that holds a backbone.
 
+    Raises:
+        UnsupportedModelError: If it is no module at all.
+
     Example:
         >>> from repshift import describe, load_model
         >>> describe(load_model("tiny_resnet"))
@@ -93,8 +97,10 @@ def describe(model: nn.Module) -> Description:
           pruners: lines, positions
           recipe: none, it is dense
     """
+    require_model(model)
     structure, why_not = None, None
     try:
+        refuse_compiled(model)
         structure = find_structure(model)
         if structure is None:
             why_not = why_unserved(model)

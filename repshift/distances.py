@@ -97,6 +97,11 @@ DISTANCES = Registry("distance", {"l2": l2, "l1": l1, "cosine": cosine})
 
 
 def _require_comparable(before: Tensor, after: Tensor) -> None:
+    for tokens in (before, after):
+        if not isinstance(tokens, Tensor):
+            raise RepresentationError(
+                f"A shift compares tokens in tensors, got {type(tokens).__name__!r}. Give (batch, tokens, channels)."
+            )
     if before.shape != after.shape:
         raise RepresentationError(
             f"A shift compares tokens of one shape, got {tuple(before.shape)} before and {tuple(after.shape)} after. "

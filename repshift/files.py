@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from repshift.errors import RecipeError, first_line
+from repshift.errors import RecipeError, RepshiftError, first_line
+
+
+def as_path(given: str | PathLike[str], error: type[RepshiftError] = RecipeError) -> Path:
+    """Return what names a file or folder as a path.
+
+    Raises:
+        RepshiftError: Of the given kind, if it can name none.
+    """
+    if isinstance(given, (str, PathLike)) and isinstance(named := fspath(given), str) and "\0" not in named:
+        return Path(named)
+    raise error(f"A file or folder is named by a string or a pathlib.Path, got {given!r}. Give its name.")
 
 
 def write_json(path: Path, plain: Any) -> None:

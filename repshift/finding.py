@@ -38,6 +38,10 @@ class Refusals(Protocol):
         """Say why a model can be tracked but not pruned; ``None`` if nothing is known of it."""
         ...
 
+    def why_not_inside(self, wrapper: nn.Module) -> str | None:
+        """Say why a model inside a wrapper must be pruned by itself; ``None`` if the wrapper does not mind."""
+        ...
+
     def has_unordered_tokens(self, model: nn.Module) -> bool:
         """Say whether tokens do not stand in row order inside, so that a map of them would be scrambled."""
         ...
@@ -103,6 +107,26 @@ def require_structure(model: nn.Module) -> Structure:
     if structure is None:
         raise UnsupportedModelError(why_unserved(model))
     return structure
+
+
+def refuse_wrappers(model: nn.Module, root: str) -> None:
+    """Refuse to prune a backbone within a wrapper that does not go with it.
+
+    Args:
+        model: The whole model.
+        root: Name of the backbone in it.
+
+    Raises:
+        UnsupportedModelError: If there is such a wrapper; the message names the module to prune instead.
+    """
+    parts = root.split(".") if root else []
+    for end in range(len(parts)):
+        wrapper = model.get_submodule(".".join(parts[:end]))
+        for name in REFUSALS.names():
+            if why := REFUSALS.get(name).why_not_inside(wrapper):
+                raise UnsupportedModelError(
+                    f"{type(wrapper).__name__} {why}. Prune the model inside, model.{root}, instead."
+                )
 
 
 def find_structure_if_served(model: nn.Module) -> Structure | None:

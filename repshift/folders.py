@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from repshift.errors import CheckpointError, RecipeError, first_line
-from repshift.files import read_text, write_json
+from repshift.files import as_path, read_text, write_json
+from repshift.modules import require_model
 from repshift.pruning import recipe_of
 from repshift.recipes import VERSION, Recipe
 
@@ -63,6 +64,7 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
 
     Raises:
         CheckpointError: If the model does not know its name, or the folder cannot be written to.
+        UnsupportedModelError: If it is no model.
         RecipeError: If the recipe, or an option, cannot be written down.
 
     Example:
@@ -76,18 +78,20 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
     """
     from safetensors.torch import save_model as save_weights
 
+    require_model(model)
+    path = as_path(folder, CheckpointError)
     known = getattr(model, "pretrained_cfg", None) or {}
     name = name or known.get("architecture")
-    if not name:
+    if not isinstance(name, str) or not name:
         raise CheckpointError(
             f"{type(model).__name__} does not know its name. Give the one that load_model takes: "
             "save_model(model, folder, 'tiny_vit')."
         )
-    write_json(Path(folder) / DESCRIPTION, _described(model, name, options))
-    unfinished = Path(folder) / f".unfinished-{WEIGHTS[0]}"
+    write_json(path / DESCRIPTION, _described(model, name, options))
+    unfinished = path / f".unfinished-{WEIGHTS[0]}"
     try:
         save_weights(model, str(unfinished))
-        unfinished.replace(Path(folder) / WEIGHTS[0])
+        unfinished.replace(path / WEIGHTS[0])
     except OSError as error:
         raise CheckpointError(f"Cannot write the weights to {folder} ({error}). Give another folder.") from error
     finally:

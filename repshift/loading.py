@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from repshift.errors import CheckpointError, UnknownNameError, first_line
+from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
+from repshift.files import as_path
 from repshift.folders import folder_of, read_folder
+from repshift.network import hub_at_once, what_failed
+from repshift.options import check_built, check_flags, check_options
 from repshift.registry import Registry, suggest
 from repshift.tracker import ShiftTracker
 
@@ -51,7 +54,8 @@ def load_model(
         **options: Passed on to the model, for example ``num_classes=10`` or ``img_size=384``.
 
     Raises:
-        UnknownNameError: If no model has this name; the message has the closest ones.
+        UnknownNameError: If no model has this name, the message has the closest ones; or an option is none.
+        UnsupportedModelError: If the options build no model.
         CheckpointError: If the weights cannot be had, cannot be read or do not fit the model.
 
     Example:
@@ -70,29 +74,45 @@ def load_model(
         return _load_folder(folder, options)
     if not isinstance(name, str):
         raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")
+    check_flags(pretrained=pretrained, use_ema=use_ema)
+    file = None if checkpoint is None else as_path(checkpoint, CheckpointError)
     if pretrained and checkpoint is not None:
         raise CheckpointError(
             f"Both pretrained=True and checkpoint={str(checkpoint)!r} were given; a model has one set of weights. "
             "Give one of them."
         )
+    model = _build(name, pretrained, options)
+    if file is not None:
+        load_checkpoint(model, file, use_ema=use_ema, changed=options)
+    if options.get("img_size") is not None:
+        size = options["img_size"]
+        take_size(model, (size, size) if isinstance(size, int) else tuple(size))
+    return model.eval()
+
+
+def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    options = {option: value for option, value in options.items() if value is not None}  # the model's own, as in timm
+    check_options(name, options)
     try:
         model: nn.Module
         if name in MODELS:
             model = MODELS.get(name)(pretrained=pretrained, **options)
         else:
             model = _create_timm_model(name, pretrained, options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+    except RepshiftError:
+        raise
+    except Exception as error:
+        if not options:
             raise
-        raise UnknownNameError(
-            f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise UnknownNameError(
+                f"{name} does not take these options: {options} ({error}). Leave out what it lacks."
+            ) from error
+        raise UnsupportedModelError(
+            f"{name} cannot be built with {options} ({type(error).__name__}: {first_line(error)}). Choose others."
         ) from error
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint, use_ema=use_ema, changed=options)
-    if options.get("img_size") is not None:
-        size = options["img_size"]
-        take_size(model, (size, size) if isinstance(size, int) else tuple(size))
-    return model.eval()
+    check_built(name, model, options)
+    return model
 
 
 def load_checkpoint(
@@ -146,19 +166,21 @@ def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> 
         raise UnknownNameError(
             f"Unknown source of models in {name!r}. Give a plain name of timm, hf-hub:OWNER/NAME or local-dir:FOLDER."
         )
-    try:
-        with _only_weights():
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError:
-        raise
-    except Exception as error:
-        if not (pretrained or source):
+    if not (pretrained or source):
+        plain: nn.Module = timm.create_model(name, **options)
+        return plain
+    with nullcontext() if source == "local-dir" else hub_at_once() as unreachable:
+        try:
+            with _only_weights():
+                model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        except TypeError:
             raise
-        raise CheckpointError(
-            f"The weights of {name} could not be had ({type(error).__name__}: {first_line(error)}). Without a network, "
-            "download them elsewhere and give checkpoint=FILE (--checkpoint FILE); without weights, leave pretrained "
-            "out."
-        ) from error
+        except Exception as error:
+            raise CheckpointError(
+                f"The weights of {name} could not be had ({what_failed(error, unreachable)}). "
+                "Without a network, download them elsewhere and give checkpoint=FILE (--checkpoint FILE); without "
+                "weights, leave pretrained out."
+            ) from error
     return model
 
 
@@ -187,5 +209,5 @@ def _check_timm_name(name: str) -> None:
             f"Unknown model {name!r}. {suggest(name, known)} timm.list_models('*deit*') lists timm's by pattern."
         )
     tagged = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in tagged:
+    if name != architecture and name not in tagged:
         raise UnknownNameError(f"{architecture} has no weights tagged {tag!r}. {suggest(name, tagged)}")

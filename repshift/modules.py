@@ -11,10 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from repshift.errors import RepresentationError, UnknownNameError, UnsupportedModelError
+from repshift.errors import RepresentationError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.hooks import attached
 from repshift.layouts import first_tensor
 from repshift.registry import suggest
+
+
+def require_model(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        UnsupportedModelError: If it is no :class:`torch.nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"Expected a model (torch.nn.Module), got {model!r}. Build it first, for example with "
+            "repshift.load_model(name)."
+        )
 
 
 def find_modules(model: nn.Module, selectors: str | Iterable[str]) -> list[str]:
@@ -33,7 +46,8 @@ def find_modules(model: nn.Module, selectors: str | Iterable[str]) -> list[str]:
         >>> find_modules(load_model("tiny_vit"), "blocks.[01].attn")
         ['blocks.0.attn', 'blocks.1.attn']
     """
-    named = [selectors] if isinstance(selectors, str) else list(selectors) if isinstance(selectors, Iterable) else []
+    several = isinstance(selectors, Iterable) and not isinstance(selectors, Tensor)
+    named = [selectors] if isinstance(selectors, str) else list(selectors) if several else []
     if not named or not all(isinstance(selector, str) for selector in named):
         raise UnknownNameError(
             f"No module was named: got {selectors!r}. Give one or several names or globs, such as 'layer1.*'."
@@ -78,7 +92,7 @@ def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
         Their names, in the order of the model.
 
     Raises:
-        UnsupportedModelError: If there are none.
+        UnsupportedModelError: If there are none, or the model does not take these images.
 
     Example:
         >>> import torch
@@ -86,6 +100,7 @@ def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
         >>> repeated_blocks(load_model("tiny_resnet"), torch.rand(1, 3, 64, 64))[:3]
         ['layer1.0', 'layer1.1', 'layer2.1']
     """
+    require_model(model)
     steady: list[str] = []
 
     def observe(name: str) -> Any:
@@ -101,6 +116,14 @@ def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
         model.eval()  # running statistics must not change
         with attached((module, "after", observe(name)) for name, module in inner.items()), torch.no_grad():
             model(images)
+    except RepshiftError:
+        raise
+    except Exception as error:  # each model has its own
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not take the images {shape} ({first_line(error)}). Give images as it takes "
+            "them, (batch, channels, rows, columns)."
+        ) from error
     finally:
         for module, training in modes.items():
             module.training = training
@@ -138,12 +161,14 @@ def refuse_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         where = f"its module {name!r}" if name else type(model).__name__
         compiled = (
-            hasattr(module, "_orig_mod")  # torch.compile(model)
+            isinstance(module, torch.jit.ScriptModule)
+            or hasattr(module, "_orig_mod")  # torch.compile(model)
             or getattr(module, "_compiled_call_impl", None) is not None  # model.compile()
             or hasattr(module.forward, "_torchdynamo_orig_callable")  # model.forward = torch.compile(model.forward)
         )
-        if compiled or isinstance(module, torch.jit.ScriptModule):
+        if compiled:
+            inside = f", here {'.'.join(filter(None, ('model', name)))}._orig_mod" * hasattr(module, "_orig_mod")
             raise UnsupportedModelError(
                 f"The model is already compiled ({where}), and a compiled forward ignores hooks and replaced modules. "
-                "Give the model as it was before torch.compile or torch.jit, and compile the result."
+                f"Give the model as it was before torch.compile or torch.jit{inside}, and compile the result."
             )

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from repshift.calls import Call, positional_names
-from repshift.roles import Cut, Role
+from repshift.images import explain
+from repshift.roles import Cut, Role, TakeImages
 
 
 class Participant(nn.Module):
@@ -45,12 +46,28 @@ class Participant(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # the generated class cannot be found by name, so rebuild it from the module's own class
-        return _rebuild, (own_class(self),), dict(vars(self))
+        return _rebuild, (own_class(self), isinstance(self, Receiver)), dict(vars(self))
+
+
+class Receiver(Participant):
+    """Mixed into the class of the module that takes the images, which may be none that it can take."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as any participant; say what is wrong with images that fail, or do not fit what stands behind."""
+        takes = next(role.images for role in self.repshift_roles if isinstance(role, TakeImages))
+        try:
+            output = super().forward(*args, **kwargs)
+        except Exception as error:
+            explain(error, takes, Call(args, kwargs, self.repshift_names).first, self)
+            raise
+        if takes is not None:
+            takes.require_tokens(self, output)
+        return output
 
 
 def take_part(module: nn.Module, roles: tuple[Role, ...]) -> None:
     """Let a module play roles."""
-    module.__class__ = _participant(type(module))
+    module.__class__ = _participant(type(module), any(isinstance(role, TakeImages) for role in roles))
     module.repshift_roles = roles  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
 
 
@@ -64,7 +81,8 @@ def take_leave(module: nn.Module) -> None:
 
 def own_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module has, or had before it took part in pruning."""
-    return type(module).__mro__[2] if isinstance(module, Participant) else type(module)
+    line: tuple[type[nn.Module], ...] = type(module).__mro__
+    return line[line.index(Participant) + 1] if isinstance(module, Participant) else line[0]
 
 
 def participants(model: nn.Module) -> Iterator[tuple[str, Participant]]:
@@ -81,20 +99,21 @@ def cuts(model: nn.Module) -> dict[str, Cut]:
     }
 
 
-_participants: dict[type[nn.Module], type[nn.Module]] = {}
+_participants: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
 
 
-def _participant(base: type[nn.Module]) -> type[nn.Module]:
+def _participant(base: type[nn.Module], receives: bool) -> type[nn.Module]:
     """Generate the subclass, once for each class, so that compiled code recognises it."""
-    if base not in _participants:
+    if (base, receives) not in _participants:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
         own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
         # of two threads that come here at once, the first one's class is everybody's
-        _participants.setdefault(base, type(base.__name__, (Participant, base), own))
-    return _participants[base]
+        kind = Receiver if receives else Participant
+        _participants.setdefault((base, receives), type(base.__name__, (kind, base), own))
+    return _participants[base, receives]
 
 
-def _rebuild(base: type[nn.Module]) -> nn.Module:
-    generated = _participant(base)
+def _rebuild(base: type[nn.Module], receives: bool) -> nn.Module:
+    generated = _participant(base, receives)
     return generated.__new__(generated)

@@ -11,12 +11,13 @@ from torch import nn
 
 from repshift.attention import AttentionScore
 from repshift.errors import UnsupportedModelError
+from repshift.finding import refuse_wrappers
 from repshift.measuring import Ask, Attend, Begin, Measure, Rate, Remember, Replay
-from repshift.modules import refuse_compiled
+from repshift.modules import refuse_compiled, require_model
 from repshift.participants import cuts, participants, take_leave, take_part
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
-from repshift.roles import Cut, RequireFloat, Role
+from repshift.roles import Cut, Role, TakeImages
 from repshift.schedules import Drop
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sharing import give_each_place_its_own, share_weights
@@ -40,6 +41,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         raise UnsupportedModelError(
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
+    refuse_wrappers(model, structure.root)
     recipe, pruner = _settled(structure, recipe)
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner)
     recipe.schedule.check(len(structure.sites), structure.tokens, structure.unit)
@@ -78,11 +80,15 @@ def recipe_of(model: nn.Module) -> Recipe | None:
     Returns:
         The recipe; ``None`` for a dense model.
 
+    Raises:
+        UnsupportedModelError: If it is no model.
+
     Example:
         >>> from repshift import ShiftTracker, load_model, recipe_of
         >>> recipe_of(ShiftTracker(load_model("tiny_vit")).prune("0.2@0,2"))
         Recipe('0.2@0,2', operation='mlp', pruner='tokens')
     """
+    require_model(model)
     found = (vars(module).get("repshift_recipe") for module in model.modules())
     return next((recipe for recipe in found if isinstance(recipe, Recipe)), None)
 
@@ -106,6 +112,7 @@ def dense(model: Model) -> Model:
         >>> torch.equal(dense(ShiftTracker(model).prune("0.2@0,2"))(images), model(images))
         True
     """
+    require_model(model)
     refuse_compiled(model)
     whole = share_weights(model)
     for _, participant in list(participants(whole)):
@@ -148,10 +155,10 @@ class _Plan:
     def roles(self) -> dict[str, list[Role]]:
         """Assign the roles; within a module they are played in this order."""
         structure, schedule = self.structure, self.recipe.schedule
-        self._play(structure.embedding, RequireFloat())
+        self._play(structure.embedding, TakeImages(structure.images))
         first = min(schedule.drops)
         if self.follows or structure.companions:
-            start = Start(self.streams, structure.layout, structure.companions, self.follows)
+            start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
             self._play(structure.sites[0].name, start)
         for number, site in enumerate(structure.sites):
             if number > first and (self.follows or structure.companions):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from repshift.attention import AttentionScore
 from repshift.distances import DISTANCES
 from repshift.errors import RecipeError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
-from repshift.files import read_text, write_json
+from repshift.files import as_path, read_text, write_json
 from repshift.pruners import PRUNERS, Pruner
 from repshift.registry import Registry
 from repshift.roles import Restoring
@@ -63,18 +63,18 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", Schedule.of(self.schedule))
         object.__setattr__(self, "distance", _named(DISTANCES, self.distance))
-        score = self.score if self.score == "shift" else _named(SCORES, self.score)
+        score = self.score if isinstance(self.score, str) and self.score == "shift" else _named(SCORES, self.score)
         object.__setattr__(self, "score", score)
         object.__setattr__(self, "pruner", None if self.pruner is None else _named(PRUNERS, self.pruner))
         if self.operation is not None and not isinstance(self.operation, str):
             raise UnknownNameError(f"An operation is asked for by its name, got {self.operation!r}. Give a string.")
         check_residual(self.residual)
-        if self.restore not in (False, True, "left") or isinstance(self.restore, int) != isinstance(self.restore, bool):
+        if not isinstance(self.restore, bool) and self.restore != "left":
             raise UnknownNameError(
                 f"restore is False, True (each dropped token becomes what the most similar kept one became) or 'left' "
                 f"(as it was when it was dropped), got {self.restore!r}."
             )
-        if self.keep not in ("top", "bottom"):
+        if not isinstance(self.keep, str) or self.keep not in ("top", "bottom"):
             raise UnknownNameError(
                 f"keep is 'top' or 'bottom' of the scores, got {self.keep!r}. Leave it out for 'top'."
             )
@@ -158,7 +158,7 @@ class Recipe:
         """
         try:
             plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise RecipeError(f"A recipe is written in JSON, and this is none ({first_line(error)}).") from error
         return cls.from_dict(plain.get("recipe", plain) if isinstance(plain, dict) else plain)
 
@@ -168,7 +168,7 @@ class Recipe:
         Raises:
             RecipeError: If it cannot be written down (see :meth:`to_dict`), or the file cannot be written.
         """
-        write_json(Path(path), {"repshift": VERSION, "recipe": self.to_dict()})
+        write_json(as_path(path), {"repshift": VERSION, "recipe": self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -177,7 +177,7 @@ class Recipe:
         Raises:
             RecipeError: If the file cannot be read or holds none.
         """
-        text = read_text(Path(path))
+        text = read_text(as_path(path))
         try:
             return cls.from_json(text)
         except RecipeError as error:
@@ -247,7 +247,12 @@ def _with_settings(said: Mapping[str, Any]) -> Any:
     if not isinstance(name, str) or name not in PRUNERS:
         raise RecipeError(f"A pruner with settings has a name, one of {PRUNERS.names()}, got {dict(said)!r}.")
     registered = PRUNERS.get(name)
+    default = asdict(registered) if is_dataclass(registered) and not isinstance(registered, type) else {}
+    given = {key: said[key] for key in said if key != "name"}
+    for key, value in given.items():
+        if key in default and type(value) is not type(default[key]):
+            raise RecipeError(f"The pruner {name!r} has {key} such as {default[key]!r}, got {value!r}.")
     try:
-        return type(registered)(**{**asdict(registered), **{key: said[key] for key in said if key != "name"}})
+        return type(registered)(**{**default, **given})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"The pruner {dict(said)!r} cannot be made: {first_line(error)}") from error

@@ -15,12 +15,12 @@ from repshift.calls import Call, positional_names
 from repshift.errors import RepresentationError
 from repshift.finding import has_unordered_tokens
 from repshift.hooks import Hook, attached
+from repshift.images import explain, require_floating_point
 from repshift.layouts import Layout, first_tensor
 from repshift.measuring import add_to_float32
 from repshift.origins import Origin
 from repshift.participants import cuts
 from repshift.records import Measurement
-from repshift.roles import require_floating_point
 from repshift.scores import READ_ONLY, Score, apply_score
 from repshift.sites import Structure
 from repshift.stream import Stream, heard
@@ -67,6 +67,7 @@ class Recorder:
         self.measurements: dict[str, Measurement] = {}
         self.kept: dict[str, Tensor] = {}
         self.joined: dict[str, Tensor] = {}
+        self._images: Tensor | None = None
         self._image: tuple[int, ...] | None = None
         self._batch: int | None = None
         self._forget_unfinished()
@@ -112,6 +113,9 @@ class Recorder:
 
     def _observe_images(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         images = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if self.structure and self.structure.images:
+            require_floating_point(_first(module, args, kwargs) if images is None else images)
+            self._images = images
         if images is not None and images.ndim >= 4:
             if self.structure:
                 require_floating_point(images)
@@ -123,7 +127,18 @@ class Recorder:
         value, layout = _first(module, args, kwargs), self.structure.layout
         self._stream.begin(layout.tokens(value).shape[1], layout.grid(value), self.structure.rounds_up)
 
+    def explain(self, error: Exception) -> None:
+        """Say what is wrong with the images of a forward that failed, if that is known.
+
+        Raises:
+            RepresentationError: If it is.
+        """
+        if self.structure and self._images is not None:
+            embedding = self.model.get_submodule(self.structure.embedding)
+            explain(error, self.structure.images, self._images, embedding)
+
     def _observe_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._images = None
         self._stream.clear()
 
     def _observe_taken(

@@ -37,7 +37,7 @@ class PerModule(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._tensors or (isinstance(key, int) and self._name(key) in self._tensors)
+        return isinstance(key, (str, int)) and self._named(key) in self._tensors
 
     def __repr__(self) -> str:
         shapes = (f"{name}: {tuple(tensor.shape)}" for name, tensor in self._tensors.items())
@@ -55,7 +55,7 @@ class PerModule(Mapping[str, Tensor]):
         return _stack(self._tensors)
 
     def _known(self, key: str | int) -> str:
-        name = self._name(key) if isinstance(key, int) else key
+        name = self._named(key) if isinstance(key, (str, int)) else str(key)
         if name in self._tensors:
             return name
         if not self._tensors:
@@ -64,7 +64,12 @@ class PerModule(Mapping[str, Tensor]):
                 "(a torch.compile'd version of it ignores hooks), in the thread that entered it; only pruned models "
                 "have kept positions."
             )
-        raise UnknownNameError(f"Nothing is recorded for {key!r}. {suggest(str(name), self._tensors)}")
+        raise UnknownNameError(f"Nothing is recorded for {key!r}. {suggest(name, self._tensors)}")
+
+    def _named(self, key: str | int) -> str:
+        if isinstance(key, (str, bool)):
+            return str(key)
+        return self._name(key)
 
     def _name(self, number: int) -> str:
         return self._blocks[number] if -len(self._blocks) <= number < len(self._blocks) else str(number)

@@ -33,6 +33,13 @@ class Registry:
 
     def register(self, name: str, target: Any) -> None:
         """Add a name; one that is taken raises :class:`UnknownNameError`, since silent replacement hides mistakes."""
+        if not isinstance(name, str) or not name:
+            raise UnknownNameError(f"A {self.kind} is registered under a name, got {name!r}. Give a string.")
+        if isinstance(target, str) and target.count(":") != 1:
+            raise UnknownNameError(
+                f"{self.kind} {name!r} should stand at 'package.module:attribute', got {target!r}. Give that, or the "
+                "object itself."
+            )
         if name in self._targets:
             raise UnknownNameError(f"{self.kind} {name!r} is already registered. Choose another name.")
         self._targets[name] = target

@@ -7,6 +7,7 @@ How tokens are scored within a block stands in :mod:`repshift.measuring`, what i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from repshift.calls import Call
 from repshift.errors import RepresentationError, ScheduleError
+from repshift.images import Images, require_floating_point
 from repshift.layouts import Layout, shortened
 from repshift.origins import Origin
 from repshift.pruners import Candidates, Pruner
@@ -59,12 +61,20 @@ class Bystander:
 
 
 @dataclass(frozen=True)
-class RequireFloat(Bystander):
-    """Refuses images that are not floating-point, where they enter the model."""
+class TakeImages(Bystander):
+    """Refuses what are no images, where they enter the model.
+
+    Attributes:
+        images: What the model takes, if that is known.
+    """
+
+    images: Images | None
 
     def enter(self, call: Call) -> Call:
         """Check the images."""
         require_floating_point(call.first)
+        if self.images is not None:
+            self.images.require_rank(call.first)
         return call
 
 
@@ -101,10 +111,19 @@ class Cut(Bystander):
     words: str = ""
 
     def leave(self, output: Any) -> Any:
-        """Apply what the pruner chooses."""
+        """Apply what the pruner chooses.
+
+        Raises:
+            RepresentationError: If it answers something else than a selection.
+        """
         stream = self.streams.own
         candidates = Candidates(output, self.layout, self._ranking(stream), stream.sizes, repr(self.block))
         selection = self.pruner.choose(candidates, self.drop)
+        if not isinstance(selection, (Selection, NoneType)):
+            raise RepresentationError(
+                f"The pruner {type(self.pruner).__name__} answered {type(selection).__name__!r}. Let choose return a "
+                "repshift.Selection, or None to keep all."
+            )
         left = output if selection is None else shortened(self.layout, output, selection, stream.sizes)
         grids = self.layout.grid(output), self.layout.grid(left)
         self._require_lines(*grids)
@@ -160,26 +179,6 @@ class Cut(Bystander):
                 f"take multiples of {self.multiple} only, on two ways that round odd sides differently. Drop {fit} "
                 "rows and columns, or at another stage."
             )
-
-
-def require_floating_point(value: Any) -> None:
-    """Refuse images of whole numbers.
-
-    Raises:
-        RepresentationError: If they are not floating-point.
-    """
-    if not isinstance(value, Tensor):
-        raise RepresentationError(
-            f"The model got a {type(value).__name__}, expected a floating-point tensor "
-            "(batch, channels, rows, columns). Convert the images with torchvision or timm.data.create_transform."
-        )
-    images = value
-    if not images.is_floating_point():
-        raise RepresentationError(
-            f"The model got {images.dtype} images of shape {tuple(images.shape)}, expected floating-point ones. "
-            "Scale and normalise them as the model was trained, for example with "
-            "timm.data.create_transform(**timm.data.resolve_model_data_config(model))."
-        )
 
 
 def _require_numbers(scores: Tensor, block: str) -> None:

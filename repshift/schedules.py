@@ -14,6 +14,9 @@ from repshift.errors import ScheduleError
 Drop: TypeAlias = float | int
 ScheduleLike: TypeAlias = "Schedule | Mapping[int, Drop] | Sequence[Drop] | str"
 
+# Sequences of numbers that nobody means as drops
+NUMBERS = (bytes, bytearray, memoryview, range)
+
 FORMS = (
     "Give a dictionary of blocks and drops {0: 0.2, 3: 0.2}, a list with one entry a block [0.2, 0, 0, ...], "
     "or a string '0.2@0,3,6' or '0.2@0::3' (every third block)."
@@ -50,16 +53,32 @@ class Schedule:
     repeated: tuple[Repeated, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.drops, Mapping):
+            raise ScheduleError(
+                f"Schedule takes a dictionary of blocks and drops, got {self.drops!r}. "
+                "Schedule.of reads every form: Schedule.of('0.2@0,3,6')."
+            )
         drops = {}
         for block, drop in self.drops.items():
             checked = _checked(block, drop)
             if checked != 0:
                 drops[int(block)] = checked
+        self._check_repeated()
         if not drops and not self.repeated:
             raise ScheduleError(
                 f"The schedule {self.drops!r} drops nothing. Use the model as it is, or drop something."
             )
+        if self.entries is not None and _whole("entries of a schedule", self.entries) <= max(drops, default=-1):
+            raise ScheduleError(f"A schedule of {self.entries} entries has no block {max(drops)}. Leave entries out.")
         object.__setattr__(self, "drops", {block: drops[block] for block in sorted(drops)})
+
+    def _check_repeated(self) -> None:
+        listed = tuple(self.repeated) if isinstance(self.repeated, Sequence) else (self.repeated,)
+        if not all(isinstance(each, Repeated) for each in listed):
+            raise ScheduleError(
+                f"What is repeated is written by Schedule.every(0.2, 3) or '0.2@0::3', got {self.repeated!r}."
+            )
+        object.__setattr__(self, "repeated", listed)
 
     @classmethod
     def every(cls, drop: Drop, step: int, start: int = 0) -> Schedule:
@@ -84,8 +103,9 @@ class Schedule:
         """Return the schedule for a model of so many blocks, in which nothing is left to be repeated.
 
         Raises:
-            ScheduleError: If a block is named twice, or none is left to drop at.
+            ScheduleError: If a block is named twice, none is left to drop at, or there is no such number of blocks.
         """
+        blocks = _whole("blocks", blocks)
         if not self.repeated:
             return self
         drops = dict(self.drops)
@@ -124,7 +144,7 @@ class Schedule:
             return _parse(schedule)
         if isinstance(schedule, Mapping):
             return cls(schedule)
-        if isinstance(schedule, Sequence) and not isinstance(schedule, (bytes, bytearray, range)):
+        if isinstance(schedule, Sequence) and not isinstance(schedule, NUMBERS):
             entries: Any = schedule
             return cls(dict(enumerate(entries)), len(entries))
         raise ScheduleError(f"This is no schedule ({type(schedule).__name__}): {schedule!r}. {FORMS}")
@@ -141,6 +161,7 @@ class Schedule:
             ScheduleError: If a list has the wrong length, a block does not exist, fewer than one token would stay,
                 or the schedule comes to dropping no token at all.
         """
+        blocks = _whole(f"{unit}s", blocks)
         if self.repeated:
             return self.over(blocks).check(blocks, tokens, unit)
         if self.entries is not None and self.entries != blocks:
@@ -176,7 +197,7 @@ class Schedule:
         """
         if self.repeated:
             raise ScheduleError(f"The schedule {self} depends on the number of blocks. Say it: schedule.over(blocks).")
-        left = {}
+        tokens, left = _whole("tokens", tokens), {}
         for block, drop in self.drops.items():
             tokens -= dropped_count(tokens, drop, f"block {block}")
             left[block] = tokens
@@ -232,10 +253,16 @@ def dropped_count(tokens: int, drop: Drop, where: str, unit: str = "tokens") -> 
     # 1e-9: in binary 0.29 * 100 is a little less than 29, and 29 is meant
     count = math.floor(drop * tokens + 1e-9) if isinstance(drop, float) else drop
     if count > tokens - 1:
-        raise ScheduleError(
-            f"Dropping {drop} at {where} leaves fewer than one of the {tokens} {unit} there. Drop at most {tokens - 1}."
-        )
+        most = f"Drop at most {tokens - 1}." if tokens > 1 else "Drop nothing there, or give larger images."
+        raise ScheduleError(f"Dropping {drop} at {where} leaves fewer than one of the {tokens} {unit} there. {most}")
     return count
+
+
+def _whole(what: str, number: object) -> int:
+    """Check that something can be so many."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise ScheduleError(f"A model has one or more {what}, got {number!r}. Give a whole number from 1.")
+    return int(number)
 
 
 def _checked(block: object, drop: object) -> Drop:
@@ -259,8 +286,12 @@ def _checked(block: object, drop: object) -> Drop:
 def _parse(text: str) -> Schedule:
     stripped = text.strip()
     try:
+        if not stripped.isascii() or "_" in stripped:  # which Python takes for numbers, too
+            raise ValueError("it has other signs than digits")
         if "@" not in stripped:
-            entries = [_number(entry) for entry in stripped.strip("[]").split(",")]
+            if stripped[:1] == "[" and stripped[-1:] == "]":
+                stripped = stripped[1:-1]
+            entries = [_number(entry) for entry in stripped.split(",")]
             return Schedule(dict(enumerate(entries)), len(entries))
         drops: dict[int, Drop] = {}
         repeated: list[Repeated] = []

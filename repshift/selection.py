@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repshift.errors import RepresentationError
+from repshift.errors import RepresentationError, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,9 @@ class Selection:
         aligned: Of a state space model: what is dropped still decays the states of later scans.
         leading: The kept tokens are the first ones of every image, so a slice serves for picking them out.
 
+    Raises:
+        RepresentationError: If positions are no such tensors.
+
     Example:
         >>> import torch
         >>> merged = Selection(torch.tensor([[0, 2]]), joins=torch.tensor([[0, 0, 1]]))
@@ -36,6 +39,15 @@ class Selection:
     grid: tuple[int, int] | None = None
     aligned: bool = False
     leading: bool = False
+
+    def __post_init__(self) -> None:
+        for what, positions in (("kept", self.kept), ("joins", self.kept if self.joins is None else self.joins)):
+            if isinstance(positions, Tensor) and positions.ndim == 2 and positions.dtype == torch.int64:
+                continue
+            got = f"{tuple(positions.shape)} of {positions.dtype}" if isinstance(positions, Tensor) else repr(positions)
+            raise RepresentationError(
+                f"A selection's {what} are positions (batch, number) in a tensor of torch.int64, got {got}."
+            )
 
     @staticmethod
     def first(count: int, like: Tensor) -> Selection:
@@ -84,8 +96,16 @@ class Selection:
         if self.joins is None:
             return self.take(values)
         batch, kept = self.kept.shape
+        if values.shape[:2] != self.joins.shape:
+            raise RepresentationError(
+                f"Tokens that join others are {tuple(self.joins.shape)} for (batch, tokens), got values "
+                f"{tuple(values.shape)}. Give the values of all tokens."
+            )
         sums = values.new_zeros(batch * kept, *values.shape[2:])
-        sums = sums.index_add(0, rows_of(self.joins, kept), values.flatten(0, 1))
+        try:
+            sums = sums.index_add(0, rows_of(self.joins, kept), values.flatten(0, 1))
+        except (IndexError, RuntimeError) as error:
+            raise _out_of_range(error, self.kept) from error
         return sums.view(batch, kept, *values.shape[2:])
 
     def mean(self, values: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -175,13 +195,34 @@ def pick(values: Tensor, positions: Tensor) -> Tensor:
 
     Returns:
         ``(batch, number, ...)``.
+
+    Raises:
+        RepresentationError: If the values are of other images, or a position lies outside of them.
     """
-    if values.ndim == 2:
-        return values.gather(1, positions)
-    batch, length = values.shape[:2]
-    # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
-    chosen = values.flatten(0, 1).index_select(0, rows_of(positions, length))
+    if values.ndim < 2 or values.shape[0] != positions.shape[0]:
+        raise RepresentationError(
+            f"Positions of {positions.shape[0]} images pick from (batch, length, ...), got {tuple(values.shape)}. Give "
+            "the values of these images."
+        )
+    try:
+        if values.ndim == 2:
+            return values.gather(1, positions)
+        batch, length = values.shape[:2]
+        # whole rows of one long table are copied ten times as fast as gather picks single numbers (on a CPU)
+        chosen = values.flatten(0, 1).index_select(0, rows_of(positions, length))
+    except (IndexError, RuntimeError) as error:
+        raise _out_of_range(error, values) from error
     return chosen.view(batch, positions.shape[1], *values.shape[2:])
+
+
+def _out_of_range(error: Exception, values: Tensor) -> Exception:
+    """Say that positions lie outside, if that is what an error says; otherwise return it as it is."""
+    if "out of range" not in str(error) and "out of bounds" not in str(error):
+        return error
+    return RepresentationError(
+        f"A position lies outside of the {values.shape[1]} that there are ({first_line(error)}). Let a pruner choose "
+        "among its candidates."
+    )
 
 
 def compose(earlier: Tensor | None, later: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from repshift.errors import UnsupportedModelError, first_line
 from repshift.hooks import detach_copies
 
 Model = TypeVar("Model", bound=nn.Module)
+# torch's classes, by name, since torch.distributed need not be there
+SHARDED = ("FSDPModule", "FullyShardedDataParallel")
 
 
 def share_weights(model: Model) -> Model:
@@ -23,8 +25,9 @@ def share_weights(model: Model) -> Model:
     takes a parameter out of a module's table (``torch.nn.utils.parametrize``), does not.
 
     Raises:
-        UnsupportedModelError: If something on the model cannot be copied.
+        UnsupportedModelError: If the model is sharded, or something on it cannot be copied.
     """
+    _refuse_sharded(model)
     known: dict[int, object] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     for module in model.modules():
         tables = module._parameters, module._buffers, module._non_persistent_buffers_set
@@ -42,6 +45,16 @@ def share_weights(model: Model) -> Model:
         ) from error
     detach_copies(shared)
     return shared
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if any(cls.__name__ in SHARDED for cls in type(module).__mro__):
+            raise UnsupportedModelError(
+                f"The model is sharded already ({f'its module {name!r}' if name else type(model).__name__}), and each "
+                "process holds a part of its weights only. Prune first and shard the result: "
+                "fully_shard(ShiftTracker(model).prune(...))."
+            )
 
 
 def give_each_place_its_own(model: nn.Module, names: list[str]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from repshift.attention import AttentionScore, Heads
 from repshift.companions import Companion
 from repshift.errors import RepshiftWarning, UnknownNameError, UnsupportedModelError
+from repshift.images import Images
 from repshift.layouts import Layout
 from repshift.registry import suggest
 
@@ -124,6 +125,7 @@ class Structure:
         weighs_prefix: Whether prefix tokens take part in that average.
         restores: Name of the module behind which dropped and merged tokens can have their places back.
         root: Name of the module that all this was found in; empty for the model itself.
+        images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
     """
 
     sites: tuple[Site, ...]
@@ -143,6 +145,7 @@ class Structure:
     weighs_prefix: bool = False
     restores: str | None = None
     root: str = ""
+    images: Images | None = None
 
     def at(self, site: Site, operation: str) -> Operation:
         """Return an operation of one of the sites.

@@ -13,7 +13,7 @@ from torch import nn
 from repshift.attention import AttentionScore
 from repshift.errors import RecipeError, UnknownNameError, UnsupportedModelError
 from repshift.finding import find_structure, find_structure_if_served, require_structure
-from repshift.modules import refuse_compiled
+from repshift.modules import refuse_compiled, require_model
 from repshift.pruners import Pruner
 from repshift.pruning import prune
 from repshift.recipes import Recipe, check_residual
@@ -89,11 +89,7 @@ class ShiftTracker(Generic[Model]):
         residual: bool = False,
         score: str | Score | AttentionScore | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise UnsupportedModelError(
-                f"A ShiftTracker watches a model (torch.nn.Module), got {model!r}. "
-                "Build it first, for example with repshift.load_model(name)."
-            )
+        require_model(model)
         refuse_compiled(model)
         check_residual(residual)
         self.model = model
@@ -206,6 +202,8 @@ class ShiftTracker(Generic[Model]):
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
+        if isinstance(error, Exception):
+            self._recorder.explain(error)
 
     # --- pruning -----------------------------------------------------------------------------------------------
 

@@ -26,18 +26,21 @@ class Start(Bystander):
         layout: How the value holds its tokens.
         companions: What the blocks are given beside the tokens.
         always: Follow them whatever is given; otherwise only if there is a companion to follow them.
+        bias: The argument that is added to attention's logits.
     """
 
     streams: Streams
     layout: Layout
     companions: tuple[Companion, ...]
     always: bool
+    bias: str | None = None
 
     def enter(self, call: Call) -> Call:
         """Begin.
 
         Raises:
-            RepresentationError: If this repeats a forward whose tokens are known no more.
+            RepresentationError: If this repeats a forward whose tokens are known no more, or what is given beside the
+                tokens does not fit them.
         """
         stream = self.streams.own
         if not stream.heard_by():
@@ -48,6 +51,7 @@ class Start(Bystander):
             _refuse_repetition()
             stream.begin(self.layout.tokens(call.first).shape[1], None)
         for companion, value in given:
+            companion.check(value, self.layout.tokens(call.first), logits=companion.argument == self.bias)
             if companion.padding:
                 stream.sizes = companion.valid(value)
         return call

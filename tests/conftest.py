@@ -9,6 +9,10 @@ from repshift import BACKBONES
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 10}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=0, help="Examples of each test in tests/fuzz, drawn anew each time.")
+
+
 def _build_vit(model_class=VisionTransformer, **options):
     model = model_class(**(TINY | options)).eval()
     generator = torch.Generator().manual_seed(7)

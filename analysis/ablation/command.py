@@ -58,7 +58,7 @@ def ablate(
     suffixes: options.Suffixes = None,
     skip_other_files: options.SkipOtherFiles = False,
     device: options.Device = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random control.")] = 42,
+    seed: Annotated[int, typer.Option(help="Of the random control.")] = 42,
     output: options.ResultsFolder = Path("repshift-ablation"),
 ) -> None:
     """Drop tokens at one block at a time and compare operation, distance, residual, score, top and bottom half.
@@ -71,11 +71,15 @@ def ablate(
     from repshift.analysis.output.results import environment
     from repshift.analysis.samples.data import open_samples
     from repshift.analysis.samples.processes import Processes
+    from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import block_numbers
     from repshift.analysis.subjects.sizes import build_model
     from repshift.finding import require_structure
 
+    check_seed(seed)
+    check_batch(batch_size)
+    check_workers(workers)
     chosen_blocks = block_numbers(blocks)
     studies = choose_studies(name.strip() for text in study or ["all"] for name in text.split(","))
     place = Processes().device(device)

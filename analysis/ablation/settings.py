@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from repshift import DISTANCES, Recipe, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
+from repshift.analysis.subjects.limits import check_blocks
 from repshift.finding import require_structure
 from repshift.registry import suggest
 from repshift.schedules import Drop, dropped_count
@@ -90,7 +91,7 @@ def plan(
     """
     structure = require_structure(model)
     if count is not None and count < 1:
-        raise ScheduleError(f"{count} tokens cannot be dropped. Give a count of 1 or more.")
+        raise ScheduleError(f"{count} tokens cannot be dropped. Give 1 or more (--count).")
     grids = _grids(model, size, structure, blocks)
     settings = []
     for block, grid in grids.items():
@@ -164,7 +165,7 @@ def _grids(
         UnsupportedModelError: If a block has nothing to watch.
     """
     sites = structure.sites
-    for block in blocks or ():
+    for block in check_blocks(blocks or ()):
         if not 0 <= block < len(sites):
             raise UnknownNameError(
                 f"There is no {structure.unit} {block} in {type(model).__name__}: it has {len(sites)}, 0 to "
@@ -177,7 +178,7 @@ def _grids(
             block: stack.enter_context(
                 ShiftTracker(model, sites[block].name, operation=_own_operation(structure, sites[block]))
             )
-            for block in (sorted(set(blocks)) if blocks else watched[::step])
+            for block in (sorted(blocks) if blocks else watched[::step])
         }
         model(torch.zeros(1, *size, device=device_of(model)))
     if structure.pruner == "lines":

@@ -17,7 +17,7 @@ def curves(
     ],
     output: options.FigureFile = Path("curves.png"),
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", help="Of the benchmark. [default: its largest]")
+        int | None, typer.Option("--batch-size", "-b", min=1, help="Of the benchmark. [default: its largest]")
     ] = None,
 ) -> None:
     """Draw accuracy against GMACs and against measured throughput, all methods on one figure.
@@ -33,7 +33,7 @@ def curves(
     from repshift.analysis.output.results import Results, read_results, write_results
     from repshift.errors import DataError
 
-    table = output.with_name(f"{output.stem}.points.csv")
+    table = output.parent / f"{output.stem}.points.csv"
     for file in (output, table):
         if any(file.resolve() == given.resolve() for given in results):
             raise DataError(f"{file} would replace the results that it is made of. Give another name (--output).")

@@ -13,6 +13,7 @@ import torch
 
 from repshift import MODELS, DataError, Recipe, UnknownNameError
 from repshift.analysis.samples.preprocessing import OVERRIDES
+from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
 from repshift.analysis.subjects.models import own_recipe, saved_model
 from repshift.analysis.subjects.recipes import settings_of
 from repshift.errors import first_line
@@ -86,8 +87,6 @@ class EvaluationSettings:
         unknown = set(self.preprocessing) - set(OVERRIDES)
         for holds, problem in (
             (not unknown, f"Unknown preprocessing {sorted(unknown)}. Give {', '.join(OVERRIDES)}."),
-            (self.batch_size >= 1, f"A batch of {self.batch_size} images is none. Give at least 1 (--batch-size)."),
-            (self.workers >= 0, f"{self.workers} worker processes cannot load anything. Give 0 or more (--workers)."),
             (
                 self.num_samples is None or self.num_samples >= 1,
                 f"{self.num_samples} samples are none. Give 1 or more (--num-samples).",
@@ -106,10 +105,12 @@ class EvaluationSettings:
                 not self.amp or self.model_dtype == "float32",
                 f"--amp keeps the weights in float32, --model-dtype {self.model_dtype} does not. Give one of them.",
             ),
-            (0 <= self.seed < 2**63, f"The seed {self.seed} is out of range. Give 0 to 2^63 - 1 (--seed)."),
         ):
             if not holds:
                 raise DataError(problem)
+        check_batch(self.batch_size)
+        check_workers(self.workers)
+        check_seed(self.seed)
 
     def of_model(self, model: str) -> EvaluationSettings:
         """Return the settings for one model, which may be a folder with a recipe of its own.

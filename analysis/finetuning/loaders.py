@@ -27,6 +27,7 @@ from repshift.analysis.samples.labelled_files import LabelledFiles, by_folder
 from repshift.analysis.samples.listing import list_files, named, parse_suffixes
 from repshift.analysis.samples.pictures import read_picture
 from repshift.analysis.samples.sources import SPLITS
+from repshift.analysis.subjects.limits import check_workers
 from repshift.errors import first_line
 
 
@@ -88,8 +89,7 @@ def load_data(
         DataError: If the data are missing, empty, unreadable, or do not fit the model.
         UnknownNameError: If timm does not know the dataset or the augmentation.
     """
-    if workers < 0:
-        raise DataError(f"{workers} worker processes cannot load anything. Give 0 or more (--workers).")
+    check_workers(workers)
     mode = "L" if data_config(model)["input_size"][0] == 1 else "RGB"
     if settings.data == CANVASES:
         datasets, classes, draw = _canvases(settings, digits, mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from repshift import DataError, Recipe, UnknownNameError
 from repshift.analysis.samples.canvases import CANVASES
+from repshift.analysis.subjects.limits import check_batch, check_seed
 from repshift.analysis.subjects.models import ModelOptions, saved_model
 from repshift.analysis.subjects.recipes import apply, settings_of
 from repshift.analysis.subjects.sizes import build_model
@@ -103,6 +105,8 @@ class TrainingSettings:
         for holds, problem in (*self._schedule_rules(), *self._value_rules()):
             if not holds:
                 raise DataError(problem)
+        check_batch(self.batch_size)
+        check_seed(self.seed, SEEDS)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain values, those of the recipe by the names of the options.
@@ -162,9 +166,15 @@ class TrainingSettings:
     def _value_rules(self) -> list[tuple[bool, str]]:
         drawn_anew = self.data == CANVASES
         shares = {"smoothing": self.smoothing, "hflip": self.hflip, "reprob": self.reprob}
+        own = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)}
         return [
+            *(
+                (not isinstance(value, float) or math.isfinite(value), f"--{name} {value} is no finite number.")
+                for name, value in own.items()
+            ),
+            (self.weight_decay >= 0, f"--weight-decay {self.weight_decay} lets weights grow. Give 0 or more."),
+            (self.color_jitter >= 0, f"--color-jitter {self.color_jitter} is no strength. Give 0 (none) or more."),
             *((0 <= share <= 1, f"--{name} {share} is no share. Give 0 to 1.") for name, share in shares.items()),
-            (self.batch_size >= 1, f"A batch of {self.batch_size} images is none. Give at least 1 (--batch-size)."),
             (
                 self.grad_accum_steps >= 1,
                 f"--grad-accum-steps {self.grad_accum_steps} makes no update. Give at least 1.",
@@ -177,7 +187,6 @@ class TrainingSettings:
             ),
             (0 < self.model_ema_decay < 1, f"--model-ema-decay {self.model_ema_decay} must lie between 0 and 1."),
             (self.amp_dtype in AMP_DTYPES, f"Unknown --amp-dtype {self.amp_dtype!r}. Give {' or '.join(AMP_DTYPES)}."),
-            (0 <= self.seed < SEEDS, f"The seed {self.seed} is out of range. Give a seed from 0 to {SEEDS - 1}."),
             (
                 not (drawn_anew and (self.aa or self.reprob)),
                 f"The canvases of {CANVASES} are drawn anew in every epoch and not augmented. Leave out --aa and "

@@ -14,6 +14,7 @@ from repshift import (
     UnsupportedModelError,
     repeated_blocks,
 )
+from repshift.analysis.subjects.limits import check_blocks
 from repshift.finding import find_structure
 from repshift.modules import find_modules
 from repshift.sites import Structure
@@ -85,7 +86,7 @@ def _numbered(model: nn.Module, images: Tensor, blocks: Sequence[int] | None, st
     names = [site.name for site in structure.sites] if structure else _mapped_blocks(model, images[:1])
     if blocks is None:
         blocks = sorted({0, len(names) // 2, len(names) - 1})
-    for block in blocks:
+    for block in check_blocks(blocks):
         if not 0 <= block < len(names):
             raise UnknownNameError(
                 f"There is no block {block} in {type(model).__name__}: it has {len(names)}, 0 to {len(names) - 1} "

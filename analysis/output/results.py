@@ -150,7 +150,7 @@ def read_results(path: str | Path) -> Results:
         raise DataError(f"There is no results file {path}. Give a file that --results-file wrote.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is no results file in JSON ({error}). Write one with --results-file NAME.json."
         ) from error

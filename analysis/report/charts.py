@@ -193,7 +193,7 @@ def _setting(row: Row, key: str) -> str:
 
 
 def _benchmark(rows: Sequence[Row], told: str) -> Chart:
-    if len({row.get("batch_size") for row in rows}) == 1:
+    if len({str(row.get("batch_size")) for row in rows}) == 1:
         across, up = "GMACs an image", "images a second"
         work, rate = _reads("gmacs"), _reads("samples_per_sec")
         return _chart(f"Throughput and work{told}", across, up, rows, work, rate, method_of, _words, note=LIMIT)

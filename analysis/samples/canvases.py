@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repshift.errors import DataError
+from repshift.network import why_unreachable
 
 CANVASES = "cluttered-mnist"  # the word that stands for these data on the command line
 CANVAS = 64  # pixels a side
@@ -179,13 +180,20 @@ def download_digits() -> Path:
     from torchvision.datasets import MNIST
 
     root = Path.home() / ".cache" / "repshift"
+    raw = root / "MNIST" / "raw"
+    reasons = [] if (raw / IMAGES_FILE).is_file() else [why_unreachable(address) for address in MNIST.mirrors]
+    if reasons and all(reasons):
+        raise DataError(
+            f"MNIST could not be downloaded ({reasons[0]}). Give the folder that holds its two t10k files: --digits "
+            "FOLDER."
+        )
     try:
         MNIST(root, train=False, download=True)
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"MNIST could not be downloaded ({error}). Give the folder that holds its two t10k files: --digits FOLDER."
         ) from error
-    return root / "MNIST" / "raw"
+    return raw
 
 
 def read_digits(folder: Path) -> Digits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,8 +56,10 @@ def _check(given: Mapping[str, Any], channels: int) -> None:
                 f"--{name} got {len(numbers)} numbers, the model has {channels} channel(s). Give one for each."
             )
     check_size(tuple(given.get("input_size", (channels, 1, 1))), channels)
-    if given.get("crop_pct", 1) <= 0:
-        raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share above 0.")
+    if not 0.01 <= given.get("crop_pct", 1) <= 100:  # not a number is neither
+        raise DataError(f"--crop-pct {given['crop_pct']} leaves nothing of an image. Give a share, such as 0.9.")
+    if not all(map(math.isfinite, (*given.get("mean", ()), *given.get("std", ())))) or min(given.get("std", (1,))) <= 0:
+        raise DataError("--mean and --std are finite numbers, and a standard deviation is above 0. Give others.")
     if given.get("crop_mode", "center") not in CROP_MODES:
         raise UnknownNameError(f"Unknown --crop-mode {given['crop_mode']!r}. Give {', '.join(CROP_MODES)}.")
 

@@ -54,10 +54,14 @@ def statistics(
     from repshift.analysis.statistics.masks import masks_for
     from repshift.analysis.statistics.measuring import measure, write_study
     from repshift.analysis.statistics.study import Study
+    from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import block_numbers
     from repshift.analysis.subjects.sizes import build_model
 
+    check_seed(seed)
+    check_batch(batch_size)
+    check_workers(workers)
     chosen = block_numbers(blocks)
     built = ModelOptions(
         pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)

@@ -55,7 +55,7 @@ def measure(
         observe: Told about the progress.
 
     Raises:
-        DataError: If an image or a mask cannot be read.
+        DataError: If an image or a mask cannot be read, or no mask says anything.
     """
     torch.manual_seed(seed + processes.rank)
     device = next(study.model.parameters()).device
@@ -82,6 +82,11 @@ def measure(
     for rank, other in enumerate(processes.exchange(study.measured())):
         if rank != processes.rank:
             study.merge(other)
+    if masks is not None and not any(tally.images for tally in study.foreground.tallies.values()):
+        raise DataError(
+            f"None of the {len(samples)} masks says where an object is: as the model sees them, they are black, or not "
+            "black, everywhere. Give others, or leave out --masks."
+        )
 
 
 def write_study(study: Study, output: Path, model: str, data: str, device: torch.device) -> list[Path]:

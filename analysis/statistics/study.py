@@ -21,6 +21,7 @@ from repshift.analysis.statistics.score_settings import (
     own_setting,
     shift_settings,
 )
+from repshift.analysis.subjects.limits import check_blocks
 from repshift.finding import require_structure
 
 VERSION = 1  # of the layout of the file
@@ -36,7 +37,7 @@ class Study:
 
     Raises:
         UnsupportedModelError: If no backbone knows the model.
-        UnknownNameError: If a block does not exist.
+        UnknownNameError: If a block does not exist, or is named twice.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None) -> None:
@@ -139,13 +140,13 @@ class Study:
 def _chosen(names: Sequence[str], blocks: Sequence[int] | None, unit: str) -> list[str]:
     if blocks is None:
         blocks = sorted({0, len(names) // 2, len(names) - 1})
-    for block in blocks:
+    for block in check_blocks(blocks):
         if not 0 <= block < len(names):
             raise UnknownNameError(
                 f"There is no {unit} {block}: the model has {len(names)}, 0 to {len(names) - 1}. Choose among these "
                 "(--blocks)."
             )
-    return [names[block] for block in dict.fromkeys(blocks)]
+    return [names[block] for block in blocks]
 
 
 def _nested(by_pair: dict[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from repshift import DataError, Recipe, RecipeError, ShiftTracker, UnknownNameError, recipe_of
 from repshift.analysis.output.results import RECIPE, read_results
+from repshift.analysis.subjects.limits import check_blocks
 from repshift.analysis.subjects.models import own_recipe
 from repshift.errors import first_line
 from repshift.files import read_text
@@ -205,11 +206,12 @@ def block_numbers(blocks: str | None) -> list[int] | None:
     """Read the numbers of ``--blocks``, such as ``0,4,8``.
 
     Raises:
-        UnknownNameError: If they are no numbers.
+        UnknownNameError: If they are no numbers, or one is negative or named twice.
     """
     if blocks is None:
         return None
     try:
-        return [int(part) for part in blocks.split(",")]
+        numbers = [int(part) for part in blocks.split(",")]
     except ValueError as error:
         raise UnknownNameError(f"--blocks got {blocks!r}, expected numbers counted from zero, as in 0,4,8.") from error
+    return check_blocks(numbers)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from repshift import DataError, UnsupportedModelError
+from repshift.analysis.subjects.limits import check_side
 from repshift.analysis.subjects.models import ModelOptions, load_dense, saved_model
 from repshift.errors import RepshiftError, first_line
 from repshift.loading import load_checkpoint, take_size
@@ -61,11 +62,13 @@ def check_size(size: tuple[int, ...], channels: int) -> None:
     Raises:
         DataError: If they are not.
     """
-    if size[0] != channels or min(size) < 1:
+    if size[0] != channels:
         raise DataError(
-            f"The size {size} does not fit the model's {channels} channel(s). Give --img-size of at least 1, "
-            f"or --input-size {channels} ROWS COLUMNS."
+            f"The size {size} does not fit the model's {channels} channel(s). Give --img-size, or --input-size "
+            f"{channels} ROWS COLUMNS."
         )
+    for side in size[1:]:
+        check_side(side)
 
 
 def size_option(model: nn.Module) -> dict[str, Any]:

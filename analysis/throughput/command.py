@@ -72,6 +72,8 @@ def bench(
     from repshift.analysis.output.files import output_file
     from repshift.analysis.output.results import Results, environment, write_results
     from repshift.analysis.output.results import results_format as checked_format
+    from repshift.analysis.subjects.devices import choose_device
+    from repshift.analysis.subjects.limits import check_batch, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
@@ -79,10 +81,13 @@ def bench(
     from repshift.analysis.throughput.methods import choose_methods
     from repshift.analysis.throughput.setup import Setup
 
+    for size in batch_sizes:
+        check_batch(size)
+    check_threads(threads)
     if results_file is not None:
         checked_format(results_file, results_format)
         output_file(results_file)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = str(choose_device(device))
     built = ModelOptions(
         pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
     )
@@ -91,7 +96,7 @@ def bench(
     # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
     pruned = chosen_recipe(recipe, drop, drop_r, model=model, shown=measured_by, **measured_by)
     torch.set_num_threads(threads or torch.get_num_threads())
-    if chosen == "cpu":
+    if chosen.startswith("cpu"):
         keep_freed_memory()
     asked = None if methods is None else [name.strip() for name in methods.split(",")]
     models, remarks = choose_methods(setup.load(), pruned, asked)

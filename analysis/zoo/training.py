@@ -32,6 +32,7 @@ from repshift.analysis.samples.canvases import (
 )
 from repshift.analysis.samples.images import normalised
 from repshift.analysis.subjects.devices import choose_device
+from repshift.analysis.subjects.limits import check_seed
 from repshift.loading import ZOO
 from repshift.registry import suggest
 
@@ -57,8 +58,7 @@ class ZooSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise DataError(f"A recipe of {self.epochs} epochs trains nothing. Give at least 1 epoch.")
-        if not 0 <= self.seed < SEEDS:
-            raise DataError(f"The seed {self.seed} is out of range. Give a seed from 0 to {SEEDS - 1}.")
+        check_seed(self.seed, SEEDS)
 
 
 SEEDS = 1_000_000  # an epoch's canvases are drawn from 1,000 times the seed plus the epoch, in NumPy's 32 bits

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repshift.errors import RepshiftError, ScheduleError, UnsupportedModelError
 from repshift.finding import require_structure
+from repshift.modules import require_model
 from repshift.participants import participants
 from repshift.pruners import Candidates
 from repshift.pruning import prune
@@ -74,15 +75,20 @@ def make_subject(model: nn.Module, images: Tensor, recipe: Recipe | None = None)
         recipe: See there.
 
     Raises:
-        UnsupportedModelError: If no backbone knows the model, or it is not in evaluation mode.
+        UnsupportedModelError: If no backbone knows the model, it is not in evaluation mode, or these are no images.
     """
+    require_model(model)
+    if not isinstance(images, Tensor) or not images.ndim:
+        raise UnsupportedModelError(f"A backbone is checked on images in a tensor (batch, ...), got {images!r}.")
     structure = require_structure(model)
     if model.training or images.shape[0] < 2:
         raise UnsupportedModelError(
             "A backbone is checked in evaluation mode (model.eval()), with two images at least, got "
             f"{'training mode' if model.training else 'evaluation mode'} and {images.shape[0]}."
         )
-    return Subject(model, images, recipe or usual_recipe(model, images, structure), structure)
+    if recipe is None:
+        recipe = usual_recipe(model, images, structure)
+    return Subject(model, images, recipe if isinstance(recipe, Recipe) else Recipe(recipe), structure)
 
 
 def leftovers(model: nn.Module) -> list[str]:

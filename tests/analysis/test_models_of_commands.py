@@ -130,7 +130,7 @@ WRONG = {
     "said twice": (["--num-classes", "2", "--model-kwargs", "num_classes=3"], "num_classes was given twice"),
     "an option": (["--model-kwargs", "pretrained=True"], "has options of its own"),
     "unknown": (["--model-kwargs", "depht=3"], "does not take these options"),
-    "no size": (["--img-size", "0"], "does not fit the model's 3 channel(s)"),
+    "no size": (["--img-size", "0"], "Images of 0 pixels a side cannot be"),
     "two weights": (["--pretrained", "--checkpoint", "w.pt", "--img-size", "32"], "Both pretrained=True and"),
 }
 

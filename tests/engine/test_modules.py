@@ -97,8 +97,8 @@ def test_a_model_without_repeated_blocks_is_refused_with_its_class():
 
 
 def test_finding_blocks_leaves_no_hooks_even_if_the_model_fails(vit):
-    with pytest.raises(AssertionError):
-        repeated_blocks(vit, torch.randn(1, 3, 8, 8))  # not the size that the model takes
+    with pytest.raises(UnsupportedModelError, match=r"does not take the images \(1, 3, 8, 8\)"):
+        repeated_blocks(vit, torch.randn(1, 3, 8, 8))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in vit.modules())
 
 

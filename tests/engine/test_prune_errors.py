@@ -83,7 +83,7 @@ def test_a_model_of_no_known_backbone_is_refused_with_what_works():
 
 def test_a_block_of_unknown_kind_is_refused_with_its_class(vit):
     vit.blocks[1] = nn.Identity()
-    with pytest.raises(UnsupportedModelError, match=r"blocks\.1 is a Identity.*Track it by module names"):
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.1 is of the class Identity.*Track it by module names"):
         ShiftTracker(vit)
 
 

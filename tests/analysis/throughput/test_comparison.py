@@ -5,6 +5,7 @@ from torch import nn
 from repshift import Recipe, Schedule, UnsupportedModelError, load_model
 from repshift.analysis.subjects.macs import count_macs
 from repshift.analysis.subjects.memory import MemoryExhaustedError, fitting
+from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.throughput.comparison import Comparison
 from repshift.analysis.throughput.methods import choose_methods
@@ -79,7 +80,7 @@ def test_positions_of_maps_are_the_tokens_of_a_convolutional_network():
 
 
 def test_a_row_says_how_it_was_run():
-    setup = Setup("tiny_vit", img_size=32, precision="bfloat16", attention="eager", channels_last=True)
+    setup = Setup("tiny_vit", ModelOptions(img_size=32), precision="bfloat16", attention="eager", channels_last=True)
     for row in compare(setup, asked=["shift"]).run(1):
         assert (row["img_size"], row["precision"], row["attention"]) == (32, "bfloat16", "eager")
         assert (row["channels_last"], row["torchcompile"]) == (True, False)

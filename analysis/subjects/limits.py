@@ -1,0 +1,96 @@
+"""Numbers of the command line that mean nothing: checked in one way, whichever command is given them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from numbers import Integral
+
+from repshift.errors import DataError, UnknownNameError
+
+SEEDS = 2**32  # what torch, NumPy and Python's random take alike
+LARGEST_SIDE = 2**14  # pixels
+LARGEST_BATCH = 2**20
+PER_PROCESSOR = 8  # processes that load images; more of them only wait for each other
+FEW = 16  # which any machine may have
+
+
+def check_seed(seed: int, seeds: int = SEEDS) -> None:
+    """Check a seed: torch would take a negative one for another number.
+
+    Args:
+        seed: What was given.
+        seeds: How many there are, from 0.
+
+    Raises:
+        DataError: If it is out of range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < seeds:
+        raise DataError(f"The seed {seed!r} is out of range. Give a seed from 0 to {seeds - 1} (--seed).")
+
+
+def check_workers(workers: int) -> None:
+    """Check a number of processes that load images.
+
+    Raises:
+        DataError: If it is negative, or more than the machine has any use for.
+    """
+    if workers < 0:
+        raise DataError(f"{workers} worker processes cannot load anything. Give 0 or more (--workers).")
+    processors = os.cpu_count() or 1
+    most = max(FEW, PER_PROCESSOR * processors)
+    if workers > most:
+        raise DataError(
+            f"{workers} worker processes are more than the {processors} processors of this machine have any use for. "
+            f"Give at most {most} (--workers)."
+        )
+
+
+def check_threads(threads: int | None) -> None:
+    """Check a number of torch's threads.
+
+    Raises:
+        DataError: If there are more than processors, or none.
+    """
+    processors = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= processors:
+        raise DataError(
+            f"{threads} threads cannot run on the {processors} processors of this machine. Give 1 to {processors} "
+            "(--threads)."
+        )
+
+
+def check_batch(images: int) -> None:
+    """Check a number of images a batch.
+
+    Raises:
+        DataError: If it is none, or more than memory can ever hold.
+    """
+    if not 1 <= images <= LARGEST_BATCH:
+        raise DataError(f"A batch of {images} images cannot be. Give 1 to {LARGEST_BATCH} (--batch-size).")
+
+
+def check_side(pixels: int, option: str = "--img-size") -> None:
+    """Check a number of pixels a side.
+
+    Raises:
+        DataError: If it is none, or more than memory can ever hold.
+    """
+    if not 1 <= pixels <= LARGEST_SIDE:
+        raise DataError(f"Images of {pixels} pixels a side cannot be. Give 1 to {LARGEST_SIDE} ({option}).")
+
+
+def check_blocks(blocks: Sequence[int]) -> list[int]:
+    """Check that blocks are numbers, and each is named once.
+
+    Raises:
+        UnknownNameError: If they are not; whether a model has them is for its own room to say.
+    """
+    for place, block in enumerate(blocks):
+        if isinstance(block, bool) or not isinstance(block, Integral) or block < 0:
+            raise UnknownNameError(
+                f"There is no block {block!r}: blocks are counted from zero. Choose others (--blocks)."
+            )
+        if block in blocks[:place]:
+            raise UnknownNameError(f"Block {block} is named twice. Name each block once (--blocks).")
+    return [int(block) for block in blocks]

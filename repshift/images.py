@@ -1,0 +1,144 @@
+"""What a model takes, and what is wrong with images that it does not take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repshift.errors import RepresentationError, UnsupportedModelError, first_line
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a model takes: ``(batch, channels, rows, columns)``, floating-point.
+
+    Attributes:
+        channels: How many channels they have.
+        fixed: Whether they must come to as many tokens as the embedding's ``num_patches`` says, because a table of
+            positions has so many.
+    """
+
+    channels: int
+    fixed: bool = False
+
+    @staticmethod
+    def of(embedding: nn.Module, *, fixed: bool = False) -> Images | None:
+        """Read the channels from the embedding's first convolution; ``None`` if it has none."""
+        first = next((module for module in embedding.modules() if isinstance(module, nn.Conv2d)), None)
+        return None if first is None else Images(first.in_channels, fixed)
+
+    def require_rank(self, images: Tensor) -> None:
+        """Refuse what is no batch of images: a convolution would take a single one, but nothing behind it does.
+
+        Raises:
+            RepresentationError: If it has not four dimensions.
+        """
+        if images.ndim != 4:
+            advice = "Give a batch of one, images.unsqueeze(0)" if images.ndim == 3 else "Give a batch of images"
+            raise RepresentationError(
+                f"The model takes images (batch, {self.channels}, rows, columns), got {tuple(images.shape)}. {advice}."
+            )
+
+    def require_tokens(self, embedding: nn.Module, output: Any) -> None:
+        """Refuse images that come to no tokens, or to another number of them than the table of positions has.
+
+        Args:
+            embedding: The module that took them.
+            output: What it returned.
+
+        Raises:
+            RepresentationError: If there are none, more or fewer.
+        """
+        if isinstance(output, Tensor) and output.device.type == "meta":  # some layers take the shape for the images
+            weight = next(embedding.parameters(), output)
+            if weight.device.type != "meta":
+                raise RepresentationError(
+                    f"The model takes images on {weight.device}, got images on meta, which hold no values. Move them "
+                    "there as they were before."
+                )
+        expected = getattr(embedding, "num_patches", None)
+        if self.fixed and isinstance(output, Tensor) and output.ndim == 3 and output.shape[1] != expected:
+            raise RepresentationError(
+                f"The model takes images of {_size(embedding)} pixels, which are {expected} tokens, got images that "
+                f"are {output.shape[1]}. {RESIZE}"
+            )
+
+    def why_unfit(self, images: Tensor, embedding: nn.Module) -> str | None:
+        """Say what is wrong with images that a model failed on; ``None`` if nothing is known to be.
+
+        Args:
+            images: What it was given.
+            embedding: The module that takes them.
+        """
+        shape, size = tuple(images.shape), getattr(embedding, "img_size", None) if self.fixed else None
+        weight = next((each for each in embedding.parameters() if each.is_floating_point()), None)
+        rows, columns = size or ("rows", "columns")
+        takes = f"The model takes images (batch, {self.channels}, {rows}, {columns})"
+        if len(shape) != 4 or shape[1] != self.channels:
+            last = len(shape) == 4 and shape[3] == self.channels
+            return (
+                f"{takes}, got {shape}. {'Give images.permute(0, 3, 1, 2).' if last else 'Give images of this form.'}"
+            )
+        if 0 in shape[2:] or (size is not None and shape[2:] != tuple(size)):
+            return f"{takes}, got {shape}. {RESIZE}"
+        if images.layout != torch.strided:
+            return f"{takes} in a plain tensor, got {images.layout}. Convert them with .to_dense()."
+        if weight is not None and images.device != weight.device:
+            return f"{takes} on {weight.device}, got images on {images.device}. Move them there with images.to(device)."
+        mixed = torch.is_autocast_enabled(images.device.type) if images.device.type != "meta" else False
+        if weight is not None and images.dtype != weight.dtype and not mixed:
+            return (
+                f"{takes} of {weight.dtype}, as its weights are, got {images.dtype}. Convert them with images.to(...)."
+            )
+        return None
+
+
+RESIZE = "Resize the images, or build the model with img_size=(rows, columns)."
+
+
+def explain(error: Exception, takes: Images | None, images: Any, embedding: nn.Module) -> None:
+    """Say what is wrong with the images that an embedding failed on, instead of what a layer inside says.
+
+    Raises:
+        RepresentationError: If that is known. Otherwise the error stands as it is.
+    """
+    if takes is None or isinstance(error, RepresentationError) or not isinstance(images, Tensor):
+        return
+    why = takes.why_unfit(images, embedding)
+    if why is None and (isinstance(error, AssertionError) or "Kernel size" in str(error)):
+        why = f"The model does not take images {tuple(images.shape)} ({first_line(error)}). Give another size."
+    if why is not None:
+        raise RepresentationError(why) from error
+
+
+def require_floating_point(value: Any) -> None:
+    """Refuse images of whole numbers, and what are no images at all.
+
+    Raises:
+        RepresentationError: If they are not floating-point.
+        UnsupportedModelError: If torch.fx is tracing the model.
+    """
+    if isinstance(value, fx.Proxy):
+        raise UnsupportedModelError(
+            "A pruned model chooses tokens by their values and shapes, which torch.fx's symbolic tracing does not "
+            "know. Capture it with torch.export.export(model, (images,)), or trace the dense model."
+        )
+    if not isinstance(value, Tensor):
+        raise RepresentationError(
+            f"The model got {type(value).__name__!r}, expected a floating-point tensor "
+            "(batch, channels, rows, columns). Convert the images with torchvision or timm.data.create_transform."
+        )
+    if not value.is_floating_point():
+        raise RepresentationError(
+            f"The model got {value.dtype} images of shape {tuple(value.shape)}, expected floating-point ones. "
+            "Scale and normalise them as the model was trained, for example with "
+            "timm.data.create_transform(**timm.data.resolve_model_data_config(model))."
+        )
+
+
+def _size(embedding: nn.Module) -> str:
+    size = getattr(embedding, "img_size", None)
+    return "x".join(map(str, size)) if isinstance(size, (tuple, list)) else "one size of"
