@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from repshift.errors import CheckpointError, RecipeError, first_line
-from repshift.files import read_text, write_json
+from repshift.errors import CheckpointError, DataError, RecipeError, first_line
+from repshift.files import all_or_none, read_text, write_json, write_whole
 from repshift.pruning import recipe_of
 from repshift.recipes import VERSION, Recipe
 
@@ -71,6 +71,7 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
         ...     str(recipe_of(load_model(folder)).schedule)
         '0.2@0,2'
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model as save_weights
 
     known = getattr(model, "pretrained_cfg", None) or {}
@@ -80,15 +81,20 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
             f"{type(model).__name__} does not know its name. Give the one that load_model takes: "
             "save_model(model, folder, 'tiny_vit')."
         )
-    write_json(Path(folder) / DESCRIPTION, _described(model, name, options))
-    unfinished = Path(folder) / f".unfinished-{WEIGHTS[0]}"
+    described = _described(model, name, options)
+
+    def write(unfinished: Path) -> None:
+        try:
+            save_weights(model, str(unfinished))
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(first_line(error)) from error
+
     try:
-        save_weights(model, str(unfinished))
-        unfinished.replace(Path(folder) / WEIGHTS[0])
-    except OSError as error:
-        raise CheckpointError(f"Cannot write the weights to {folder} ({error}). Give another folder.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with all_or_none():
+            write_whole(Path(folder) / WEIGHTS[0], write, CheckpointError)
+            write_json(Path(folder) / DESCRIPTION, described)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def describe_folder(folder: Path, name: str, recipe: Recipe | None, **options: Any) -> None:
