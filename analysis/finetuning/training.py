@@ -36,7 +36,7 @@ from repshift.analysis.finetuning.settings import (
     create_optimizer,
     create_scheduler,
 )
-from repshift.analysis.output.files import output_folder, write_text
+from repshift.analysis.output.files import all_or_none, output_folder, write_text
 from repshift.folders import describe_folder
 
 # Called with what is being done, how many of its steps are done, and how many there are
@@ -246,8 +246,6 @@ class FineTuning:
         )
         if self.accelerator.is_main_process:
             name, options = self.settings.built_from
-            self.checkpoints.write_best(f"{self.settings.model}, fine-tuned with {recipe.schedule} dropped", target)
-            describe_folder(self.output, name, recipe, **options)
             summary = {
                 "accuracy": {"dense": outcome.dense, "pruned": outcome.pruned, "finetuned": outcome.finetuned},
                 "best_epoch": outcome.best_epoch,
@@ -255,7 +253,10 @@ class FineTuning:
                 **{key: value for key, value in progress.as_dict().items() if key != "before"},
                 "versions": {name: version(name) for name in ("repshift", "torch", "timm", "accelerate")},
             }
-            write_text(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+            with all_or_none():
+                self.checkpoints.write_best(f"{self.settings.model}, fine-tuned with {recipe.schedule} dropped", target)
+                describe_folder(self.output, name, recipe, **options)
+                write_text(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return outcome
 
