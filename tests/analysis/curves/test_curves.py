@@ -353,7 +353,7 @@ def test_an_output_that_is_an_input_is_refused(run, tmp_path, given, output):
     before = (tmp_path / given).read_bytes()
     code, _, err = run(given, "--output", output)
     assert code == 1
-    assert "would replace the results" in err
+    assert "would be replaced, and this command reads" in err
     assert (tmp_path / given).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"sub", given}
 
