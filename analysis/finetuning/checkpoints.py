@@ -24,6 +24,7 @@ from repshift.errors import first_line
 from repshift.files import reason
 
 UNFINISHED = ".unfinished-state"
+OF_SAVER = "tmp.pth.tar"  # what timm's saver has not finished
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,18 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            # torch tells of a full disk by a RuntimeError, as of much else
-            if isinstance(error, RuntimeError) and "writ" not in str(error):
-                raise
+            why = reason(error) if isinstance(error, OSError) else first_line(error)
+            if isinstance(error, RuntimeError):
+                # torch tells of a full disk by one from its writer of archives, as of much else
+                if not any(sign in why for sign in ("inline_container", "writ", "unexpected pos")):
+                    raise
+                why = "not all of a file could be written, as on a full disk"
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+                (self.folder / OF_SAVER).unlink(missing_ok=True)
             raise DataError(
-                f"The checkpoint cannot be written to {self.folder} ({first_line(error)}). Make room; the same command "
-                "goes on from the last whole epoch."
+                f"The checkpoint cannot be written to {self.folder} ({why}). Make room; the same command goes on from "
+                "the last whole epoch."
             ) from error
 
     def _states(self) -> dict[int, Path]:
