@@ -16,10 +16,12 @@ from torch import Tensor
 
 from repshift.analysis.output.files import output_file, write_whole
 from repshift.analysis.output.overlays import COLOURS, show_map_on_image, to_pixels
+from repshift.analysis.output.terminal import printable
 from repshift.errors import DataError, UnknownNameError
 from repshift.registry import suggest
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+LONGEST = 80  # letters of a name
 # Which maps share a colour scale; the figure says so
 SCALES = {
     "map": "each map has a colour scale of its own",
@@ -160,7 +162,14 @@ def _label(figure: Figure, pictures: Sequence[Sequence[Axes]], row_titles: Seque
             axis.set_xticks([])
             axis.set_yticks([])
     for row, title in zip(pictures, row_titles, strict=False):
-        row[0].set_ylabel(title, fontsize=8)
+        row[0].set_ylabel(plain_label(title), fontsize=8)
+
+
+def plain_label(text: str, longest: int = LONGEST) -> str:
+    """Write a name from outside so that a figure shows it as it is, in one line that is not too long."""
+    shown = printable(text)
+    shortened = shown if len(shown) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return shortened.replace("$", r"\$")  # which would begin a formula
 
 
 def check_figure_path(path: Path) -> None:
