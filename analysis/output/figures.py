@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,4 +193,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     check_figure_path(path)
     ending = path.suffix.lstrip(".").lower()
-    write_whole(path, lambda unfinished: figure.savefig(unfinished, format=ending, dpi=150))
+    drawn = io.BytesIO()  # on a full disk, matplotlib's writers stumble over their own files
+    figure.savefig(drawn, format=ending, dpi=150)
+    write_whole(path, lambda unfinished: unfinished.write_bytes(drawn.getbuffer()))
