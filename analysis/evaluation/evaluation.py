@@ -202,7 +202,7 @@ class Evaluation:
             **settings.fingerprint(name, self.device, self.processes.count),
             "preprocessed": {key: value if isinstance(value, str) else str(value) for key, value in config.items()},
             "samples": samples.count,
-            "files": files and hashlib.sha256("\n".join(files).encode()).hexdigest(),
+            "files": files and hashlib.sha256("\n".join(files).encode("utf-8", "surrogateescape")).hexdigest(),
         }
 
     def _row(

@@ -155,3 +155,12 @@ def test_timing_leaves_out_the_first_batch():
     timing.add(8, 1.0)
     timing.add(4, 1.0)
     assert timing.rate == 6.0
+
+
+@pytest.mark.parametrize(
+    "content", ['[[1], "ab"]', "[5]", '[["1"]]', "[[1e400]]", "[null]", "{}x", "3", "[" * 100_000, '[["\\ud800"]]']
+)
+def test_labels_that_are_none_are_one_clear_error(tmp_path, content):
+    (tmp_path / "real.json").write_text(content)
+    with pytest.raises(DataError, match=r"real\.json cannot be read.*Give the JSON file"):
+        read_real_labels(str(tmp_path / "real.json"))
