@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 from repshift.errors import DataError
@@ -30,7 +29,7 @@ OF_DATA = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".
 class CarefulCommand(TyperCommand):
     """A command that looks, before anything is computed, at where its results go."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command.
 
         Raises:

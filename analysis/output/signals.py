@@ -27,7 +27,7 @@ def unwinding_by_signals() -> Iterator[Callable[[int], int]]:
         Given an exit code, what the process ends with: 128 and the number of the signal, if there was one.
     """
     received: list[int] = []
-    heard = []
+    heard: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
