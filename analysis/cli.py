@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from repshift import __version__
 from repshift.analysis.ablation.command import ablate
@@ -15,12 +15,15 @@ from repshift.analysis.demo.command import demo
 from repshift.analysis.evaluation.command import evaluate
 from repshift.analysis.finetuning.command import finetune
 from repshift.analysis.heatmap.command import heatmap
-from repshift.analysis.output.terminal import console
+from repshift.analysis.output.overwriting import CarefulCommand
+from repshift.analysis.output.signals import unwinding_by_signals
+from repshift.analysis.output.terminal import console, drop_output, escape_what_cannot_be_shown, fail
 from repshift.analysis.report.command import report
 from repshift.analysis.statistics.command import statistics
 from repshift.analysis.throughput.command import bench
 from repshift.analysis.zoo.command import train
 from repshift.errors import RepshiftError
+from repshift.files import reason
 
 # Heavy imports (timm, matplotlib) stay inside the commands, so that --help answers at once
 
@@ -34,19 +37,37 @@ app = typer.Typer(
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
 for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves):
-    app.command()(command)
-app.command("eval")(evaluate)
-zoo.command()(train)
+    app.command(cls=CarefulCommand)(command)
+app.command("eval", cls=CarefulCommand)(evaluate)
+zoo.command(cls=CarefulCommand)(train)
 app.add_typer(zoo, name="zoo")
 
 
 def main() -> None:
     """Run the command line; an error that we raised on purpose is one line on standard error and exit code 1."""
+    escape_what_cannot_be_shown()
+    with unwinding_by_signals() as ended:
+        sys.exit(ended(_run()))
+
+
+def _run() -> int:
+    """Run the command and return its exit code."""
     try:
-        app()
+        try:
+            app()
+        except SystemExit as ending:
+            sys.stdout.flush()
+            return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     except RepshiftError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
+        return fail(str(error))
+    except BrokenPipeError:
+        drop_output()
+        return 1
+    except OSError as error:  # what the system refuses, wherever that was: a full disk, a name that is too long
+        drop_output()
+        place = "" if error.filename is None else f" {os.fsdecode(error.filename)}"
+        return fail(f"The system refuses{place or ' what this needs'} ({reason(error)}). Give it, or something else.")
+    return 0
 
 
 def _version(wanted: bool) -> None:

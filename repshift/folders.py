@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from repshift.errors import CheckpointError, RecipeError, first_line
-from repshift.files import as_path, read_text, write_json
+from repshift.errors import CheckpointError, DataError, RecipeError, first_line
+from repshift.files import all_or_none, as_path, read_text, write_json, write_whole
 from repshift.modules import require_model
 from repshift.pruning import recipe_of
 from repshift.recipes import VERSION, Recipe
@@ -18,7 +18,16 @@ from repshift.recipes import VERSION, Recipe
 DESCRIPTION = "repshift.json"
 HUBS = ("hf-hub", "hf_hub")  # where a model's name may come from; local-dir: is another folder
 # options of load_model and of timm that name weights elsewhere
-LEAD_OUT = ("checkpoint", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+LEAD_OUT = (
+    "name",
+    "checkpoint",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "use_ema",
+)
 WEIGHTS = ("model.safetensors", "model_best.safetensors", "pytorch_model.bin")
 
 
@@ -76,6 +85,7 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
         ...     str(recipe_of(load_model(folder)).schedule)
         '0.2@0,2'
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model as save_weights
 
     require_model(model)
@@ -87,15 +97,20 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
             f"{type(model).__name__} does not know its name. Give the one that load_model takes: "
             "save_model(model, folder, 'tiny_vit')."
         )
-    write_json(path / DESCRIPTION, _described(model, name, options))
-    unfinished = path / f".unfinished-{WEIGHTS[0]}"
+    described = _described(model, name, options)
+
+    def write(unfinished: Path) -> None:
+        try:
+            save_weights(model, str(unfinished))
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(first_line(error)) from error
+
     try:
-        save_weights(model, str(unfinished))
-        unfinished.replace(path / WEIGHTS[0])
-    except OSError as error:
-        raise CheckpointError(f"Cannot write the weights to {folder} ({error}). Give another folder.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with all_or_none():
+            write_whole(path / WEIGHTS[0], write, CheckpointError)
+            write_json(path / DESCRIPTION, described)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def describe_folder(folder: Path, name: str, recipe: Recipe | None, **options: Any) -> None:

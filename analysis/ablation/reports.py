@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from repshift.analysis.ablation.points import Point
 from repshift.analysis.ablation.settings import CONTROLS, STUDIES
 from repshift.analysis.output.figures import save_figure
-from repshift.analysis.output.files import write_text
+from repshift.analysis.output.files import all_or_none, write_text
 from repshift.analysis.output.paired import MEANING, verdict
 from repshift.analysis.output.results import Results, write_results
 
@@ -88,17 +88,18 @@ def verdicts(points: Sequence[Point]) -> list[str]:
 def write_ablation(
     folder: Path, points: Sequence[Point], environment: Mapping[str, Any], unit: str = "block"
 ) -> list[Path]:
-    """Write ``ablation.csv``, ``ablation.json``, ``ablation.md`` and ``ablation.png``, each in one piece.
+    """Write ``ablation.csv``, ``ablation.json``, ``ablation.md`` and ``ablation.png``: all of them, or none.
 
     Returns:
         The files.
     """
     results = Results("ablate", [asdict(point) for point in points], environment)
     table, data, page, figure = (folder / f"ablation.{ending}" for ending in ("csv", "json", "md", "png"))
-    save_figure(draw_ablation(points, unit), figure)
-    write_results(table, results)
-    write_results(data, results)
-    write_text(page, as_page(points, environment, unit))
+    with all_or_none():
+        save_figure(draw_ablation(points, unit), figure)
+        write_results(table, results)
+        write_results(data, results)
+        write_text(page, as_page(points, environment, unit))
     return [table, data, page, figure]
 
 

@@ -29,19 +29,16 @@ def curves(
     from repshift.analysis.curves.figure import draw_curves
     from repshift.analysis.curves.points import collect
     from repshift.analysis.output.figures import check_figure_path, save_figure
-    from repshift.analysis.output.files import output_file
+    from repshift.analysis.output.files import all_or_none, output_file
     from repshift.analysis.output.results import Results, read_results, write_results
-    from repshift.errors import DataError
 
     table = output.parent / f"{output.stem}.points.csv"
-    for file in (output, table):
-        if any(file.resolve() == given.resolve() for given in results):
-            raise DataError(f"{file} would replace the results that it is made of. Give another name (--output).")
     check_figure_path(output)
     output_file(table)
     points = collect([read_results(path) for path in results], batch_size)
-    save_figure(draw_curves(points), output)
-    write_results(table, Results("curves", [asdict(point) for point in points]), "csv")
+    with all_or_none():
+        save_figure(draw_curves(points), output)
+        write_results(table, Results("curves", [asdict(point) for point in points]), "csv")
     untimed = [point for point in points if point.samples_per_sec is None]
     if untimed and len(untimed) < len(points):
         named = "; ".join(f"{point.model} {point.method} {point.schedule}".strip() for point in untimed)

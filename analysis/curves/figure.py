@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from repshift.analysis.curves.points import DENSE, Point
+from repshift.analysis.output.figures import plain_label
 from repshift.analysis.output.palette import BLACK, MARKERS, colours_of
 
 
@@ -25,12 +26,16 @@ def draw_curves(points: Sequence[Point]) -> Figure:
     axes[0].set_ylabel("top-1 accuracy, %")
     if timed:
         _draw_points(axes[1], timed, "samples_per_sec")
-        axes[1].set_xlabel(_speed_label(timed))
+        axes[1].set_xlabel(plain_label(_speed_label(timed), longest=300))
     methods, models = _names(points)
     colours = colours_of(methods)
-    handles = [Line2D([], [], color=colours[method], marker="o", linestyle="", label=method) for method in methods]
+    handles = [
+        Line2D([], [], color=colours[method], marker="o", linestyle="", label=plain_label(method)) for method in methods
+    ]
     handles += [
-        Line2D([], [], color="none", marker=MARKERS[place % len(MARKERS)], markeredgecolor=BLACK, label=model)
+        Line2D(
+            [], [], color="none", marker=MARKERS[place % len(MARKERS)], markeredgecolor=BLACK, label=plain_label(model)
+        )
         for place, model in enumerate(models)
     ]
     axes[-1].legend(handles=handles, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -69,7 +74,7 @@ def _draw_points(axis: Axes, points: Sequence[Point], along: str) -> None:
                 elinewidth=0.8,
                 marker=marker,
                 markersize=9 if method == DENSE else 6,
-                label=f"{model}, {method}",
+                label=plain_label(f"{model}, {method}"),
             )
     axis.grid(alpha=0.25)
 

@@ -18,7 +18,7 @@ from repshift import ShiftTracker, load_model
 from repshift.analysis.heatmap.maps import shift_maps
 from repshift.analysis.heatmap.shown_blocks import block_names
 from repshift.analysis.output.figures import ImageColumn, MapColumn, draw_columns, save_figure
-from repshift.analysis.output.files import output_folder, write_text
+from repshift.analysis.output.files import all_or_none, output_folder, write_text
 from repshift.analysis.output.overlays import dim_dropped, kept_mask
 from repshift.analysis.output.paired import MEANING, gain, verdict
 from repshift.analysis.samples.canvases import Canvases, batches, evaluation_canvases
@@ -272,5 +272,6 @@ def _write(results: Sequence[Result], output: Path) -> None:
     headings = ("model", *HEADINGS)
     rows = [headings, ["---"] * len(headings), *([result.model, *cells(result)] for result in results)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    write_text(output / "results.json", json.dumps(content, indent=2) + "\n")
-    write_text(output / "results.md", "\n".join(lines) + "\n")
+    with all_or_none():
+        write_text(output / "results.json", json.dumps(content, indent=2) + "\n")
+        write_text(output / "results.md", "\n".join(lines) + "\n")

@@ -16,7 +16,14 @@ from torch import nn
 
 from repshift.analysis.evaluation.loop import EvaluationLoop, Part
 from repshift.analysis.evaluation.models import Subject, build_subject, load_classifier
-from repshift.analysis.evaluation.records import PartialResults, Recorded, Row, holds_records
+from repshift.analysis.evaluation.records import (
+    PartialResults,
+    Recorded,
+    Row,
+    check_partial,
+    forget_unfinished,
+    holds_records,
+)
 from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
 from repshift.analysis.evaluation.summary import is_chance, read_real_labels, real_answers, summarise
 from repshift.analysis.output.files import output_file
@@ -105,7 +112,7 @@ class Evaluation:
                     write_results(self.results, Results("eval", rows, environment(self.device)), self.wanted_format)
         complete = not any("error" in row for row in rows)
         if self.partial_folder is not None and self.processes.first and complete:
-            PartialResults(self.partial_folder, {}).forget()
+            forget_unfinished(self.partial_folder)
         return rows
 
     def _check_unfinished(self, resume: bool | None) -> None:
@@ -116,14 +123,17 @@ class Evaluation:
                     "--resume goes on beside a results file. Give the --results-file of the unfinished run."
                 )
             return
-        if not self.processes.first or not folder.exists() or resume:
+        if not self.processes.first:
+            return
+        check_partial(folder)
+        if not folder.exists() or resume:
             return
         if resume is None and holds_records(folder):
             raise DataError(
                 f"{folder} holds what an unfinished run has evaluated. Go on with it: --resume; or begin anew: "
                 "--no-resume."
             )
-        PartialResults(folder, {}).forget()
+        forget_unfinished(folder)
 
     def _partial(self, number: int, settings: dict[str, Any]) -> PartialResults | None:
         if self.partial_folder is None:
@@ -135,7 +145,7 @@ class Evaluation:
         row = None
         with self.processes.together():
             partial = self._partial(number, {})
-            if partial is not None and self.processes.first and (row := partial.row) is not None:
+            if partial is not None and self.processes.first and (row := partial.row(name)) is not None:
                 model, config = load_classifier(name, settings)
                 identity = self._identity(name, settings, config, self._open(model, config))
                 PartialResults(partial.folder, identity).resume()
@@ -196,7 +206,7 @@ class Evaluation:
             **settings.fingerprint(name, self.device, self.processes.count),
             "preprocessed": {key: value if isinstance(value, str) else str(value) for key, value in config.items()},
             "samples": samples.count,
-            "files": files and hashlib.sha256("\n".join(files).encode()).hexdigest(),
+            "files": files and hashlib.sha256("\n".join(files).encode("utf-8", "surrogateescape")).hexdigest(),
         }
 
     def _row(

@@ -107,12 +107,19 @@ def read_real_labels(path: str) -> dict[str, list[int]]:
         shipped = path == SHIPPED_LABELS
         count = IMAGENET_SAMPLES if shipped else len(json.loads(Path(path).read_text(encoding="utf-8")))
         labels: dict[str, list[int]] = RealLabelsImagenet([""] * count, None if shipped else path).real_labels
-    except (OSError, ValueError, TypeError, AssertionError) as error:
+        wrong = [classes for classes in labels.values() if not _are_classes(classes)]
+        if wrong:
+            raise TypeError(f"{wrong[0]!r:.60} is no list of numbers of classes")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError) as error:
         raise DataError(
             f"--real-labels {path} cannot be read ({type(error).__name__}: {first_line(error)}). Give the JSON file of "
             f"ImageNet's reassessed labels, or {SHIPPED_LABELS} for the one that timm ships."
         ) from error
     return labels
+
+
+def _are_classes(value: object) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 def real_answers(labels: Mapping[str, Sequence[int]], files: Mapping[int, str]) -> dict[int, Sequence[int]]:

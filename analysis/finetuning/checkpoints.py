@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,10 @@ from repshift import CheckpointError, DataError
 from repshift.analysis.finetuning.settings import TrainingSettings
 from repshift.analysis.output.files import write_text, write_whole
 from repshift.errors import first_line
+from repshift.files import reason
 
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)  # what a damaged JSON file leads to
+UNFINISHED = ".unfinished-state"
+OF_SAVER = "tmp.pth.tar"  # what timm's saver has not finished
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Progress:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Progress:
         """Read what :meth:`as_dict` returned."""
-        epochs = [Epoch(**epoch) for epoch in plain["epochs"]]
-        return cls(dict(plain["recipe"]), plain["processes"], plain["before"], epochs)
+        epochs = [Epoch(**{key: float(value) for key, value in epoch.items()}) for epoch in plain["epochs"]]
+        before = {name: float(plain["before"][name]) for name in ("dense", "pruned")}
+        return cls(dict(plain["recipe"]), int(plain["processes"]), before, epochs)
 
     @property
     def best(self) -> int:
@@ -123,7 +125,7 @@ class Checkpoints:
             self.accelerator.load_state(str(state))
             if self.ema is not None:
                 load_model(self.ema, state / "ema.safetensors")
-        except (*UNREADABLE, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        except Exception as error:  # readers of damaged files raise what they like
             raise CheckpointError(
                 f"{state} is not a readable state of this model ({first_line(error)}). {advice}"
             ) from error
@@ -138,7 +140,7 @@ class Checkpoints:
             progress = Progress.from_dict(content)
             # states from before --recipe do not say which end of the scores was kept, for it was always the top
             left = {"keep": "top", **progress.settings, "processes": progress.processes}
-        except UNREADABLE as error:
+        except Exception as error:  # of a damaged file, anything may be wrong
             raise CheckpointError(f"{state} is not a readable state of a fine-tuning run. {advice}") from error
         given = {**settings.as_dict(), "processes": self.accelerator.num_processes}
         names = [key for key in {**given, **left} if left.get(key) != given.get(key)]
@@ -148,12 +150,23 @@ class Checkpoints:
         return progress
 
     def forget(self) -> None:
-        """Delete what an earlier run left to go on from."""
+        """Delete what an earlier run left to go on from.
+
+        Raises:
+            DataError: If it cannot be deleted.
+        """
         if self.accelerator.is_main_process:
-            for state in self._states().values():
-                shutil.rmtree(state)
-            for path in self.folder.glob("checkpoint-*.pth.tar"):
-                path.unlink()
+            try:
+                for state in self._states().values():
+                    shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+                    state.rename(self.folder / UNFINISHED)  # half a state must not look like one
+                shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+                for path in self.folder.glob("checkpoint-*.pth.tar"):
+                    path.unlink()
+            except OSError as error:
+                raise DataError(
+                    f"Cannot delete {error.filename} ({reason(error)}). Delete it yourself, or give another --output."
+                ) from error
         self.accelerator.wait_for_everyone()
 
     def write_best(self, model: str, target: Path) -> None:
@@ -164,13 +177,19 @@ class Checkpoints:
             target: Where they go.
 
         Raises:
-            CheckpointError: If ``model_best.pth.tar`` is not there.
+            CheckpointError: If ``model_best.pth.tar`` is not there, or damaged.
+            DataError: If the weights cannot be written.
         """
         source = self.folder / "model_best.pth.tar"
         if not source.is_file():
             raise CheckpointError(f"{source} is gone. Run the command with --no-resume to train it again.")
-        weights = load_state_dict(str(source), use_ema=True, weights_only=True)
-        content = save({key: tensor.contiguous() for key, tensor in weights.items()}, metadata={"model": model})
+        try:
+            weights = load_state_dict(str(source), use_ema=True, weights_only=True)
+            content = save({key: tensor.contiguous() for key, tensor in weights.items()}, metadata={"model": model})
+        except Exception as error:  # readers of damaged files raise what they like
+            raise CheckpointError(
+                f"{source} is damaged ({first_line(error)}). Run the command with --no-resume to train it again."
+            ) from error
         write_whole(target, lambda path: path.write_bytes(content))
 
     @contextmanager
@@ -178,20 +197,29 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            # torch tells of a full disk by a RuntimeError, as of much else
-            if isinstance(error, RuntimeError) and "writ" not in str(error):
-                raise
+            why = reason(error) if isinstance(error, OSError) else first_line(error)
+            if isinstance(error, RuntimeError):
+                # torch tells of a full disk by one from its writer of archives, as of much else
+                if not any(sign in why for sign in ("inline_container", "writ", "unexpected pos")):
+                    raise
+                why = "not all of a file could be written, as on a full disk"
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+                (self.folder / OF_SAVER).unlink(missing_ok=True)
             raise DataError(
-                f"The checkpoint cannot be written to {self.folder} ({first_line(error)}). Make room; the same command "
-                "goes on from the last whole epoch."
+                f"The checkpoint cannot be written to {self.folder} ({why}). Make room; the same command goes on from "
+                "the last whole epoch."
             ) from error
 
     def _states(self) -> dict[int, Path]:
         folders = {path.name.removeprefix("state-"): path for path in self.folder.glob("state-*") if path.is_dir()}
-        return {int(number): path for number, path in folders.items() if number.isdecimal()}
+        states = {int(number): path for number, path in folders.items() if number.isdecimal()}
+        if link := next((path for path in states.values() if path.is_symlink()), None):
+            raise DataError(f"{link} is a link, and a run's states are folders of its own. Remove it.")
+        return states
 
     def _write_state(self, progress: Progress) -> None:
-        unfinished = self.folder / ".unfinished-state"
+        unfinished = self.folder / UNFINISHED
         main = self.accelerator.is_main_process
         if main:
             shutil.rmtree(unfinished, ignore_errors=True)

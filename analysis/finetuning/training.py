@@ -36,7 +36,7 @@ from repshift.analysis.finetuning.settings import (
     create_optimizer,
     create_scheduler,
 )
-from repshift.analysis.output.files import output_folder, write_text
+from repshift.analysis.output.files import all_or_none, output_folder, write_text
 from repshift.analysis.subjects.sizes import size_option
 from repshift.folders import describe_folder
 
@@ -253,10 +253,8 @@ class FineTuning:
         if self.accelerator.is_main_process:
             settings = self.settings
             name, options = settings.built_from
-            self.checkpoints.write_best(f"{self.settings.model}, fine-tuned with {recipe.schedule} dropped", target)
             if settings.img_size or settings.input_size:
                 options |= size_option(self.dense)
-            describe_folder(self.output, name, recipe, **options)
             summary = {
                 "accuracy": {"dense": outcome.dense, "pruned": outcome.pruned, "finetuned": outcome.finetuned},
                 "best_epoch": outcome.best_epoch,
@@ -264,7 +262,10 @@ class FineTuning:
                 **{key: value for key, value in progress.as_dict().items() if key != "before"},
                 "versions": {name: version(name) for name in ("repshift", "torch", "timm", "accelerate")},
             }
-            write_text(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+            with all_or_none():
+                self.checkpoints.write_best(f"{settings.model}, fine-tuned with {recipe.schedule} dropped", target)
+                describe_folder(self.output, name, recipe, **options)
+                write_text(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         return outcome
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from repshift.analysis.output.files import output_file, write_whole
 from repshift.analysis.output.overlays import COLOURS, show_map_on_image, to_pixels
+from repshift.analysis.output.terminal import printable
 from repshift.errors import DataError, UnknownNameError
 from repshift.registry import suggest
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+LONGEST = 80  # letters of a name
 # Which maps share a colour scale; the figure says so
 SCALES = {
     "map": "each map has a colour scale of its own",
@@ -160,7 +163,14 @@ def _label(figure: Figure, pictures: Sequence[Sequence[Axes]], row_titles: Seque
             axis.set_xticks([])
             axis.set_yticks([])
     for row, title in zip(pictures, row_titles, strict=False):
-        row[0].set_ylabel(title, fontsize=8)
+        row[0].set_ylabel(plain_label(title), fontsize=8)
+
+
+def plain_label(text: str, longest: int = LONGEST) -> str:
+    """Write a name from outside so that a figure shows it as it is, in one line that is not too long."""
+    shown = printable(text)
+    shortened = shown if len(shown) <= longest else f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return shortened.replace("$", r"\$")  # which would begin a formula
 
 
 def check_figure_path(path: Path) -> None:
@@ -183,4 +193,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     check_figure_path(path)
     ending = path.suffix.lstrip(".").lower()
-    write_whole(path, lambda unfinished: figure.savefig(unfinished, format=ending, dpi=150))
+    drawn = io.BytesIO()  # on a full disk, matplotlib's writers stumble over their own files
+    figure.savefig(drawn, format=ending, dpi=150)
+    write_whole(path, lambda unfinished: unfinished.write_bytes(drawn.getbuffer()))

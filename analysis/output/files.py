@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 from repshift.errors import DataError
+from repshift.files import all_or_none, check_place, reason, write_whole
+
+__all__ = ["all_or_none", "output_file", "output_folder", "write_text", "write_whole"]
 
 
 def output_folder(path: Path) -> Path:
@@ -20,7 +23,7 @@ def output_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise DataError(f"Cannot write to {path} ({error.strerror}). Give a folder that can be written to.") from error
+        raise DataError(f"Cannot write to {path} ({reason(error)}). Give a folder that can be written to.") from error
     return path
 
 
@@ -28,40 +31,31 @@ def output_file(path: Path) -> None:
     """Check that a file can be written, before anything is computed for it; its folder is made if needed.
 
     Raises:
-        DataError: If it cannot.
+        DataError: If it cannot, or what the command prints goes there.
     """
-    output_folder(path.parent)
-    if path.is_dir():
-        raise DataError(f"Cannot write to {path}: it is a folder. Give the name of a file.")
     try:
-        existed = path.exists()
-        path.touch()
-        if not existed:
-            path.unlink()
+        place = check_place(path)
+        printed = place.exists() and any(_leads_to(stream, place) for stream in (1, 2))
     except OSError as error:
-        raise DataError(f"Cannot write to {path} ({error.strerror}). Give another name.") from error
+        raise DataError(
+            f"Cannot write to {path} ({reason(error)}). Give the name of a file in a folder that can be written to."
+        ) from error
+    if printed:
+        raise DataError(f"Cannot write to {path}: what this command prints goes there. Give another name.")
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there when it is complete; its folder is made if needed.
-
-    Args:
-        path: Where the file belongs.
-        write: Writes it to the path it is given, which has the same ending.
-    """
-    output_file(path)
-    unfinished = path.with_name(f".unfinished-{path.name}")
+def _leads_to(stream: int, place: Path) -> bool:
     try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        return os.path.samestat(os.fstat(stream), place.stat())
+    except OSError:  # a stream may be closed
+        return False
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece, as UTF-8."""
+    """Write a text file in one piece, as UTF-8; what has no form there, of names in other encodings, is escaped.
 
-    def write(unfinished: Path) -> None:
-        unfinished.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)
+    Raises:
+        DataError: If it cannot be written.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    write_whole(path, lambda unfinished: unfinished.write_bytes(data))

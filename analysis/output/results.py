@@ -17,10 +17,12 @@ import torch
 
 from repshift import DataError, __version__
 from repshift.analysis.output.files import write_text
+from repshift.errors import first_line
 
 VERSION = 1  # of the layout of the JSON files
 FORMATS = ("csv", "json", "md")
-TEXTS = ("model", "method", "schedule", "error")  # of a row: what it is found by and called
+TEXTS = ("model", "method", "schedule", "error", "precision")  # of a row: what it is found by and called
+LARGEST = 2**63  # of a whole number
 RECIPE = "recipe"  # of a row: the whole recipe, by its own words; too much for a cell, so only JSON has it
 Row = Mapping[str, Any]
 
@@ -152,7 +154,7 @@ def read_results(path: str | Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is no results file in JSON ({error}). Write one with --results-file NAME.json."
+            f"{path} is no results file in JSON ({first_line(error)}). Write one with --results-file NAME.json."
         ) from error
     version = content.get("repshift_results") if isinstance(content, dict) else None
     if version is None:
@@ -168,10 +170,31 @@ def read_results(path: str | Path) -> Results:
     measured_with = content.get("environment") or {}
     if not isinstance(measured_with, dict):
         raise DataError(f"{path} is damaged: its environment is {measured_with!r} and no mapping. Measure again.")
-    for number, row in enumerate(rows, start=1):
-        wrong = [name for name in TEXTS if not isinstance(row.get(name), (str, type(None)))]
-        if wrong:
-            raise DataError(
-                f"{path} is damaged: the {wrong[0]} of result {number} is {row[wrong[0]]!r} and no text. Measure again."
-            )
+    if not isinstance(measured_with.get("device"), (str, type(None))):
+        raise DataError(f"{path} is damaged: its device is {measured_with['device']!r} and no text. Measure again.")
+    _check_rows(path, rows)
     return Results(kind, rows, measured_with)
+
+
+def _check_rows(path: Path, rows: Sequence[Row]) -> None:
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if name in TEXTS and not isinstance(value, (str, type(None))):
+                expected = "no text"
+            elif name == "batch_size" and isinstance(value, list):
+                expected = "no number"
+            elif name != RECIPE and not _is_cell(value):
+                expected = "neither a text nor a number nor a list of these"
+            else:
+                continue
+            told = f"{value!r:.60}"
+            raise DataError(
+                f"{path} is damaged: the {name} of result {number} is {told} and {expected}. Measure again."
+            )
+
+
+def _is_cell(value: Any) -> bool:
+    """Say whether a value is one that commands write: plain, or a list of plain ones."""
+    if isinstance(value, list):
+        return all(not isinstance(part, list) and _is_cell(part) for part in value)
+    return not isinstance(value, dict) and not (isinstance(value, int) and abs(value) > LARGEST)

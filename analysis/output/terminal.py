@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -15,7 +19,33 @@ INTERRUPTED = 130  # the exit code by which shells know it
 
 def note(text: str) -> None:
     """Print a line as it is: not coloured, not wrapped, and no bracket of a file's name read as markup."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def fail(message: str) -> int:
+    """Say in one line on standard error what went wrong, and return the exit code for it."""
+    with suppress(OSError):  # where even that cannot be said, the exit code does
+        errors = Console(stderr=True, soft_wrap=True)
+        errors.print(f"error: {printable(message)}", style="red", markup=False, highlight=False)
+    return 1
+
+
+def printable(text: str) -> str:
+    """Write a text in one line: escape what is no letter or sign, as names of files may hold, and the ends of lines."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Let letters that the terminal's encoding lacks be escaped instead of refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Pass over what is still to be printed, where nothing can be: the interpreter would complain in the end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note_random_weights(pretrained: bool, checkpoint: Path | str | None, *models: str) -> None:

@@ -74,7 +74,7 @@ def report(
     from repshift.analysis.subjects.recipes import chosen_recipe
 
     given = files or []
-    _check_output(output, [*given, *(images or []), *filter(None, (classes, checkpoint))])
+    _check_output(output)
     output_file(output)
     results = read_results_files(path for path in given if path.suffix.lower() in RESULTS)
     paths = [*(images or []), *(path for path in given if path.suffix.lower() not in RESULTS)]
@@ -112,12 +112,10 @@ def _weights(built: ModelOptions) -> str:
     return "published" if built.pretrained else "random: nothing was learned"
 
 
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to write the page over what it is made of, or over another kind of file."""
+def _check_output(output: Path) -> None:
+    """Refuse to write the page over another kind of file."""
     if output.suffix.lower() not in PAGES:
         raise DataError(f"The report is a page, and {output} is named as something else. Give --output NAME.html.")
-    if any(path.exists() and output.exists() and path.samefile(output) for path in inputs):
-        raise DataError(f"The report would replace {output}, which it is made of. Give another --output.")
 
 
 def _subject(

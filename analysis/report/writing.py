@@ -45,9 +45,8 @@ def write_page(path: Path, title: str, content: Mapping[str, Any]) -> int:
     Raises:
         DataError: If it cannot be written.
     """
-    page = make_page(title, content)
-    write_text(path, page)
-    return len(page.encode())
+    write_text(path, make_page(title, content))
+    return path.stat().st_size
 
 
 def as_embedded_json(content: Mapping[str, Any]) -> str:

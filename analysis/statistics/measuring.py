@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from repshift.analysis.output.figures import save_figure
-from repshift.analysis.output.files import write_text
+from repshift.analysis.output.files import all_or_none, write_text
 from repshift.analysis.output.results import environment
 from repshift.analysis.samples.batches import Share, unreadable
 from repshift.analysis.samples.data import Samples, loader
@@ -90,7 +90,7 @@ def measure(
 
 
 def write_study(study: Study, output: Path, model: str, data: str, device: torch.device) -> list[Path]:
-    """Write the numbers and the figures, each in one piece; returns the files.
+    """Write the numbers and the figures, all of them or none; returns the files.
 
     Figures that an earlier run has left there, and this one does not make, are removed: they would not belong to the
     numbers.
@@ -110,13 +110,14 @@ def write_study(study: Study, output: Path, model: str, data: str, device: torch
         figures["foreground"] = draw_foreground(study)
     if study.removal.images:
         figures["removal"] = draw_removal(study)
-    _remove(output / f"{name}.png" for name in FIGURES if name not in figures)
     numbers = output / "statistics.json"
-    write_text(numbers, json.dumps(content, indent=1, allow_nan=False) + "\n")
     written = [numbers]
-    for name, figure in figures.items():
-        written.append(output / f"{name}.png")
-        save_figure(figure, written[-1])
+    with all_or_none():
+        write_text(numbers, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        for name, figure in figures.items():
+            written.append(output / f"{name}.png")
+            save_figure(figure, written[-1])
+    _remove(output / f"{name}.png" for name in FIGURES if name not in figures)
     return written
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from repshift import CheckpointError, DataError, UnknownNameError, load_model
-from repshift.analysis.output.files import output_folder, write_text, write_whole
+from repshift.analysis.output.files import all_or_none, output_folder, write_text, write_whole
 from repshift.analysis.samples.canvases import (
     CANVAS,
     PIECE,
@@ -106,10 +106,14 @@ def train_model(
     device = str(choose_device(device, ("cpu", "cuda", "mps", "xpu")))
     recipe = ZooSettings(seed=seed) if epochs is None else ZooSettings(seed=seed, epochs=epochs)
     trainer = Trainer(name, training_digits(digits or download_digits()), output, recipe, device)
-    model = trainer.train(observe)
-    accuracy = canvas_accuracy(model.to("cpu"), evaluation_canvases())
-    card = model_card(name, model, recipe, accuracy)
-    write_text(output / f"{name}.md", card)
+    accuracy = 0.0
+
+    def describe(model: nn.Module) -> None:
+        nonlocal accuracy
+        accuracy = canvas_accuracy(model.to("cpu"), evaluation_canvases())
+        write_text(output / f"{name}.md", model_card(name, model, recipe, accuracy))
+
+    trainer.train(observe, describe)
     return Trained(trainer.weights, accuracy)
 
 
@@ -146,14 +150,19 @@ class Trainer:
         self.state = output / f"{name}.training.pt"
         self.weights = output / f"{name}.safetensors"
 
-    def train(self, observe: Observer = lambda step, steps, loss: None) -> nn.Module:
-        """Train to the end and write the weights as safetensors, in one piece.
+    def train(
+        self,
+        observe: Observer = lambda step, steps, loss: None,
+        describe: Callable[[nn.Module], object] = lambda model: None,
+    ) -> nn.Module:
+        """Train to the end and write the weights as safetensors, in one piece with what ``describe`` writes.
 
         The whole state is saved after every epoch. If an earlier run left one, training goes on from it and reaches
         the same weights as an uninterrupted run on the same machine; it is removed at the end.
 
         Raises:
             CheckpointError: If the state left behind cannot be read or belongs to another recipe.
+            DataError: If something cannot be written; the state of the last whole epoch is kept.
         """
         for epoch in range(self._resume(), self.recipe.epochs):
             self._train_epoch(epoch, observe)
@@ -161,7 +170,9 @@ class Trainer:
         self.model.eval()
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.model.state_dict().items()}
         content = save(weights, metadata={"model": self.name})
-        write_whole(self.weights, lambda path: path.write_bytes(content))
+        with all_or_none():
+            write_whole(self.weights, lambda path: path.write_bytes(content))
+            describe(self.model)
         self.state.unlink(missing_ok=True)
         return self.model
 
@@ -196,7 +207,9 @@ class Trainer:
             "epochs": epochs,
             "recipe": asdict(self.recipe),
         }
-        write_whole(self.state, lambda path: torch.save(state, path))
+        content = io.BytesIO()  # writing to a file, torch tells of a full disk by a RuntimeError, as of much else
+        torch.save(state, content)
+        write_whole(self.state, lambda path: path.write_bytes(content.getbuffer()))
 
     def _resume(self) -> int:
         if not self.state.exists():
@@ -209,7 +222,8 @@ class Trainer:
             if not differing:
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, OSError, TypeError, ValueError) as error:
+                range(self.recipe.epochs + 1).index(epochs)
+        except Exception as error:  # readers of damaged files raise what they like
             raise CheckpointError(f"{self.state} is not a readable training state of this model. {advice}") from error
         if differing:
             raise CheckpointError(f"{self.state} was left by a run with other {', '.join(differing)}. {advice}")

@@ -325,6 +325,11 @@ def test_a_wrong_file_is_one_clear_error_and_nothing_is_written(run, tmp_path, c
         ({"results": [{**EVAL.rows[0], "model": ["vit"]}]}, "model of result 1 is ['vit'] and no text"),
         ({"results": [EVAL.rows[0], {**EVAL.rows[1], "schedule": 3}]}, "schedule of result 2 is 3 and no text"),
         ({"results": [{**EVAL.rows[0], "samples": -1}]}, "samples is -1"),
+        ({"results": [{**EVAL.rows[0], "gmacs": 10**400}]}, "neither a text nor a number"),
+        ({"results": [{**EVAL.rows[0], "precision": 5}]}, "precision of result 1 is 5 and no text"),
+        ({"results": [{**EVAL.rows[0], "batch_size": [4]}]}, "batch_size of result 1 is [4] and no number"),
+        ({"results": [{**EVAL.rows[0], "pruner": {"a": [[1]]}}]}, "neither a text nor a number"),
+        ({"environment": {"device": ["cpu"]}}, "device is ['cpu'] and no text"),
         ({"results": [{**EVAL.rows[0], "top1": float("nan")}]}, "top1 is nan"),
     ],
 )
@@ -353,7 +358,7 @@ def test_an_output_that_is_an_input_is_refused(run, tmp_path, given, output):
     before = (tmp_path / given).read_bytes()
     code, _, err = run(given, "--output", output)
     assert code == 1
-    assert "would replace the results" in err
+    assert "would be replaced, and this command reads" in err
     assert (tmp_path / given).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"sub", given}
 
@@ -365,3 +370,21 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(run, tmp_path, outp
     assert code == 1
     assert "Cannot write" in err
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe{}", b"9" * 5000, b"null", b""])
+def test_a_file_that_is_no_json_is_one_clear_error(run, tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content)
+    code, _, err = run("results.json")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "results.json is" in err
+
+
+@pytest.mark.parametrize("name", ["\ud800", "$\\x_{$", "a\nb\x1b[31m", "x" * 5000])
+def test_names_of_any_letters_are_drawn_and_written(run, tmp_path, name):
+    row = {**EVAL.rows[0], "model": name, "precision": name}
+    write_results(tmp_path / "results.json", Results("eval", [row], CPU))
+    code, _, err = run("results.json", "--output", "c.png")
+    assert (code, err) == (0, "")
+    (tmp_path / "c.points.csv").read_text(encoding="utf-8")

@@ -183,3 +183,12 @@ def test_chance_agrees_with_scipy():
         for hits in range(samples):
             expected = binom.sf(hits - 1, samples, 1 / classes) > 0.01
             assert is_chance(100 * hits / samples, samples, classes) == expected
+
+
+@pytest.mark.parametrize(
+    "content", ['[[1], "ab"]', "[5]", '[["1"]]', "[[1e400]]", "[null]", "{}x", "3", "[" * 100_000, '[["\\ud800"]]']
+)
+def test_labels_that_are_none_are_one_clear_error(tmp_path, content):
+    (tmp_path / "real.json").write_text(content)
+    with pytest.raises(DataError, match=r"real\.json cannot be read.*Give the JSON file"):
+        read_real_labels(str(tmp_path / "real.json"))

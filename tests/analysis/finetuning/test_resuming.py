@@ -186,6 +186,11 @@ def test_a_state_from_before_recipe_files_goes_on(make_settings, interrupted, ru
         ("model.safetensors", b"garbage" * 9),
         ("optimizer.bin", b""),
         ("optimizer.bin", None),
+        ("optimizer.bin", b"\x80\x04K\x01."),
+        ("optimizer.bin", b"PK\x03\x04" + b"junk" * 99),
+        ("progress.json", b"[" * 100_000),
+        ("progress.json", b"\xff\xfe"),
+        ("progress.json", b'{"recipe": [1], "processes": {}, "before": [], "epochs": 3}'),
         ("ema.safetensors", None),
     ],
 )
@@ -194,6 +199,27 @@ def test_a_damaged_state_is_refused_with_what_to_do(make_settings, interrupted, 
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"state-1 is not a readable state.*--no-resume"):
         run(make_settings(), interrupted)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 99, b"PK\x03\x04junk", b"\x80\x04K\x01."])
+def test_damaged_weights_are_refused_with_what_to_do(make_settings, uninterrupted, tmp_path, content, run, monkeypatch):
+    output = shutil.copytree(uninterrupted[0], tmp_path / "finished")
+    monkeypatch.setattr(Checkpoints, "_write_weights", lambda *_: None)
+    (output / "model_best.pth.tar").write_bytes(content)
+    before = contents(output)
+    with pytest.raises(CheckpointError, match=r"model_best\.pth\.tar is damaged.*--no-resume"):
+        run(make_settings(), output)
+    assert contents(output) == before
+
+
+def test_a_state_that_is_a_link_is_refused_and_not_deleted(make_settings, interrupted, tmp_path, run):
+    (interrupted / "state-1").rename(tmp_path / "elsewhere")
+    (interrupted / "state-1").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path / "elsewhere")
+    for resume in (True, False):
+        with pytest.raises(DataError, match="state-1 is a link"):
+            run(make_settings(), interrupted, resume=resume)
+    assert contents(tmp_path / "elsewhere") == before
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(

@@ -119,7 +119,7 @@ def test_a_state_of_another_recipe_is_refused(few_digits, interrupted, change):
     assert (interrupted / STATE).read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage" * 9, None])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 9, b"PK\x03\x04junk", b"\x80\x04K\x01.", None])
 def test_a_damaged_state_is_refused_with_what_to_do(few_digits, interrupted, content):
     state = interrupted / STATE
     state.write_bytes(state.read_bytes()[:-1000] if content is None else content)
