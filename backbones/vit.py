@@ -11,7 +11,7 @@ from repshift.calls import positional_names
 from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import TokenSequence
-from repshift.modules import has_class
+from repshift.modules import children, has_class
 from repshift.participants import own_class
 from repshift.sites import Operation, Site, Structure
 
@@ -65,13 +65,13 @@ VIT = VisionTransformer()
 
 def _site(model: Any, name: str, block: nn.Module) -> Site:
     whole = Operation(name, (name,), on_stream=True)
-    children = dict(block.named_children())
-    if "attns" in children and "ffns" in children:  # ParallelThingsBlock: several branches of each kind, added up
+    parts = children(block)
+    if "attns" in parts and "ffns" in parts:  # ParallelThingsBlock: several branches of each kind, added up
         operations = {"attn": _parallel(name, "attns", block), "mlp": _parallel(name, "ffns", block), "block": whole}
         return Site(name, operations, absent={"heads": PARALLEL})
-    if "in_proj" in children:  # ParallelScalingBlock, DiffParallelScalingBlock
+    if "in_proj" in parts:  # ParallelScalingBlock, DiffParallelScalingBlock
         return Site(name, {"block": whole}, absent={"attn": JOINT, "mlp": JOINT, "heads": OTHER})
-    if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= children.keys():
+    if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= parts.keys():
         # F is what is added to the stream, so it ends behind LayerScale, post-norm and drop-path; it starts at the
         # stream, which is where the norm stands before the branch, unless the norm stands behind it (ResPostBlock)
         # of a pruned model the block's own class is a generated one, which inherits from this
@@ -95,7 +95,7 @@ def _heads(model: Any, name: str, attention: Any) -> Heads | None:
 
 
 def _parallel(name: str, kind: str, block: nn.Module) -> Operation:
-    count = len(list(block.get_submodule(kind).children()))
+    count = len(children(block.get_submodule(kind)))
     # not the Sequential around a branch: with an attention mask its parts are called one by one
     leaves = tuple(f"{name}.{kind}.{index}.drop_path" for index in range(count))
     return Operation(f"{name}.{kind}.0.norm", leaves)

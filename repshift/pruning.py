@@ -57,7 +57,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         }
     _require_own_forward(model, roles)
     pruned = share_weights(model)
-    give_each_place_its_own(pruned, [name for name in roles if name])
+    give_each_place_its_own(pruned, structure.places(), [site.name for site in structure.sites], roles)
     for name, module in plan.replays(pruned).items():
         roles = {other: [_with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, played in roles.items():

@@ -174,6 +174,15 @@ class Structure:
                 f"Unknown operation {operation!r}. {suggest(operation, dict.fromkeys((*names, *OPERATIONS)))}"
             )
 
+    def places(self) -> tuple[str, ...]:
+        """List the names of all modules that this speaks of, those of the blocks in order."""
+        operations = [*self.parts.values(), *(each for site in self.sites for each in site.operations.values())]
+        heads = [site.heads for site in self.sites if site.heads is not None]
+        names = [self.embedding, *(site.name for site in self.sites), *self.parts]
+        names += [name for each in operations for name in (each.enters, *each.leaves)]
+        names += [name for each in heads for name in (each.queries, each.keys)]
+        return tuple(dict.fromkeys(filter(None, (*names, self.weighs, self.restores))))
+
     def within(self, prefix: str) -> Structure:
         """Return the same structure of a model that is a part of another.
 
