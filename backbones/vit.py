@@ -43,6 +43,8 @@ class VisionTransformer:
         embedding, prefix = model.patch_embed, model.num_prefix_tokens
         # all blocks take a mask, or none is told of it
         masked = all("attn_mask" in positional_names(own_class(block).forward) for block in model.blocks)
+        pool = model.attn_pool
+        pooled = pool is not None and "attn_mask" in positional_names(own_class(pool).forward)
         return Structure(
             sites=tuple(_site(model, f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
             layout=TokenSequence(prefix),
@@ -53,8 +55,9 @@ class VisionTransformer:
             tokens=None if model.dynamic_img_size or model.pos_embed is None else embedding.num_patches,
             companions=(Companion("attn_mask", "batch heads token token", prefix, optional=True),) if masked else (),
             bias="attn_mask" if masked else None,
-            # the head averages what the last norm returns
-            weighs="norm" if model.global_pool == "avg" and model.attn_pool is None else None,
+            # the head averages what the last norm returns, or pools it by attention
+            weighs="attn_pool" if pooled else "norm" if model.global_pool == "avg" and pool is None else None,
+            weighs_bias="attn_mask" if pooled else None,
             weighs_prefix=bool(getattr(model, "pool_include_prefix", False)),
             restores=f"blocks.{len(model.blocks) - 1}",
         )

@@ -49,6 +49,11 @@ class Companion:
                 "'token channels -> batch 1 token channels'."
             )
 
+    @property
+    def dimensions(self) -> list[str]:
+        """The names of the dimensions that it is given with."""
+        return self._names()[0]
+
     def shortened(self, value: Tensor, positions: Tensor) -> Tensor:
         """Take the entries of the tokens that are left.
 

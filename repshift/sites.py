@@ -119,6 +119,8 @@ class Structure:
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
         weighs_prefix: Whether prefix tokens take part in that average.
+        weighs_bias: Of a module that pools the tokens by attention itself: its argument that is added to the logits.
+            ``weighs`` is that module then.
         restores: Name of the module behind which dropped and merged tokens can have their places back.
         root: Name of the module that all this was found in; empty for the model itself.
     """
@@ -138,6 +140,7 @@ class Structure:
     bias: str | None = None
     weighs: str | None = None
     weighs_prefix: bool = False
+    weighs_bias: str | None = None
     restores: str | None = None
     root: str = ""
 
