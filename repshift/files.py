@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ def write_json(path: Path, plain: Any) -> None:
             raise RecipeError(f"{path} is no regular file, so it is not replaced. Give another name.")
         unfinished.write_text(f"{text}\n", encoding="utf-8")
         unfinished.replace(path.resolve())
-    except OSError as error:
-        raise RecipeError(f"Cannot write {path} ({error.strerror}). Give another name.") from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Cannot write {path} ({first_line(error)}). Give another name.") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # if there is no such folder, nothing is left there
+            unfinished.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:
@@ -42,7 +44,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RecipeError(f"{path} does not exist. Give a file that Recipe.save wrote.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no path
         raise RecipeError(
             f"{path} cannot be read ({first_line(error)}). Give a file that Recipe.save wrote."
         ) from error

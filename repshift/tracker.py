@@ -97,6 +97,7 @@ class ShiftTracker(Generic[Model]):
         refuse_compiled(model)
         check_residual(residual)
         self.model = model
+        self._is_told = (operation, distance, residual, score) != (None, "l2", False, None)
         self.residual = residual
         self.distance = distance
         self.score = "shift" if score is None else score
@@ -222,7 +223,7 @@ class ShiftTracker(Generic[Model]):
 
         Args:
             schedule: What to drop after which block, see :meth:`Schedule.of`; or a whole :class:`repshift.Recipe`,
-                which says everything else, too, whatever the tracker was told.
+                which says everything else, too, so nothing else can be given, here or to the tracker.
             pruner: A registered name or an object; by default what suits the model: ``"tokens"`` for a transformer,
                 ``"sequence"`` for a state space model, ``"lines"`` (or ``"positions"``) for a convolutional network.
             score: By default the tracker's own; ``"shift"`` with its operation, distance and residual; the attention
@@ -260,9 +261,10 @@ class ShiftTracker(Generic[Model]):
         """
         structure = self._structure or require_structure(self.model)
         if isinstance(schedule, Recipe):
-            if (pruner, score, keep, restore) != (None, None, "top", False):
+            if self._is_told or (pruner, score, keep, restore) != (None, None, "top", False):
                 raise RecipeError(
-                    "A recipe says everything, so nothing else can be given beside it. Change it instead: "
+                    "A recipe says everything, so nothing else can be given beside it, nor to the tracker: its "
+                    "operation, distance, residual and score would have no effect. Change the recipe instead: "
                     "dataclasses.replace(recipe, score='norm')."
                 )
             return prune(self.model, structure, schedule)
