@@ -66,10 +66,8 @@ def take_leave(module: nn.Module) -> None:
 
 def own_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module has, or had before it took part in pruning."""
-    if not isinstance(module, Participant):
-        return type(module)
-    line = type(module).__mro__  # others may have derived a class from the generated one
-    return line[line.index(Participant) + 1]
+    line: tuple[type[nn.Module], ...] = type(module).__mro__
+    return line[line.index(Participant) + 1] if isinstance(module, Participant) else line[0]
 
 
 def participants(model: nn.Module) -> Iterator[tuple[str, Participant]]:
@@ -95,15 +93,15 @@ def _participant(base: type[nn.Module]) -> type[nn.Module]:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
         own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
-        own["forward"] = _forward_of(base)
+        own["forward"] = _forward_of(Participant, base)
         # of two threads that come here at once, the first one's class is everybody's
         _participants.setdefault(base, type(base.__name__, (Participant, base), own))
     return _participants[base]
 
 
-def _forward_of(base: type[nn.Module]) -> FunctionType:
+def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
     """Return the participant's forward with the signature of the class's own, which torch.export goes by."""
-    plain: Any = Participant.forward
+    plain: Any = kind.forward
     forward = FunctionType(plain.__code__, plain.__globals__, "forward", plain.__defaults__, plain.__closure__)
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
     forward.__doc__, forward.__qualname__ = base.forward.__doc__, f"{base.__qualname__}.forward"

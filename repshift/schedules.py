@@ -31,8 +31,8 @@ class Schedule:
         repeated: Drops that are made at every so many blocks, however many a model has, see :meth:`every`.
 
     Raises:
-        ScheduleError: If a block is no number from zero, a share is outside (0, 1), a count is negative, or nothing is
-            dropped at all.
+        ScheduleError: If a block is no number from zero, a share is outside (0, 1), a count is negative, nothing is
+            dropped at all, or entries are given beside what is repeated or that are fewer than the blocks.
 
     Example:
         >>> from repshift import Schedule
@@ -55,6 +55,13 @@ class Schedule:
             checked = _checked(block, drop)
             if checked != 0:
                 drops[int(block)] = checked
+        if self.repeated and self.entries is not None:
+            raise ScheduleError(
+                f"A schedule of {self.entries} entries says what every block drops, so nothing can be repeated beside "
+                "it. Leave entries out."
+            )
+        if self.entries is not None and max(drops, default=-1) >= self.entries:
+            raise ScheduleError(f"A schedule of {self.entries} entries has no block {max(drops)}. Leave entries out.")
         if not drops and not self.repeated:
             raise ScheduleError(
                 f"The schedule {self.drops!r} drops nothing. Use the model as it is, or drop something."
@@ -96,7 +103,7 @@ class Schedule:
                 drops[block] = each.drop
         if not drops:
             raise ScheduleError(f"The schedule {self} begins behind the model's {blocks} blocks. Begin earlier.")
-        return Schedule(drops, self.entries)
+        return Schedule(drops)
 
     @classmethod
     def of(cls, schedule: ScheduleLike) -> Schedule:
