@@ -21,8 +21,10 @@ def share_weights(model: Model) -> Model:
 
     The copy of a module has the very *tables* of parameters and buffers of its original, not only the same tensors. So
     whatever torch does to one of the models holds for both, even where it replaces tensors instead of writing into
-    them: moving and converting buffers, ``load_state_dict(assign=True)``, ``to_empty``. What replaces whole modules, or
-    takes a parameter out of a module's table (``torch.nn.utils.parametrize``), does not.
+    them: moving and converting buffers, ``load_state_dict(assign=True)``, ``to_empty``. What replaces whole modules
+    does not. What takes a parameter out of its module's table and computes it from others (``torch.nn.utils.prune``,
+    ``parametrize``, ``weight_norm``, ``spectral_norm``) takes it from both models, and leaves it to one: the other
+    fails (``Linear has no attribute 'weight'``). Both work if it is done before the copy is made.
 
     Raises:
         UnsupportedModelError: If something on the model cannot be copied.

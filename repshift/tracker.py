@@ -238,7 +238,8 @@ class ShiftTracker(Generic[Model]):
             A model of the same class (where tokens are merged or restored, or blocks can be given masks or tables of
             positions, of a class derived from it, of the same name) with the same ``state_dict`` keys. It has the
             original's very tables of parameters and buffers, so moving, converting or loading either model does so
-            for both; replacing a module of one does not. The original is not touched. The pruned model can be
+            for both; replacing a module of one does not, and ``torch.nn.utils.prune`` and ``parametrize`` must come
+            before (see :func:`repshift.sharing.share_weights`). The original is not touched. The pruned model can be
             compiled, exported, copied, pickled and trained. A share that comes to less than one token of a small
             image drops none of it.
 

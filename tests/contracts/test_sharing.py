@@ -8,6 +8,8 @@ import torch
 import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import random_unstructured
 
 from repshift import ShiftTracker, UnsupportedModelError, dense, load_model
 
@@ -91,6 +93,17 @@ def test_a_module_that_is_replaced_in_one_model_is_not_replaced_in_the_other(vit
     expected = pruned(images)
     vit.head = nn.Linear(32, 2)
     assert torch.equal(pruned(images), expected)
+
+
+def test_weights_that_are_computed_from_others_before_serve_both_models(vit, images):
+    random_unstructured(vit.head, "weight", 0.5)
+    weight_norm(vit.blocks[0].mlp.fc1)
+    pruned = ShiftTracker(vit).prune({3: 1})
+    with torch.no_grad():
+        vit.head.weight_orig.mul_(2)
+        vit.blocks[0].mlp.fc1.parametrizations.weight.original0.mul_(2)
+    assert torch.equal(pruned(images), ShiftTracker(vit).prune({3: 1})(images))
+    assert not torch.equal(vit(images), pruned(images))
 
 
 def test_copies_share_nothing_with_the_original(vit, images):
