@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from repshift.backbones.stages import Stage, children, residual_stage, staged
-from repshift.modules import has_class
+from repshift.backbones.stages import Stage, inside, residual_stage, staged
+from repshift.modules import children, has_class
 from repshift.sites import Structure
 
 DOWNSAMPLED = ("timm.models.convnext.ConvNeXt", "timm.models.mambaout.MambaOut")
@@ -32,11 +32,11 @@ class ConvNet:
     def structure(self, model: nn.Module) -> Structure:
         """List the stages."""
         if has_class(model, *REGULAR):
-            own = [name for name, _ in model.named_children() if name[:1] == "s" and name[1:].isdigit()]
+            own = [name for name in children(model) if name[:1] == "s" and name[1:].isdigit()]
             return staged(model, [residual_stage(model, name) for name in own], embedding="stem")
         if has_class(model, *INVERTED):
-            return staged(model, [residual_stage(model, name) for name in children(model, "blocks")], "conv_stem")
-        names = children(model, "stages")
+            return staged(model, [residual_stage(model, name) for name in inside(model, "blocks")], "conv_stem")
+        names = inside(model, "stages")
         if has_class(model, *PRE_ACTIVATION):
             return staged(model, [residual_stage(model, name, f"{name}.blocks") for name in names], "stem")
         channels_last = has_class(model, "timm.models.mambaout.MambaOut")
@@ -47,5 +47,5 @@ CONVNET = ConvNet()
 
 
 def _downsampled(model: nn.Module, name: str) -> Stage:
-    blocks = children(model, f"{name}.blocks")
+    blocks = inside(model, f"{name}.blocks")
     return Stage(name, units=(f"{name}.downsample", *blocks), blocks=blocks, start=f"{name}.downsample")

@@ -13,7 +13,7 @@ from torch import nn
 from repshift.errors import UnsupportedModelError
 from repshift.images import Images
 from repshift.layouts import FeatureMap
-from repshift.modules import has_class
+from repshift.modules import children, has_class
 from repshift.sites import Operation, Site, Structure
 
 NO_ATTENTION = {"attn": "it is convolutional", "mlp": "it is convolutional", "heads": "it has no attention"}
@@ -50,7 +50,7 @@ def residual_stage(model: nn.Module, name: str, container: str | None = None) ->
         name: The stage's module.
         container: The module that holds the blocks, if not the stage itself.
     """
-    blocks = children(model, container or name)
+    blocks = inside(model, container or name)
     bare = [block for block in blocks if not _has_shortcut(model.get_submodule(block))]
     if not bare:
         return Stage(name, units=blocks, blocks=blocks, start=shortcut(model, blocks[0]) if blocks else None)
@@ -122,9 +122,9 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
     )
 
 
-def children(model: nn.Module, name: str) -> tuple[str, ...]:
+def inside(model: nn.Module, name: str) -> tuple[str, ...]:
     """List the names of a module's children, in order."""
-    return tuple(f"{name}.{child}" for child, _ in model.get_submodule(name).named_children())
+    return tuple(f"{name}.{child}" for child in children(model.get_submodule(name)))
 
 
 def shortcut(model: nn.Module, block: str) -> str | None:

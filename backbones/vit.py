@@ -12,7 +12,7 @@ from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
 from repshift.images import Images
 from repshift.layouts import TokenSequence
-from repshift.modules import has_class
+from repshift.modules import children, has_class
 from repshift.participants import own_class
 from repshift.sites import Operation, Site, Structure
 
@@ -46,6 +46,8 @@ class VisionTransformer:
         fixed = not model.dynamic_img_size and model.pos_embed is not None
         # all blocks take a mask, or none is told of it
         masked = all("attn_mask" in positional_names(own_class(block).forward) for block in model.blocks)
+        pool = model.attn_pool
+        pooled = pool is not None and "attn_mask" in positional_names(own_class(pool).forward)
         return Structure(
             sites=tuple(_site(model, f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
             layout=TokenSequence(prefix),
@@ -56,8 +58,9 @@ class VisionTransformer:
             tokens=embedding.num_patches if fixed else None,
             companions=(_mask(model, prefix),) if masked else (),
             bias="attn_mask" if masked else None,
-            # the head averages what the last norm returns
-            weighs="norm" if model.global_pool == "avg" and model.attn_pool is None else None,
+            # the head averages what the last norm returns, or pools it by attention
+            weighs="attn_pool" if pooled else "norm" if model.global_pool == "avg" and pool is None else None,
+            weighs_bias="attn_mask" if pooled else None,
             weighs_prefix=bool(getattr(model, "pool_include_prefix", False)),
             restores=f"blocks.{len(model.blocks) - 1}",
         )
@@ -74,13 +77,13 @@ def _mask(model: Any, prefix: int) -> Companion:
 
 def _site(model: Any, name: str, block: nn.Module) -> Site:
     whole = Operation(name, (name,), on_stream=True)
-    children = dict(block.named_children())
-    if "attns" in children and "ffns" in children:  # ParallelThingsBlock: several branches of each kind, added up
+    parts = children(block)
+    if "attns" in parts and "ffns" in parts:  # ParallelThingsBlock: several branches of each kind, added up
         operations = {"attn": _parallel(name, "attns", block), "mlp": _parallel(name, "ffns", block), "block": whole}
         return Site(name, operations, absent={"heads": PARALLEL})
-    if "in_proj" in children:  # ParallelScalingBlock, DiffParallelScalingBlock
+    if "in_proj" in parts:  # ParallelScalingBlock, DiffParallelScalingBlock
         return Site(name, {"block": whole}, absent={"attn": JOINT, "mlp": JOINT, "heads": OTHER})
-    if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= children.keys():
+    if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= parts.keys():
         # F is what is added to the stream, so it ends behind LayerScale, post-norm and drop-path; it starts at the
         # stream, which is where the norm stands before the branch, unless the norm stands behind it (ResPostBlock)
         # of a pruned model the block's own class is a generated one, which inherits from this
@@ -104,7 +107,7 @@ def _heads(model: Any, name: str, attention: Any) -> Heads | None:
 
 
 def _parallel(name: str, kind: str, block: nn.Module) -> Operation:
-    count = len(list(block.get_submodule(kind).children()))
+    count = len(children(block.get_submodule(kind)))
     # not the Sequential around a branch: with an attention mask its parts are called one by one
     leaves = tuple(f"{name}.{kind}.{index}.drop_path" for index in range(count))
     return Operation(f"{name}.{kind}.0.norm", leaves)

@@ -87,6 +87,11 @@ class Companion:
                 f"{self.argument} is on {value.device}, the tokens are on {tokens.device}. Move it there."
             )
 
+    @property
+    def dimensions(self) -> list[str]:
+        """The names of the dimensions that it is given with."""
+        return self._names()[0]
+
     def shortened(self, value: Tensor, positions: Tensor) -> Tensor:
         """Take the entries of the tokens that are left.
 

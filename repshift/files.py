@@ -171,7 +171,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RecipeError(f"{path} does not exist. Give a file that Recipe.save wrote.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no path
         raise RecipeError(
             f"{path} cannot be read ({first_line(error)}). Give a file that Recipe.save wrote."
         ) from error

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from repshift.errors import CheckpointError, DataError, RecipeError, first_line
 from repshift.files import all_or_none, as_path, read_text, write_json, write_whole
 from repshift.modules import require_model
 from repshift.pruning import recipe_of
-from repshift.recipes import VERSION, Recipe
+from repshift.recipes import VERSION, Recipe, check_version
 
 DESCRIPTION = "repshift.json"
 HUBS = ("hf-hub", "hf_hub")  # where a model's name may come from; local-dir: is another folder
@@ -72,8 +73,10 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
         **options: What it was built with, for example ``num_classes=10``; must be plain values.
 
     Raises:
-        CheckpointError: If the model does not know its name, or the folder cannot be written to.
         UnsupportedModelError: If it is no model.
+        CheckpointError: If the model does not know its name, is not what the name and the options stand for, or the
+            folder cannot be written to.
+        UnknownNameError: If there is no model of the name, or it does not take the options.
         RecipeError: If the recipe, or an option, cannot be written down.
 
     Example:
@@ -97,6 +100,7 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
             f"{type(model).__name__} does not know its name. Give the one that load_model takes: "
             "save_model(model, folder, 'tiny_vit')."
         )
+    _check_fits(model, name, options)
     described = _described(model, name, options)
 
     def write(unfinished: Path) -> None:
@@ -141,6 +145,7 @@ def read_folder(folder: Path) -> SavedModel:
         raise RecipeError(f"{path} is no JSON ({first_line(error)}). Save the model again.") from error
     if not isinstance(said, dict) or not isinstance(said.get("model"), str):
         raise CheckpointError(f"{path} does not name a model. Load it by name, with checkpoint=FILE.")
+    check_version(said)
     options = said.get("options", {})
     if not isinstance(options, dict):
         raise RecipeError(f"{path} should list the model's options by name, got {options!r}. Save the model again.")
@@ -159,6 +164,44 @@ def read_folder(folder: Path) -> SavedModel:
         raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}. Put the weights there.")
     recipe = said.get("recipe")
     return SavedModel(weights[0], said["model"], options, None if recipe is None else Recipe.from_dict(recipe))
+
+
+def _check_fits(model: nn.Module, name: str, options: dict[str, Any]) -> None:
+    """Refuse to save what could not be loaded: the model that its name and options stand for has other weights.
+
+    Raises:
+        CheckpointError: If it has.
+    """
+    if own := [option for option in options if option in LEAD_OUT]:
+        raise CheckpointError(
+            f"{', '.join(own)} says where weights come from, and those of a folder are its own. Give only what the "
+            "model was built with, such as num_classes=10."
+        )
+    if ":" in name:  # another place knows what this stands for, and may be out of reach
+        return
+    has = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    expected = {key: tuple(value.shape) for key, value in _built(name, options).state_dict().items()}
+    differing = [key for key in {**expected, **has} if has.get(key) != expected.get(key)]
+    if differing:
+        key = differing[0]
+        built = f"{name} with {options}" if options else name
+        raise CheckpointError(
+            f"This {type(model).__name__} could not be loaded again as {built}: {len(differing)} weights differ, the "
+            f"first {key!r}, of shape {has.get(key, 'that it does not have')}, expected "
+            f"{expected.get(key, 'not to be there')}. Save the model itself, not what holds it, and give what it was "
+            "built with: save_model(model, folder, name, num_classes=10)."
+        )
+
+
+def _built(name: str, options: dict[str, Any]) -> nn.Module:
+    from repshift.loading import load_model
+
+    with torch.random.fork_rng(devices=[]):  # what is random elsewhere is as without this
+        try:
+            with torch.device("meta"):  # no weights are made
+                return load_model(name, **options)
+        except (RuntimeError, NotImplementedError):  # what is built looks at numbers
+            return load_model(name, **options)
 
 
 def _described(model: nn.Module, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,11 @@ def has_class(model: nn.Module, *names: str) -> bool:
     return any(f"{cls.__module__}.{cls.__qualname__}" in names for cls in type(model).__mro__)
 
 
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the children of a module by name, in order; ``named_children`` leaves out one that stands there twice."""
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
 def repeated_blocks(model: nn.Module, images: Tensor) -> list[str]:
     """Find the blocks of a model that no backbone describes, by running it once.
 

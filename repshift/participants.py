@@ -7,7 +7,9 @@ leave the names of modules and keys of ``state_dict`` alone, pickle and export.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -108,10 +110,20 @@ def _participant(base: type[nn.Module], receives: bool) -> type[nn.Module]:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
         own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
-        # of two threads that come here at once, the first one's class is everybody's
         kind = Receiver if receives else Participant
+        own["forward"] = _forward_of(kind, base)
+        # of two threads that come here at once, the first one's class is everybody's
         _participants.setdefault((base, receives), type(base.__name__, (kind, base), own))
     return _participants[base, receives]
+
+
+def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
+    """Return the participant's forward with the signature of the class's own, which torch.export goes by."""
+    plain: Any = kind.forward
+    forward = FunctionType(plain.__code__, plain.__globals__, "forward", plain.__defaults__, plain.__closure__)
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+    forward.__doc__, forward.__qualname__ = base.forward.__doc__, f"{base.__qualname__}.forward"
+    return forward
 
 
 def _rebuild(base: type[nn.Module], receives: bool) -> nn.Module:

@@ -59,7 +59,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         }
     _require_own_forward(model, roles)
     pruned = share_weights(model)
-    give_each_place_its_own(pruned, [name for name in roles if name])
+    give_each_place_its_own(pruned, structure.places(), [site.name for site in structure.sites], roles)
     for name, module in plan.replays(pruned).items():
         roles = {other: [_with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, played in roles.items():
@@ -159,7 +159,7 @@ class _Plan:
         first = min(schedule.drops)
         if self.follows or structure.companions:
             start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
-            self._play(structure.sites[0].name, start)
+            self._play(structure.sites[first].name, start)
         for number, site in enumerate(structure.sites):
             if number > first and (self.follows or structure.companions):
                 carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
@@ -241,13 +241,15 @@ class _Plan:
         """Use and forget what is known of the tokens, behind the last block."""
         structure, ends = self.structure, self.structure.sites[-1].name
         if self.follows and structure.weighs:
-            ends = structure.weighs
-            self._play(ends, Weigh(self.streams, structure.layout, structure.weighs_prefix))
+            ends, prefix = structure.weighs, self._prefix() if structure.weighs_prefix else 0
+            if structure.weighs_bias:
+                self._play(ends, Carry(self.streams, (), structure.weighs_bias, prefix, always=True))
+            else:
+                self._play(ends, Weigh(self.streams, structure.layout, structure.weighs_prefix))
         if self.recipe.restore and structure.restores:
             self._play(structure.restores, Restore(self.streams, structure.layout))
         if self.follows or structure.companions:
             self._play(ends, End(self.streams))
-        if self.follows:
             # whatever raises between the blocks, nothing of the forward is left
             self._play("", End(self.streams))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,13 @@ from repshift.distances import DISTANCES
 from repshift.errors import RecipeError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path, read_text, write_json
 from repshift.pruners import PRUNERS, Pruner
-from repshift.registry import Registry
+from repshift.registry import Registry, read, written
 from repshift.roles import Restoring
 from repshift.schedules import Schedule
 from repshift.scores import SCORES, PlaceScore, Score
 
 VERSION = 1
+REGISTRIES = {"distance": DISTANCES, "score": SCORES, "pruner": PRUNERS}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Recipe:
         score = self.score if isinstance(self.score, str) and self.score == "shift" else _named(SCORES, self.score)
         object.__setattr__(self, "score", score)
         object.__setattr__(self, "pruner", None if self.pruner is None else _named(PRUNERS, self.pruner))
-        if self.operation is not None and not isinstance(self.operation, str):
+        if self.operation is not None and (not isinstance(self.operation, str) or not self.operation):
             raise UnknownNameError(f"An operation is asked for by its name, got {self.operation!r}. Give a string.")
         check_residual(self.residual)
         if not isinstance(self.restore, bool) and self.restore != "left":
@@ -116,10 +117,9 @@ class Recipe:
             None if schedule.entries is None else [schedule.drops.get(block, 0) for block in range(schedule.entries)]
         )
         plain: dict[str, Any] = {"schedule": entries or str(schedule)}
-        registries = {"distance": DISTANCES, "score": SCORES, "pruner": PRUNERS}
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            plain[field.name] = _written(registries[field.name], value) if field.name in registries else value
+            plain[field.name] = written(REGISTRIES[field.name], value) if field.name in REGISTRIES else value
         return plain
 
     @classmethod
@@ -134,14 +134,14 @@ class Recipe:
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in plain if name not in known]:
             raise RecipeError(f"A recipe says {', '.join(known)}; it does not say {', '.join(map(repr, unknown))}.")
-        read = dict(plain)
-        if isinstance(read.get("pruner"), Mapping):
-            read["pruner"] = _with_settings(read["pruner"])
-        for name in ("distance", "score", "pruner"):
-            if isinstance(read.get(name), (Mapping, list, int, float)):
-                raise RecipeError(f"A recipe names its {name}, got {read[name]!r}.")
+        said = dict(plain)
+        for name, registry in REGISTRIES.items():
+            if isinstance(said.get(name), Mapping):
+                said[name] = read(registry, said[name])
+            elif isinstance(said.get(name), (list, int, float)):
+                raise RecipeError(f"A recipe names its {name}, got {said[name]!r}.")
         try:
-            return cls(**read)
+            return cls(**said)
         except (TypeError, ScheduleError, UnknownNameError) as error:
             raise RecipeError(f"The recipe {dict(plain)!r} cannot be read: {first_line(error)}") from error
 
@@ -160,7 +160,10 @@ class Recipe:
             plain = json.loads(text)
         except (TypeError, ValueError, RecursionError) as error:
             raise RecipeError(f"A recipe is written in JSON, and this is none ({first_line(error)}).") from error
-        return cls.from_dict(plain.get("recipe", plain) if isinstance(plain, dict) else plain)
+        if not isinstance(plain, dict) or "recipe" not in plain:
+            return cls.from_dict(plain)
+        check_version(plain)
+        return cls.from_dict(plain["recipe"])
 
     def save(self, path: str | Path) -> None:
         """Write the recipe to a file, in one piece.
@@ -191,6 +194,22 @@ class Recipe:
             if value != field.default:
                 said.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(said)})"
+
+
+def check_version(said: Mapping[str, Any]) -> None:
+    """Check that a file was written by a version that wrote as this one does, and says nothing that would be passed by.
+
+    Raises:
+        RecipeError: If it was not, or says something else.
+    """
+    if said.get("repshift", VERSION) != VERSION or isinstance(said.get("repshift"), bool):
+        raise RecipeError(
+            f"This was written in the form {said['repshift']!r}, and this version of repshift reads form {VERSION}. "
+            "Read it by the version that wrote it, or write it again."
+        )
+    known = ("repshift", "model", "options", "recipe")
+    if unknown := [name for name in said if name not in known]:
+        raise RecipeError(f"A file says {', '.join(known)}; it does not say {', '.join(map(repr, unknown))}.")
 
 
 def check_residual(residual: object) -> None:
@@ -224,35 +243,3 @@ def _named(registry: Registry, given: Any) -> Any:
 
 def _object(registry: Registry, named: Any) -> Any:
     return registry.get(named) if isinstance(named, str) else named
-
-
-def _written(registry: Registry, value: Any) -> Any:
-    """Write an object down: by its name, or by the name of one of its kind and what is set otherwise."""
-    if value is None or isinstance(value, str):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        for name in registry.names():
-            other = registry.get(name)
-            if type(other) is type(value):
-                own, default = asdict(value), asdict(other)
-                return {"name": name, **{key: own[key] for key in own if own[key] != default[key]}}
-    raise RecipeError(
-        f"A recipe with {value!r} cannot be written down, since that has no name. Give it one: "
-        f"repshift.{registry.kind.upper()}S.register('name', ...)."
-    )
-
-
-def _with_settings(said: Mapping[str, Any]) -> Any:
-    name = said.get("name")
-    if not isinstance(name, str) or name not in PRUNERS:
-        raise RecipeError(f"A pruner with settings has a name, one of {PRUNERS.names()}, got {dict(said)!r}.")
-    registered = PRUNERS.get(name)
-    default = asdict(registered) if is_dataclass(registered) and not isinstance(registered, type) else {}
-    given = {key: said[key] for key in said if key != "name"}
-    for key, value in given.items():
-        if key in default and type(value) is not type(default[key]):
-            raise RecipeError(f"The pruner {name!r} has {key} such as {default[key]!r}, got {value!r}.")
-    try:
-        return type(registered)(**{**default, **given})
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"The pruner {dict(said)!r} cannot be made: {first_line(error)}") from error

@@ -1,13 +1,16 @@
-"""Names that stand for objects elsewhere, imported when first asked for."""
+"""Names that stand for objects elsewhere, imported when first asked for; what is set otherwise than in these."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from repshift.errors import UnknownNameError
+from repshift.errors import RecipeError, UnknownNameError, first_line
 
 
 class Registry:
@@ -76,6 +79,95 @@ class Registry:
             module, attribute = target.split(":")
             target = self._targets[name] = getattr(importlib.import_module(module), attribute)
         return target
+
+
+def written(registry: Registry, value: Any) -> Any:
+    """Write an object down: by its name, or by the name of one of its kind and what is set otherwise.
+
+    Raises:
+        RecipeError: If it has no name, or something is set that could not be read again.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        for name in registry.names():
+            other = registry.get(name)
+            if type(other) is type(value):
+                plain = {"name": name, **_differences(value, other)}
+                with suppress(RecipeError, TypeError, ValueError, RecursionError):
+                    if read(registry, json.loads(json.dumps(plain))) == value:
+                        return plain
+                raise RecipeError(
+                    f"{value!r} cannot be written down, since it would not be read back as it is. Register it under a "
+                    f"name of its own: repshift.{registry.kind.upper()}S.register('name', ...)."
+                )
+    raise RecipeError(
+        f"A recipe with {value!r} cannot be written down, since that has no name. Give it one: "
+        f"repshift.{registry.kind.upper()}S.register('name', ...)."
+    )
+
+
+def read(registry: Registry, said: Mapping[str, Any]) -> Any:
+    """Make what :func:`written` wrote down with settings.
+
+    Raises:
+        RecipeError: If there is nothing of the name, or it has no such settings.
+    """
+    kind, name = registry.kind, said.get("name")
+    if not isinstance(name, str) or name not in registry:
+        raise RecipeError(f"A {kind} with settings has a name, one of {registry.names()}, got {dict(said)!r}.")
+    try:
+        return _with_settings(registry.get(name), {key: said[key] for key in said if key != "name"})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The {kind} {dict(said)!r} cannot be made: {first_line(error)}") from error
+
+
+def _settings(thing: Any) -> dict[str, Any]:
+    is_value = is_dataclass(thing) and not isinstance(thing, type)
+    return {each.name: getattr(thing, each.name) for each in fields(thing) if each.init} if is_value else {}
+
+
+def _differences(value: Any, other: Any) -> dict[str, Any]:
+    """List what is set otherwise, also inside of settings that are dataclasses of the same kind."""
+    default = _settings(other)
+    return {
+        name: _differences(own, default[name]) if _settings(own) and type(own) is type(default[name]) else _plain(own)
+        for name, own in _settings(value).items()
+        if own != default[name]
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(each) for each in value]
+    return {name: _plain(own) for name, own in _settings(value).items()} or value
+
+
+def _with_settings(registered: Any, given: Mapping[str, Any]) -> Any:
+    default = _settings(registered)
+    if unknown := [name for name in given if name not in default]:
+        raise TypeError(f"it has no setting {unknown[0]!r}")
+    return (
+        registered
+        if not given
+        else replace(registered, **{name: _like(default[name], value, name) for name, value in given.items()})
+    )
+
+
+def _like(default: Any, plain: Any, name: str) -> Any:
+    """Give a setting the form that it has by default, which JSON may not have."""
+    if _settings(default) and isinstance(plain, Mapping):
+        return _with_settings(default, plain)
+    if isinstance(default, tuple) and isinstance(plain, list):
+        likes = default + default[-1:] * len(plain) if default else plain
+        return tuple(_like(like, each, name) for like, each in zip(likes, plain, strict=False))
+    kinds = (bool, str, (int, float), Mapping)
+    for kind in kinds:
+        if isinstance(default, kind) and plain is not None:
+            if not isinstance(plain, kind) or isinstance(plain, bool) != isinstance(default, bool):
+                raise TypeError(f"{name} is such as {default!r}, got {plain!r}")
+            break
+    return plain
 
 
 def suggest(name: str, candidates: Iterable[str], shown: int = 5) -> str:

@@ -34,8 +34,8 @@ class Schedule:
         repeated: Drops that are made at every so many blocks, however many a model has, see :meth:`every`.
 
     Raises:
-        ScheduleError: If a block is no number from zero, a share is outside (0, 1), a count is negative, or nothing is
-            dropped at all.
+        ScheduleError: If a block is no number from zero, a share is outside (0, 1), a count is negative, nothing is
+            dropped at all, or entries are given beside what is repeated or that are fewer than the blocks.
 
     Example:
         >>> from repshift import Schedule
@@ -64,6 +64,11 @@ class Schedule:
             if checked != 0:
                 drops[int(block)] = checked
         self._check_repeated()
+        if self.repeated and self.entries is not None:
+            raise ScheduleError(
+                f"A schedule of {self.entries} entries says what every block drops, so nothing can be repeated beside "
+                "it. Leave entries out."
+            )
         if not drops and not self.repeated:
             raise ScheduleError(
                 f"The schedule {self.drops!r} drops nothing. Use the model as it is, or drop something."
@@ -116,7 +121,7 @@ class Schedule:
                 drops[block] = each.drop
         if not drops:
             raise ScheduleError(f"The schedule {self} begins behind the model's {blocks} blocks. Begin earlier.")
-        return Schedule(drops, self.entries)
+        return Schedule(drops)
 
     @classmethod
     def of(cls, schedule: ScheduleLike) -> Schedule:

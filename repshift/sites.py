@@ -123,6 +123,8 @@ class Structure:
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
         weighs_prefix: Whether prefix tokens take part in that average.
+        weighs_bias: Of a module that pools the tokens by attention itself: its argument that is added to the logits.
+            ``weighs`` is that module then.
         restores: Name of the module behind which dropped and merged tokens can have their places back.
         root: Name of the module that all this was found in; empty for the model itself.
         images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
@@ -143,6 +145,7 @@ class Structure:
     bias: str | None = None
     weighs: str | None = None
     weighs_prefix: bool = False
+    weighs_bias: str | None = None
     restores: str | None = None
     root: str = ""
     images: Images | None = None
@@ -179,6 +182,15 @@ class Structure:
             raise UnknownNameError(
                 f"Unknown operation {operation!r}. {suggest(operation, dict.fromkeys((*names, *OPERATIONS)))}"
             )
+
+    def places(self) -> tuple[str, ...]:
+        """List the names of all modules that this speaks of, those of the blocks in order."""
+        operations = [*self.parts.values(), *(each for site in self.sites for each in site.operations.values())]
+        heads = [site.heads for site in self.sites if site.heads is not None]
+        names = [self.embedding, *(site.name for site in self.sites), *self.parts]
+        names += [name for each in operations for name in (each.enters, *each.leaves)]
+        names += [name for each in heads for name in (each.queries, each.keys)]
+        return tuple(dict.fromkeys(filter(None, (*names, self.weighs, self.restores))))
 
     def within(self, prefix: str) -> Structure:
         """Return the same structure of a model that is a part of another.

@@ -93,6 +93,7 @@ class ShiftTracker(Generic[Model]):
         refuse_compiled(model)
         check_residual(residual)
         self.model = model
+        self._is_told = (operation, distance, residual, score) != (None, "l2", False, None)
         self.residual = residual
         self.distance = distance
         self.score = "shift" if score is None else score
@@ -220,7 +221,7 @@ class ShiftTracker(Generic[Model]):
 
         Args:
             schedule: What to drop after which block, see :meth:`Schedule.of`; or a whole :class:`repshift.Recipe`,
-                which says everything else, too, whatever the tracker was told.
+                which says everything else, too, so nothing else can be given, here or to the tracker.
             pruner: A registered name or an object; by default what suits the model: ``"tokens"`` for a transformer,
                 ``"sequence"`` for a state space model, ``"lines"`` (or ``"positions"``) for a convolutional network.
             score: By default the tracker's own; ``"shift"`` with its operation, distance and residual; the attention
@@ -232,11 +233,13 @@ class ShiftTracker(Generic[Model]):
                 it had when it was dropped; see :class:`repshift.Recipe`.
 
         Returns:
-            A model of the same class (where tokens are merged, restored or followed by tables of positions, of a class
-            derived from it) with the same ``state_dict`` keys. It has the original's very tables of parameters and
-            buffers, so moving, converting or loading either model does so for both; replacing a module of one does
-            not. The original is not touched. The pruned model can be compiled, exported, copied, pickled and trained.
-            A share that comes to less than one token of a small image drops none of it.
+            A model of the same class (where tokens are merged or restored, or blocks can be given masks or tables of
+            positions, of a class derived from it, of the same name) with the same ``state_dict`` keys. It has the
+            original's very tables of parameters and buffers, so moving, converting or loading either model does so
+            for both; replacing a module of one does not, and ``torch.nn.utils.prune`` and ``parametrize`` must come
+            before (see :func:`repshift.sharing.share_weights`). The original is not touched. The pruned model can be
+            compiled, exported, copied, pickled and trained. A share that comes to less than one token of a small
+            image drops none of it.
 
         Raises:
             UnsupportedModelError: If the model cannot be pruned; the message says why.
@@ -248,7 +251,7 @@ class ShiftTracker(Generic[Model]):
             >>> from repshift import ShiftTracker, load_model
             >>> model = load_model("tiny_vit", pretrained=True)
             >>> pruned = ShiftTracker(model).prune({0: 0.2, 3: 0.2})
-            >>> type(pruned) is type(model), pruned.head.weight is model.head.weight
+            >>> isinstance(pruned, type(model)), pruned.head.weight is model.head.weight
             (True, True)
             >>> ShiftTracker(pruned).run(torch.rand(2, 3, 64, 64)).kept["blocks.3"].shape
             torch.Size([2, 164])
@@ -257,9 +260,10 @@ class ShiftTracker(Generic[Model]):
         """
         structure = self._structure or require_structure(self.model)
         if isinstance(schedule, Recipe):
-            if (pruner, score, keep, restore) != (None, None, "top", False):
+            if self._is_told or (pruner, score, keep, restore) != (None, None, "top", False):
                 raise RecipeError(
-                    "A recipe says everything, so nothing else can be given beside it. Change it instead: "
+                    "A recipe says everything, so nothing else can be given beside it, nor to the tracker: its "
+                    "operation, distance, residual and score would have no effect. Change the recipe instead: "
                     "dataclasses.replace(recipe, score='norm')."
                 )
             return prune(self.model, structure, schedule)

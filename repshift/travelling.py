@@ -174,8 +174,11 @@ def _refuse_repetition() -> None:
 def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
     """Add the logarithms of the sizes to a mask: a token of size s then counts as s equal ones in the softmax."""
     bias = torch.nn.functional.pad(sizes, (prefix, 0), value=1.0).log().to(dtype)[:, None, None]
-    if given is None:
-        return bias
+    return bias if given is None else added_to_mask(given, bias)
+
+
+def added_to_mask(given: Tensor, bias: Tensor) -> Tensor:
+    """Add to what is added to attention's logits, or says by ``False`` what is hidden; both ``(batch, 1, ...)``."""
     if given.dtype == torch.bool:
-        given = torch.zeros(given.shape, dtype=dtype, device=given.device).masked_fill(~given, -torch.inf)
+        given = torch.zeros(given.shape, dtype=bias.dtype, device=given.device).masked_fill(~given, -torch.inf)
     return given + bias

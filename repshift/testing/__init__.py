@@ -15,17 +15,20 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from repshift.recipes import Recipe
-from repshift.testing import compilation, equivalence, isolation
+from repshift.testing import compilation, descriptions, equivalence, isolation
 from repshift.testing.subjects import BackboneError, KeepAll, Subject, leftovers, make_subject
 
 __all__ = ["CHECKS", "BackboneError", "KeepAll", "Subject", "check_backbone", "leftovers", "make_subject"]
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
+    "tokens and blocks are as described": descriptions.tokens_and_blocks_are_as_described,
     "nothing dropped is the dense model, bit for bit": equivalence.nothing_dropped_is_the_dense_model,
     "so are the gradients": equivalence.gradients_of_nothing_dropped_are_those_of_the_dense_model,
     "what is left is treated as in the dense model": equivalence.what_is_left_is_treated_as_in_the_dense_model,
     "places do not matter behind a cut": equivalence.places_do_not_matter_behind_a_cut,
     "as many tokens are left as the schedule says": equivalence.as_many_tokens_are_left_as_the_schedule_says,
+    "merged tokens count for all that they are": descriptions.merged_tokens_count_for_all_that_they_are,
+    "restored tokens have their places back": descriptions.restored_tokens_have_their_places_back,
     "images do not disturb each other": equivalence.images_do_not_disturb_each_other,
     "the original stays as it was": isolation.the_original_stays_as_it_was,
     "weights are shared whatever torch does to them": isolation.weights_are_shared_whatever_torch_does_to_them,
@@ -45,7 +48,8 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 def check_backbone(model: nn.Module, images: Tensor, recipe: Recipe | None = None) -> tuple[str, ...]:
     """Check that a model keeps what every pruned model promises.
 
-    That dropping nothing is the dense model bit for bit; that tokens that are left are treated as in the dense model;
+    That its blocks and tokens are as the backbone says; that dropping nothing is the dense model bit for bit; that
+    tokens that are left are treated as in the dense model, and merged ones count for all that they are;
     that images do not disturb each other; that the original stays as it was and shares its weights; that the pruned
     model compiles in any order and with graph breaks, exports, copies, pickles, trains and runs in several threads;
     that nothing of a forward is left, even if it fails anywhere; and that trackers see what happens, and nothing else.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from repshift.attention import AttentionScore
+from repshift.calls import Call
+from repshift.layouts import first_tensor
 from repshift.pruners import Candidates
 from repshift.pruning import prune
 from repshift.schedules import Drop
@@ -18,12 +21,14 @@ from repshift.testing.subjects import (
     BackboneError,
     KeepAll,
     Subject,
+    entering,
     is_sequence,
     require_close,
     require_equal,
     store,
     tensors_of,
 )
+from repshift.travelling import added_to_mask
 
 
 def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
@@ -37,7 +42,9 @@ def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
         if not all(operation in subject.structure.sites[number].operations for number in recipe.schedule.drops):
             continue
         kept = prune(subject.model, subject.structure, recipe)
-        require_equal(kept(subject.images), subject.model(subject.images), f"with the operation {operation!r}")
+        for given in ({}, subject.companions()):
+            expected = subject.model(subject.images, **given)
+            require_equal(kept(subject.images, **given), expected, f"with the operation {operation!r}")
 
 
 def gradients_of_nothing_dropped_are_those_of_the_dense_model(subject: Subject) -> None:
@@ -72,21 +79,17 @@ def what_is_left_is_treated_as_in_the_dense_model(subject: Subject) -> None:
     last = structure.sites[-1].name
     prefix = int(getattr(structure.layout, "prefix", 0))
     seen: dict[str, Tensor] = {}
-    handles = [pruned.get_submodule(last).register_forward_hook(store(seen, "pruned"))]
-    handles.append(subject.model.get_submodule(last).register_forward_hook(store(seen, "dense")))
-    for number, site in enumerate(structure.sites):
-        earlier = [each for each in numbers if each < number]
-        if earlier:
-            kept = tracker.kept[structure.sites[earlier[-1]].name]
-            hide = _hides(structure.bias, kept, prefix)
-            handles.append(subject.model.get_submodule(site.name).register_forward_pre_hook(hide, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            pruned(subject.images)
-            subject.model(subject.images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.no_grad():
+        for model, key in ((pruned, "pruned"), (subject.model, "dense")):
+            stack.callback(model.get_submodule(last).register_forward_hook(store(seen, key)).remove)
+        for number, site in enumerate(structure.sites):
+            earlier = [each for each in numbers if each < number]
+            if earlier:
+                kept = tracker.kept[structure.sites[earlier[-1]].name]
+                hide = partial(_hide, structure.bias, kept, prefix)
+                stack.enter_context(entering([subject.model.get_submodule(site.name)], hide))
+        pruned(subject.images)
+        subject.model(subject.images)
     kept = tracker.kept[structure.sites[numbers[-1]].name]
     expected = structure.layout.tokens(seen["dense"])
     if numbers[-1] != len(structure.sites) - 1:
@@ -191,16 +194,10 @@ def _total(output: Any) -> Tensor:
     return torch.stack([tensor.float().square().sum() for tensor in tensors_of(output)]).sum()
 
 
-def _hides(argument: str, kept: Tensor, prefix: int) -> Callable[..., Any]:
-    """Make a hook that hides all but the kept tokens from a block's attention."""
-
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        value = args[0] if args else next(iter(kwargs.values()))
-        tokens = value.shape[1]
-        mask = torch.full((kept.shape[0], tokens), -torch.inf, dtype=value.dtype, device=value.device)
-        mask[:, :prefix] = 0
-        return args, {**kwargs, argument: mask.scatter(1, kept + prefix, 0.0)[:, None, None]}
-
-    return hook
+def _hide(argument: str, kept: Tensor, prefix: int, module: nn.Module, call: Call) -> Call:
+    """Hide all but the kept tokens from a block's attention, beside what is hidden or added there already."""
+    value, given = first_tensor(call.first), call.get(argument)
+    mask = torch.full((kept.shape[0], value.shape[1]), -torch.inf, dtype=value.dtype, device=value.device)
+    mask[:, :prefix] = 0
+    mask = mask.scatter(1, kept + prefix, 0.0)[:, None, None]
+    return call.replaced(argument, mask if given is None else added_to_mask(given, mask))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -104,12 +105,12 @@ def nothing_is_left_of_a_forward_that_fails(subject: Subject) -> None:
         modules = dict(pruned.named_modules())
         every = max(1, len(modules) // MODULES)
         chosen = {*list(modules)[::every], *(name for name, _ in participants(pruned))}
-        for name in chosen:
-            for when in ("before", "after"):
-                with _failing(modules[name], when) as failure, suppress(_BrokenError):
-                    pruned(subject.images)
-                if failure.happened and (left := leftovers(pruned)):
-                    raise BackboneError(f"{name or 'the model'} failed {when} its forward, and {left} is held still")
+        companions = subject.companions()
+        for name, given, when in product(sorted(chosen), [{}, companions] if companions else [{}], ("before", "after")):
+            with _failing(modules[name], when) as failure, suppress(_BrokenError):
+                pruned(subject.images, **given)
+            if failure.happened and (left := leftovers(pruned)):
+                raise BackboneError(f"{name or 'the model'} failed {when} its forward, and {left} is held still")
         require_equal(pruned(few), expected_of_few, "after forwards that failed, for fewer images")
         require_equal(pruned(subject.images), expected, "after forwards that failed")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from repshift.errors import RepshiftError, ScheduleError, UnsupportedModelError
+from repshift.calls import Call, positional_names
+from repshift.errors import RepshiftError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.finding import require_structure
 from repshift.modules import require_model
 from repshift.participants import participants
@@ -60,6 +62,16 @@ class Subject:
         """Make a pruned model, by the recipe or by one that differs from it."""
         return prune(self.model, self.structure, replace(self.recipe, **changes))
 
+    def companions(self) -> dict[str, Tensor]:
+        """Make what the model can be given for the tokens in its blocks: zeros, which hide and change nothing."""
+        tokens, taken = self.structure.tokens, positional_names(self.model.forward)
+        given = {}
+        for each in self.structure.companions:
+            if each.optional and each.argument in taken and tokens is not None:
+                shape = [each.prefix + tokens if name == "token" else 1 for name in each.dimensions]
+                given[each.argument] = self.images.new_zeros(shape)
+        return given
+
     def tracker(self, model: nn.Module) -> ShiftTracker[nn.Module]:
         """Make a tracker of what the recipe scores by, for the dense model or a pruned one."""
         recipe = self.recipe
@@ -76,19 +88,37 @@ def make_subject(model: nn.Module, images: Tensor, recipe: Recipe | None = None)
 
     Raises:
         UnsupportedModelError: If no backbone knows the model, it is not in evaluation mode, or these are no images.
+        BackboneError: If what its backbone says of it cannot be used at all.
     """
     require_model(model)
     if not isinstance(images, Tensor) or not images.ndim:
         raise UnsupportedModelError(f"A backbone is checked on images in a tensor (batch, ...), got {images!r}.")
-    structure = require_structure(model)
+    with _blamed_on_the_backbone(model, "cannot be described"):
+        structure = require_structure(model)
+        if not structure.sites:
+            raise BackboneError(f"{type(model).__name__} is described without any blocks. List them as sites.")
     if model.training or images.shape[0] < 2:
         raise UnsupportedModelError(
             "A backbone is checked in evaluation mode (model.eval()), with two images at least, got "
             f"{'training mode' if model.training else 'evaluation mode'} and {images.shape[0]}."
         )
-    if recipe is None:
-        recipe = usual_recipe(model, images, structure)
-    return Subject(model, images, recipe if isinstance(recipe, Recipe) else Recipe(recipe), structure)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        recipe = Recipe(recipe)
+    with _blamed_on_the_backbone(model, "as it is described cannot be pruned"):
+        return Subject(model, images, recipe or usual_recipe(model, images, structure), structure)
+
+
+@contextmanager
+def _blamed_on_the_backbone(model: nn.Module, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (BackboneError, ScheduleError, UnsupportedModelError, UnknownNameError):
+        raise
+    except Exception as error:  # whatever a foreign model raises when it is described wrongly
+        raise BackboneError(
+            f"{type(model).__name__} {what} ({type(error).__name__}: {first_line(error)}). Look at the prefix of the "
+            "layout, at the companions and at the names of modules that its backbone gives."
+        ) from error
 
 
 def leftovers(model: nn.Module) -> list[str]:
@@ -182,3 +212,17 @@ def store(seen: dict[str, Any], key: str) -> Callable[..., None]:
         seen[key] = output
 
     return hook
+
+
+@contextmanager
+def entering(modules: Iterable[nn.Module], change: Callable[[nn.Module, Call], Call]) -> Iterator[None]:
+    """Let a function see, and change, what modules are called with, while the context lasts."""
+
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = change(module, Call(args, kwargs, positional_names(module.forward)))
+        return call.args, dict(call.kwargs)
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield

@@ -244,3 +244,13 @@ def test_nothing_dropped_is_the_dense_encoder(text, keep_all):
     kept = ShiftTracker(model).prune({0: 4, 2: 3}, pruner=keep_all)(words, mask)
     torch.testing.assert_close(kept, model(words, mask), atol=1e-6, rtol=1e-5)
     assert Selection.first(2, words).leading
+
+
+def test_nothing_is_left_where_a_hook_fails_between_the_blocks(vit, images):
+    pruned = ShiftTracker(vit).prune({1: 0.2, 2: 0.2})
+    for block in (0, 1, 2, 3):
+        handle = pruned.blocks[block].register_forward_hook(lambda *seen: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pruned(images, attn_mask=torch.zeros(65, 65))
+        handle.remove()
+        assert not leftovers(pruned)

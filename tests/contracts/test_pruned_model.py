@@ -1,6 +1,7 @@
 """The pruned model is a model like any other, which shares the weights of the one it was made from."""
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from torch import nn
 from torch.nn.utils.prune import random_unstructured
 
-from repshift import ShiftTracker, UnsupportedModelError
+from repshift import ShiftTracker, UnsupportedModelError, dense
+from repshift.participants import participants
 
 SCHEDULE = {0: 0.2, 1: 5, 2: 0.2}
 MODELS = {
@@ -32,7 +34,7 @@ def pruned(vit):
 def test_pruned_has_the_class_and_the_keys_of_the_model(build_vit, options):
     model = build_vit(**options)
     pruned = ShiftTracker(model).prune(SCHEDULE)
-    assert type(pruned) is type(model)
+    assert isinstance(pruned, type(model))
     assert list(pruned.state_dict()) == list(model.state_dict())
     assert [name for name, _ in pruned.named_modules()] == [name for name, _ in model.named_modules()]
 
@@ -214,3 +216,32 @@ def test_what_lays_tokens_out_on_the_grid_is_refused_since_some_are_gone(vit, im
     pruned = ShiftTracker(vit).prune({0: 0.75})  # 16 tokens are left, which would fit a grid of 4x4
     with pytest.raises(UnsupportedModelError, match=f"{method}.*has dropped some.*forward_features"):
         getattr(copy.deepcopy(pruned), method)(images)
+
+
+@pytest.mark.parametrize("options", [{}, {"restore": True}], ids=["dropped", "restored"])
+def test_pruned_modules_have_the_signatures_that_they_had(vit, options):
+    pruned = ShiftTracker(vit).prune(SCHEDULE, **options)
+    for name, module in vit.named_modules():
+        assert inspect.signature(pruned.get_submodule(name).forward) == inspect.signature(module.forward)
+
+
+@pytest.mark.parametrize(
+    "shapes", [lambda batch: {"x": {0: batch}}, lambda batch: ({0: batch},)], ids=["name", "place"]
+)
+@pytest.mark.parametrize("options", [{}, {"restore": True}], ids=["dropped", "restored"])
+def test_batches_of_any_size_go_through_one_exported_model(vit, images, options, shapes):
+    pruned = ShiftTracker(vit).prune(SCHEDULE, **options)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(pruned, (images,), dynamic_shapes=shapes(batch), strict=False).module()
+    torch.testing.assert_close(exported(images[:2]), pruned(images[:2]))
+
+
+def test_a_class_that_others_derive_from_a_participant_s_leads_back_to_the_module_s_own(vit, images):
+    pruned = ShiftTracker(vit).prune(SCHEDULE)
+    for _, module in list(participants(pruned)):
+        module.__class__ = type("Sharded", (Other, type(module)), {})
+    assert torch.equal(dense(pruned)(images), vit(images))
+
+
+class Other:
+    """As what torch's fully_shard puts in front of a module's class."""

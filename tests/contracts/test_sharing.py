@@ -6,9 +6,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import random_unstructured
 
-from repshift import ShiftTracker, load_model
+from repshift import ShiftTracker, UnsupportedModelError, dense, load_model
 
 MODELS = {
     "vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, embed_dim=48), {0: 4}),
@@ -92,6 +95,17 @@ def test_a_module_that_is_replaced_in_one_model_is_not_replaced_in_the_other(vit
     assert torch.equal(pruned(images), expected)
 
 
+def test_weights_that_are_computed_from_others_before_serve_both_models(vit, images):
+    random_unstructured(vit.head, "weight", 0.5)
+    weight_norm(vit.blocks[0].mlp.fc1)
+    pruned = ShiftTracker(vit).prune({1: 16})
+    with torch.no_grad():
+        vit.head.weight_orig.mul_(2)
+        vit.blocks[0].mlp.fc1.parametrizations.weight.original0.mul_(2)
+    assert torch.equal(pruned(images), ShiftTracker(vit).prune({1: 16})(images))
+    assert not torch.equal(vit(images), pruned(images))
+
+
 def test_copies_share_nothing_with_the_original(vit, images):
     pruned = ShiftTracker(vit).prune({0: 0.5})
     copied = copy.deepcopy(pruned)
@@ -120,6 +134,90 @@ def test_a_part_of_a_block_that_stands_at_several_places_plays_its_role_at_each(
     for block in vit.blocks:
         block.drop_path2 = shared
     assert torch.equal(ShiftTracker(vit).prune({0: 16, 2: 9})(images), expected)
+
+
+def test_one_module_without_weights_may_stand_everywhere(vit, images):
+    expected = ShiftTracker(vit).prune({0: 16, 2: 9})(images)
+    shared = nn.Identity()
+    for block in vit.blocks:
+        block.drop_path1 = block.drop_path2 = block.ls1 = block.ls2 = shared
+    vit.norm_pre = vit.patch_drop = vit.head_drop = shared
+    assert torch.equal(ShiftTracker(vit).prune({0: 16, 2: 9})(images), expected)
+    assert torch.equal(ShiftTracker(vit).prune({0: 16, 2: 9}, restore=True)(images), expected)
+
+
+def test_one_block_with_one_identity_that_stands_twice_is_cut_where_the_schedule_says(vit, images):
+    vit.blocks[1] = vit.blocks[0]
+    expected = ShiftTracker(vit).prune({1: 16})(images)
+    vit.blocks[0].drop_path1 = vit.blocks[0].drop_path2 = nn.Identity()
+    assert torch.equal(ShiftTracker(vit).prune({1: 16})(images), expected)
+
+
+def test_blocks_of_a_stage_that_are_one_are_different_places():
+    model = timm.create_model("resnet18").eval()
+    model.layer1[1] = model.layer1[0]
+    apart = copy.deepcopy(model)
+    apart.layer1[1] = copy.deepcopy(apart.layer1[0])
+    images = torch.randn(2, 3, 64, 64)
+    for operation in ("stage", "block"):
+        pruned = ShiftTracker(model, operation=operation).prune({0: 4})
+        assert torch.equal(pruned(images), ShiftTracker(apart, operation=operation).prune({0: 4})(images))
+
+
+# --- modules that have several names for one place ------------------------------------------------------------------
+
+
+class Calls(nn.Module):
+    """Holds one model under two names, and calls it by one or both of them."""
+
+    def __init__(self, model, *called):
+        super().__init__()
+        self.one = self.other = model
+        self.called = called
+
+    def forward(self, images):
+        return sum(getattr(self, name)(images) for name in self.called)
+
+
+class Renamed(VisionTransformer):
+    """Keeps its blocks under a second name, as a list, and calls them by that."""
+
+    def __init__(self, *args, again=lambda blocks: blocks, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.layers = again(self.blocks)
+
+    def forward_features(self, images, **options):
+        tokens = self.norm_pre(self._pos_embed(self.patch_embed(images)))
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.norm(tokens)
+
+
+@pytest.mark.parametrize("called", [["one"], ["other"], ["one", "other"]], ids=" and ".join)
+def test_a_model_is_pruned_by_whichever_of_its_names_it_is_called(vit, images, called):
+    pruned = ShiftTracker(Calls(vit, *called)).prune({0: 16})
+    assert torch.equal(pruned(images), len(called) * ShiftTracker(vit).prune({0: 16})(images))
+    assert pruned.one is pruned.other
+    assert ShiftTracker(pruned).run(images).kept[0].shape == (3, 48)
+    assert torch.equal(dense(pruned)(images), len(called) * vit(images))
+
+
+@pytest.mark.parametrize("again", [lambda blocks: blocks, nn.ModuleList, list], ids=["itself", "modules", "list"])
+def test_blocks_are_pruned_by_whichever_of_their_names_they_are_called(build_vit, images, again):
+    model = build_vit(model_class=Renamed, again=again)
+    pruned = ShiftTracker(model).prune({0: 16, 2: 9})
+    tracker = ShiftTracker(pruned).run(images)
+    assert [kept.shape[1] for kept in tracker.kept.values()] == [48, 39]
+    assert all(one is other for one, other in zip(pruned.layers, pruned.blocks, strict=True))
+    assert list(pruned.state_dict()) == list(model.state_dict())
+
+
+def test_a_name_that_may_mean_any_of_several_places_is_refused(build_vit):
+    model = build_vit(model_class=Renamed)
+    model.blocks[1] = model.blocks[0]
+    model.layers = nn.ModuleList(model.blocks)
+    with pytest.raises(UnsupportedModelError, match=r"at 'blocks.0' and 'blocks.1', .* other name 'layers.0' cannot"):
+        ShiftTracker(model).prune({0: 16})
 
 
 def test_the_original_keeps_its_shared_modules(vit):

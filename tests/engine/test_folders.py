@@ -101,3 +101,44 @@ def test_saving_again_replaces_the_model(tmp_path):
         save_model(ShiftTracker(model).prune(schedule), tmp_path, "tiny_vit")
     assert str(recipe_of(load_model(tmp_path)).schedule) == "0.2@0,2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "repshift.json"]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "options", "message"),
+    [
+        (lambda: torch.nn.Sequential(torch.nn.Identity(), load_model("tiny_vit")), "tiny_vit", {}, "not what holds it"),
+        (lambda: load_model("tiny_vit", num_classes=3), "tiny_vit", {}, r"2 weights differ, .*'head.weight'"),
+        (
+            lambda: load_model("tiny_vit"),
+            "tiny_vit",
+            {"num_classes": 3},
+            r"tiny_vit with {'num_classes': 3}: 2 weights",
+        ),
+        (lambda: load_model("tiny_vit"), "tiny_resnet", {}, "could not be loaded again as tiny_resnet"),
+        (lambda: timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64), None, {"depth": 1}, "'pos_embed'"),
+        (lambda: load_model("tiny_vit"), "tiny_vit", {"checkpoint": "x"}, "checkpoint says where weights come from"),
+    ],
+)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path, make, name, options, message, pruned):
+    model = ShiftTracker(make()).prune("0.5@0") if pruned else make()
+    with pytest.raises(CheckpointError, match=message):
+        save_model(model, tmp_path, name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_leaves_what_is_random_alone(tmp_path):
+    model = load_model("tiny_vit")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    save_model(model, tmp_path, "tiny_vit")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_folder_of_another_form_is_refused(tmp_path):
+    save_model(load_model("tiny_vit"), tmp_path, "tiny_vit")
+    said = json.loads((tmp_path / "repshift.json").read_text())
+    (tmp_path / "repshift.json").write_text(json.dumps({**said, "repshift": 99}))
+    with pytest.raises(RecipeError, match="written in the form 99"):
+        load_model(tmp_path)

@@ -21,7 +21,7 @@ from repshift import (
     load_model,
     recipe_of,
 )
-from repshift.distances import l1
+from repshift.distances import DISTANCES, l1
 from repshift.errors import RepshiftWarning
 from repshift.pruners import SequencePruner, TokenPruner
 from repshift.scores import norm, oracle_free
@@ -72,6 +72,7 @@ def test_what_has_a_name_is_kept_as_that_name():
         ({"pruner": "token"}, UnknownNameError, "Unknown pruner 'token'. Did you mean 'tokens'"),
         ({"pruner": 5}, UnknownNameError, "Unknown pruner 5. Give one of"),
         ({"operation": 5}, UnknownNameError, "by its name, got 5"),
+        ({"operation": ""}, UnknownNameError, "by its name, got ''"),
         ({"residual": "no"}, UnknownNameError, "residual is True .* or False .*, got 'no'"),
         ({"residual": 1}, UnknownNameError, "got 1"),
         ({"keep": "best"}, UnknownNameError, "keep is 'top' or 'bottom' of the scores, got 'best'"),
@@ -103,6 +104,16 @@ def test_what_cannot_be_meant_is_refused(options, error, message):
         ('{"schedule": "0.2@0", "pruner": {"name": "toke"}}', "A pruner with settings has a name"),
         ('{"schedule": "0.2@0", "pruner": {"name": "sequence", "aligned": 1}}', "cannot be made"),
         ('{"schedule": "0.2@0", "residual": "yes"}', "cannot be read: residual is True"),
+        ('{"schedule": "0.2@0", "operation": ""}', "cannot be read: An operation is asked for by its name"),
+        ('{"schedule": "0.2@0", "pruner": {"name": "sequence", "align": "no"}}', "align is such as False, got 'no'"),
+        ('{"schedule": "0.2@0", "pruner": {"name": "sequence", "align": 0}}', "align is such as False, got 0"),
+        (
+            '{"schedule": "0.2@0", "distance": {"name": "l2", "p": 4}}',
+            "distance .* cannot be made: it has no setting 'p'",
+        ),
+        ('{"repshift": 99, "recipe": {"schedule": "0.2@0"}}', "written in the form 99, and this version"),
+        ('{"repshift": 1, "recipe": {"schedule": "0.2@0"}, "keep": "bottom"}', "it does not say 'keep'"),
+        (None, "this is none"),
     ],
 )
 def test_damaged_recipes_are_refused_with_what_is_wrong(text, message):
@@ -114,6 +125,8 @@ def test_damaged_recipes_are_refused_with_what_is_wrong(text, message):
 def test_files_that_hold_no_recipe_are_refused(tmp_path, make):
     with pytest.raises(RecipeError, match=r"does not exist|cannot be read"):
         Recipe.load(make(tmp_path))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load("a\0b")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="cannot be read"):
         Recipe.load(tmp_path / "bytes.json")
@@ -123,6 +136,75 @@ def test_a_recipe_is_not_written_over_what_is_no_file(tmp_path):
     with pytest.raises(RecipeError, match=r"no regular file|Is a directory|is a folder"):
         RECIPES[0].save(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", [lambda p: p / "file" / "recipe.json", lambda p: p / "a\0b"], ids=["file", "no name"])
+def test_a_recipe_that_cannot_be_saved_there_says_so(tmp_path, make):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="Cannot write"):
+        RECIPES[0].save(make(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@dataclass(frozen=True)
+class Power:
+    power: float = 3.0
+
+    def __call__(self, before, after):
+        return (after - before).abs().pow(self.power).sum(-1)
+
+
+@dataclass(frozen=True)
+class Window:
+    side: int = 3
+    weights: tuple = (1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Many:
+    """A pruner with settings of every form."""
+
+    window: Window = Window()
+    windows: tuple = (Window(), Window(5))
+    sides: tuple = (3, 4)
+    name_of_place: str = "corner"
+    most: int | None = 9
+    share: float = 0.5
+    hard: bool = False
+    other: object = None
+
+    def choose(self, candidates, drop):
+        return None
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Register some of a test's own for one test."""
+    for registry, thing in ((DISTANCES, Power()), (SCORES, Power()), (PRUNERS, Many())):
+        monkeypatch.setattr(registry, "_targets", {**registry._targets, "own": thing})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distance": Power(4)},
+        {"score": Power(4.5)},
+        {"distance": Power()},
+        {"pruner": Many()},
+        {"pruner": Many(Window(4), sides=(1, 2, 3), hard=True, most=None, share=1)},
+        {"pruner": Many(Window(weights=()), windows=(Window(), Window(2, (3.0,)), Window(5)), name_of_place="")},
+    ],
+    ids=str,
+)
+def test_settings_of_every_form_are_read_as_they_were_written(registered, options):
+    recipe = Recipe("0.2@0", **options)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("other", [torch.ones(2), {1: 2}, Window(), float("nan"), l1], ids=["tensor", "dictionary", "dataclass", "nan", "function"])
+def test_settings_that_would_not_be_read_as_they_are_are_not_written(registered, other):
+    with pytest.raises(RecipeError, match="it would not be read back as it is"):
+        Recipe("0.2@0", pruner=Many(other=other)).to_json()
 
 
 @dataclass(frozen=True)
@@ -157,6 +239,12 @@ def test_a_model_is_pruned_by_a_recipe_as_by_its_parts(vit, images):
 def test_a_recipe_says_everything(vit):
     with pytest.raises(RecipeError, match="says everything"):
         ShiftTracker(vit).prune(Recipe("0.5@0"), score="norm")
+
+
+@pytest.mark.parametrize("told", [{"operation": "attn"}, {"distance": "l1"}, {"residual": True}, {"score": "norm"}])
+def test_a_tracker_that_was_told_something_takes_no_recipe(vit, told):
+    with pytest.raises(RecipeError, match="nor to the tracker"):
+        ShiftTracker(vit, **told).prune(Recipe("0.5@0"))
 
 
 def test_what_a_recipe_leaves_to_the_model_is_settled(vit):

@@ -203,6 +203,8 @@ def test_single_drops_and_repeated_ones_stand_beside_each_other():
         (lambda: Schedule.of("0.2@a::3"), "cannot be read"),
         (lambda: Schedule.of("0.2@0::3").kept(64), "depends on the number of blocks"),
         (lambda: Schedule.of("0.2@0;0.3@0::2").over(4), "names block 0 twice"),
+        (lambda: Schedule({0: 0.2}, 4, Schedule.every(0.1, 2, 1).repeated), "nothing can be repeated beside it"),
+        (lambda: Schedule({4: 0.2}, entries=4), "of 4 entries has no block 4"),
         (lambda: Schedule.every(0.2, 3, 12).over(12), "begins behind the model's 12 blocks"),
         (lambda: Schedule.every(0.2, 3, 12).check(12, 64), "begins behind the model's 12 blocks"),
     ],
