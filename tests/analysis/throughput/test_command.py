@@ -112,7 +112,7 @@ def test_the_papers_list_of_shares_is_the_same_schedule(bench, tmp_path):
         (("--drop", "0.2@0", "--attention", "cudnn"), "does not run as dense"),
         (("--drop", "0.2@0", "--device", "toaster"), "There is no device 'toaster'"),
         (("--drop", "0.2@0", "--results-format", "xml"), "Results are not written as 'xml'"),
-        (("--methods", "dense", "-b", "100000000000"), "A batch of 100000000000 does not fit"),
+        (("--methods", "dense", "-b", "100000000000"), "A batch of 100000000000 images cannot be"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_1_and_no_results(bench, tmp_path, arguments, message):
