@@ -91,7 +91,7 @@ def plan(
     """
     structure = require_structure(model)
     if count is not None and count < 1:
-        raise ScheduleError(f"{count} tokens cannot be dropped. Give 1 or more (--count).")
+        raise ScheduleError(f"{count} tokens cannot be dropped. Give a count of 1 or more (--count).")
     grids = _grids(model, size, structure, blocks)
     settings = []
     for block, grid in grids.items():

@@ -114,6 +114,7 @@ def shift_maps(
 
     Raises:
         DataError: If the model does not take such images, or what it makes of them is not finite.
+        RepresentationError: If what it takes instead is known.
     """
     tracker = ShiftTracker(model, sites, operation=operation, distance=distance, residual=residual, score=score)
     try:

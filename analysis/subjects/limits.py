@@ -81,15 +81,15 @@ def check_side(pixels: int, option: str = "--img-size") -> None:
 
 
 def check_blocks(blocks: Sequence[int]) -> list[int]:
-    """Check that blocks are numbers, and each is named once.
+    """Check that blocks are numbers, and each is named once; whether a model has them is for its own room to say.
 
     Raises:
-        UnknownNameError: If they are not; whether a model has them is for its own room to say.
+        UnknownNameError: If they are not.
     """
     for place, block in enumerate(blocks):
-        if isinstance(block, bool) or not isinstance(block, Integral) or block < 0:
+        if isinstance(block, bool) or not isinstance(block, Integral):
             raise UnknownNameError(
-                f"There is no block {block!r}: blocks are counted from zero. Choose others (--blocks)."
+                f"There is no block {block!r}: blocks are whole numbers, counted from zero (--blocks)."
             )
         if block in blocks[:place]:
             raise UnknownNameError(f"Block {block} is named twice. Name each block once (--blocks).")

@@ -206,7 +206,7 @@ def block_numbers(blocks: str | None) -> list[int] | None:
     """Read the numbers of ``--blocks``, such as ``0,4,8``.
 
     Raises:
-        UnknownNameError: If they are no numbers, or one is negative or named twice.
+        UnknownNameError: If they are no numbers, or one is named twice.
     """
     if blocks is None:
         return None

@@ -217,3 +217,47 @@ def test_schedules_that_go_nowhere_are_refused(make, message):
 def test_a_model_is_pruned_to_its_end(vit, images):
     pruned = ShiftTracker(vit).prune(Schedule.every(0.25, 2))
     assert torch.equal(pruned(images), ShiftTracker(vit).prune("0.25@0,2")(images))
+
+
+@pytest.mark.parametrize("drops", [None, "0.2@0", 0.2, [0.2], range(6), b"0.2@0"])
+def test_the_class_takes_dictionaries_and_names_what_reads_the_rest(drops):
+    with pytest.raises(ScheduleError, match=r"takes a dictionary.*Schedule\.of reads every form"):
+        Schedule(drops)
+
+
+@pytest.mark.parametrize("given", [b"0.2@0", bytearray(b"12"), memoryview(b"12"), range(6)])
+def test_numbers_that_nobody_means_as_drops_are_refused(given):
+    with pytest.raises(ScheduleError, match="This is no schedule"):
+        Schedule.of(given)
+
+
+@pytest.mark.parametrize("text", ["[0.2", "0.2]", "1_0@0", "\u0663@0", "0.2@\u0663"])
+def test_texts_that_only_look_like_schedules_are_refused(text):
+    with pytest.raises(ScheduleError, match="cannot be read"):
+        Schedule.of(text)
+
+
+@pytest.mark.parametrize(("drops", "entries"), [({0: 0.2}, -1), ({5: 0.2}, 2), ({0: 0.2}, [1]), ({0: 0.2}, True)])
+def test_entries_count_the_blocks(drops, entries):
+    with pytest.raises(ScheduleError, match="entries"):
+        Schedule(drops, entries)
+
+
+def test_schedules_are_keys_however_they_were_made():
+    by_hand = Schedule({}, repeated=list(Schedule.every(0.2, 3).repeated))
+    assert {by_hand: 1}[Schedule.every(0.2, 3)] == 1
+    with pytest.raises(ScheduleError, match=r"Schedule\.every"):
+        Schedule({}, repeated=3)
+
+
+@pytest.mark.parametrize("number", [None, 0, -1, 2.5, "12", True])
+def test_models_have_whole_numbers_of_blocks_and_tokens(number):
+    schedule = Schedule.of("0.2@0")
+    for call in (schedule.kept, schedule.over, lambda blocks: schedule.check(blocks, 64)):
+        with pytest.raises(ScheduleError, match="one or more"):
+            call(number)
+
+
+def test_where_one_token_is_left_nothing_can_be_dropped():
+    with pytest.raises(ScheduleError, match="Drop nothing there"):
+        Schedule.of("1@0").kept(1)

@@ -157,3 +157,19 @@ def test_picking_equals_indexing_each_image(shape):
     picked = pick(values, positions)
     assert picked.shape == (shape[0], 3, *shape[2:])
     assert all(torch.equal(picked[i], values[i][row]) for i, row in enumerate(positions))
+
+
+@pytest.mark.parametrize("kept", [None, [0, 1], torch.ones(1, 2), torch.tensor([1, 2])])
+def test_positions_that_are_none_are_refused(kept):
+    with pytest.raises(RepresentationError, match="A selection's kept are positions"):
+        Selection(kept)
+
+
+def test_values_of_other_images_and_positions_outside_are_refused():
+    selection = Selection(torch.tensor([[0, 2]]), joins=torch.tensor([[0, 0, 1]]))
+    with pytest.raises(RepresentationError, match="Positions of 1 images"):
+        selection.take(torch.rand(2, 3, 4))
+    with pytest.raises(RepresentationError, match="A position lies outside of the 2"):
+        selection.take(torch.rand(1, 2, 4))
+    with pytest.raises(RepresentationError, match="values of all tokens"):
+        selection.add(torch.rand(1, 2, 4))

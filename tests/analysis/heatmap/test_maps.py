@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from repshift import DataError, ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
+from repshift import DataError, RepresentationError, ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.heatmap.maps import (
     NORMALISATIONS,
     attention_score,
@@ -239,5 +239,5 @@ def test_what_is_not_finite_is_an_error_and_not_a_blank_place(small_vit):
 
 @pytest.mark.parametrize("shape", [(1, 1, 24, 40), (1, 3, 25, 40)], ids=["channels", "size"])
 def test_images_that_the_model_does_not_take_are_an_error(small_vit, shape):
-    with pytest.raises(DataError, match=rf"VisionTransformer does not take images of shape \({shape[0]}, {shape[1]}"):
+    with pytest.raises(RepresentationError, match=rf"takes images \(batch, 3, 24, 40\), got \({shape[0]}, {shape[1]}"):
         heatmap_array(small_vit, torch.randn(shape), "blocks.0")

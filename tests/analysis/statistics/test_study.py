@@ -76,9 +76,14 @@ def test_a_model_that_no_backbone_knows_is_refused():
 # --- the study --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("blocks", "expected"), [(None, [0, 2, 3]), ([1], [1]), ([3, 0, 3], [3, 0])])
+@pytest.mark.parametrize(("blocks", "expected"), [(None, [0, 2, 3]), ([1], [1]), ([3, 0], [3, 0])])
 def test_blocks_are_the_first_the_middle_and_the_last_or_those_asked_for(vit, blocks, expected):
     assert Study(vit, blocks).blocks == [f"blocks.{block}" for block in expected]
+
+
+def test_a_block_that_is_named_twice_is_refused(vit):
+    with pytest.raises(UnknownNameError, match="Block 3 is named twice"):
+        Study(vit, [3, 0, 3])
 
 
 @pytest.mark.parametrize("block", [-1, 4])

@@ -256,7 +256,8 @@ def test_a_failed_download_says_how_to_go_on_without_a_network(tmp_path, monkeyp
     def fail(*args, **kwargs):
         raise RuntimeError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.MNIST", fail)
+    monkeypatch.setattr("torchvision.datasets.MNIST.__init__", fail)
+    monkeypatch.setattr("repshift.analysis.samples.canvases.why_unreachable", lambda address: None)
     with pytest.raises(DataError, match=r"no network.*--digits"):
         train_model("tiny_vit", None, tmp_path / "zoo", device="cpu")
 
