@@ -244,7 +244,7 @@ class _Plan:
         if self.follows or structure.companions:
             self._play(ends, End(self.streams))
             # whatever raises between the blocks, nothing of the forward is left
-            self._play("", End(self.streams))
+            self._play("" if self.follows else structure.root, End(self.streams))
 
 
 def _with_replay(role: Role, block: str, module: nn.Module) -> Role:
