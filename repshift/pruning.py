@@ -57,9 +57,10 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         roles = {
             name: played for name, played in roles.items() if not (_only_follows(played) and _patched(model, name))
         }
-    _require_own_forward(model, roles)
+    blocks = [site.name for site in structure.sites]
+    _require_own_forward(model, roles, blocks)
     pruned = share_weights(model)
-    give_each_place_its_own(pruned, structure.places(), [site.name for site in structure.sites], roles)
+    give_each_place_its_own(pruned, structure.places(), blocks, roles)
     for name, module in plan.replays(pruned).items():
         roles = {other: [_with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, played in roles.items():
@@ -251,7 +252,7 @@ class _Plan:
         if self.follows or structure.companions:
             self._play(ends, End(self.streams))
             # whatever raises between the blocks, nothing of the forward is left
-            self._play("", End(self.streams))
+            self._play("" if self.follows else structure.root, End(self.streams))
 
 
 def _with_replay(role: Role, block: str, module: nn.Module) -> Role:
@@ -276,8 +277,11 @@ def _patched(model: nn.Module, name: str) -> bool:
     return "forward" in vars(model.get_submodule(name))
 
 
-def _require_own_forward(model: nn.Module, names: Iterable[str]) -> None:
+def _require_own_forward(model: nn.Module, names: Iterable[str], blocks: Iterable[str]) -> None:
     """Refuse a model that was patched on the way to a module that takes part: its copy would run the original."""
+    taking_part = {model.get_submodule(name) for name in set(blocks).intersection(names)}
+    every = model.named_modules(remove_duplicate=False)  # the model may call a block by any of its names
+    names = {*names, *(name for name, module in every if module in taking_part)}
     paths = {"", *names}
     for name in names:
         paths.update(name[:end] for end, letter in enumerate(name) if letter == ".")

@@ -254,3 +254,20 @@ def test_nothing_is_left_where_a_hook_fails_between_the_blocks(vit, images):
             pruned(images, attn_mask=torch.zeros(65, 65))
         handle.remove()
         assert not leftovers(pruned)
+
+
+def test_nothing_is_left_where_a_hook_fails_between_the_blocks_of_a_part(vit, images):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = vit
+
+        def forward(self, images):
+            return self.net(images, attn_mask=torch.zeros(65, 65))
+
+    pruned = ShiftTracker(Masked()).prune({1: 0.2})
+    pruned.net.blocks[2].register_forward_hook(lambda *seen: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pruned(images)
+    assert not leftovers(pruned)
+    assert type(pruned) is Masked

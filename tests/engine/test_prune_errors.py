@@ -109,6 +109,22 @@ def test_a_patched_module_around_the_blocks_is_refused_since_it_would_run_the_de
         ShiftTracker(vit).prune({0: 0.2})
 
 
+def test_a_patched_module_that_holds_the_blocks_under_another_name_is_refused(vit):
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.direct, self.around = vit, nn.Sequential(vit)
+
+        def forward(self, images):
+            return self.around(images)
+
+    model = Holder()
+    assert ShiftTracker(model).prune({0: 0.2})
+    patch(model.around)
+    with pytest.raises(UnsupportedModelError, match=r"forward of 'around' was replaced"):
+        ShiftTracker(model).prune({0: 0.2})
+
+
 def test_a_patched_block_that_is_not_cut_still_runs(vit, images):
     expected = ShiftTracker(vit).prune({0: 0.2})(images)
     patch(vit.blocks[2])
