@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -114,6 +114,18 @@ def explain(error: Exception, takes: Images | None, images: Any, embedding: nn.M
         raise RepresentationError(why) from error
 
 
+def refuse_symbolic_tracing() -> NoReturn:
+    """Say that a pruned model cannot be traced without values.
+
+    Raises:
+        UnsupportedModelError: Always.
+    """
+    raise UnsupportedModelError(
+        "A pruned model chooses tokens by their values and shapes, which torch.fx's symbolic tracing does not know. "
+        "Capture it with torch.export.export(model, (images,)), or trace the dense model."
+    )
+
+
 def require_floating_point(value: Any) -> None:
     """Refuse images of whole numbers, and what are no images at all.
 
@@ -122,10 +134,7 @@ def require_floating_point(value: Any) -> None:
         UnsupportedModelError: If torch.fx is tracing the model.
     """
     if isinstance(value, fx.Proxy):
-        raise UnsupportedModelError(
-            "A pruned model chooses tokens by their values and shapes, which torch.fx's symbolic tracing does not "
-            "know. Capture it with torch.export.export(model, (images,)), or trace the dense model."
-        )
+        refuse_symbolic_tracing()
     if not isinstance(value, Tensor):
         raise RepresentationError(
             f"The model got {type(value).__name__!r}, expected a floating-point tensor "

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from repshift.calls import Call, positional_names
-from repshift.images import explain
+from repshift.images import explain, refuse_symbolic_tracing
 from repshift.roles import Cut, Role, TakeImages
 
 
@@ -28,6 +28,8 @@ class Participant(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward and play its roles around it."""
         roles, failed = self.repshift_roles, True
+        if not isinstance(args, tuple):  # torch.fx hands in a proxy for all of them
+            refuse_symbolic_tracing()
         try:
             call = Call(args, kwargs, self.repshift_names)
             for role in roles:

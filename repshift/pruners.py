@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from repshift.drops import Drop, dropped_count
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import Layout
 from repshift.registry import Registry
-from repshift.schedules import Drop, dropped_count
 from repshift.scores import oracle_free
 from repshift.selection import Selection, keep_highest
 

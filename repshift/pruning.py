@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from repshift.attention import AttentionScore
+from repshift.drops import Drop
 from repshift.errors import UnsupportedModelError
 from repshift.finding import refuse_wrappers
 from repshift.measuring import Ask, Attend, Begin, Measure, Rate, Remember, Replay
@@ -18,7 +19,6 @@ from repshift.participants import cuts, participants, take_leave, take_part
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
 from repshift.roles import Cut, Role, TakeImages
-from repshift.schedules import Drop
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Site, Structure, say_second_residual

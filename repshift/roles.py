@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from repshift.calls import Call
+from repshift.drops import Drop
 from repshift.errors import RepresentationError, ScheduleError
 from repshift.images import Images, require_floating_point
 from repshift.layouts import Layout, shortened
 from repshift.origins import Origin
 from repshift.pruners import Candidates, Pruner
 from repshift.restoring import nearest_kept
-from repshift.schedules import Drop
 from repshift.selection import Selection
 from repshift.stream import PastCut, Stream, Streams, is_repeated
 

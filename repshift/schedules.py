@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+from repshift.drops import FORMS, Drop, Repeated, checked_drop, dropped_count, whole_number
 from repshift.errors import ScheduleError
 
-# A share of the current tokens, in (0, 1), or a count of tokens
-Drop: TypeAlias = float | int
 ScheduleLike: TypeAlias = "Schedule | Mapping[int, Drop] | Sequence[Drop] | str"
 
 # Sequences of numbers that nobody means as drops
 NUMBERS = (bytes, bytearray, memoryview, range)
-
-FORMS = (
-    "Give a dictionary of blocks and drops {0: 0.2, 3: 0.2}, a list with one entry a block [0.2, 0, 0, ...], "
-    "or a string '0.2@0,3,6' or '0.2@0::3' (every third block)."
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ class Schedule:
             )
         drops = {}
         for block, drop in self.drops.items():
-            checked = _checked(block, drop)
+            checked = checked_drop(block, drop)
             if checked != 0:
                 drops[int(block)] = checked
         self._check_repeated()
@@ -73,7 +65,7 @@ class Schedule:
             raise ScheduleError(
                 f"The schedule {self.drops!r} drops nothing. Use the model as it is, or drop something."
             )
-        if self.entries is not None and _whole("entries of a schedule", self.entries) <= max(drops, default=-1):
+        if self.entries is not None and whole_number("entries of a schedule", self.entries) <= max(drops, default=-1):
             raise ScheduleError(f"A schedule of {self.entries} entries has no block {max(drops)}. Leave entries out.")
         object.__setattr__(self, "drops", {block: drops[block] for block in sorted(drops)})
 
@@ -110,7 +102,7 @@ class Schedule:
         Raises:
             ScheduleError: If a block is named twice, none is left to drop at, or there is no such number of blocks.
         """
-        blocks = _whole("blocks", blocks)
+        blocks = whole_number("blocks", blocks)
         if not self.repeated:
             return self
         drops = dict(self.drops)
@@ -166,7 +158,7 @@ class Schedule:
             ScheduleError: If a list has the wrong length, a block does not exist, fewer than one token would stay,
                 or the schedule comes to dropping no token at all.
         """
-        blocks = _whole(f"{unit}s", blocks)
+        blocks = whole_number(f"{unit}s", blocks)
         if self.repeated:
             return self.over(blocks).check(blocks, tokens, unit)
         if self.entries is not None and self.entries != blocks:
@@ -202,7 +194,7 @@ class Schedule:
         """
         if self.repeated:
             raise ScheduleError(f"The schedule {self} depends on the number of blocks. Say it: schedule.over(blocks).")
-        tokens, left = _whole("tokens", tokens), {}
+        tokens, left = whole_number("tokens", tokens), {}
         for block, drop in self.drops.items():
             tokens -= dropped_count(tokens, drop, f"block {block}")
             left[block] = tokens
@@ -220,72 +212,6 @@ class Schedule:
     def __hash__(self) -> int:
         """Equal schedules have one hash, so that they can be keys."""
         return hash((tuple(self.drops.items()), self.entries, self.repeated))
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """A drop after every so many blocks.
-
-    Attributes:
-        drop: A share of the tokens or a count of them.
-        step: From one block to the next.
-        start: The first block.
-
-    Raises:
-        ScheduleError: If one of them is no such number.
-    """
-
-    drop: Drop
-    step: int
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "drop", _checked(self.start, self.drop))
-        if isinstance(self.step, bool) or not isinstance(self.step, Integral) or self.step < 1:
-            raise ScheduleError(f"A schedule drops at every block (1) or every so many, got {self.step!r}. {FORMS}")
-        if self.drop == 0:
-            raise ScheduleError("A schedule that drops nothing at every so many blocks drops nothing. Drop something.")
-
-
-def dropped_count(tokens: int, drop: Drop, where: str, unit: str = "tokens") -> int:
-    """Say how many of ``tokens`` (or rows, or columns) a drop takes: the count itself, or the floor of the share.
-
-    Raises:
-        ScheduleError: If fewer than one would stay.
-
-    Source: arXiv 2508.00367, tables: 196 -> 157 -> 126 -> 101 patches at 20 %.
-    """
-    # 1e-9: in binary 0.29 * 100 is a little less than 29, and 29 is meant
-    count = math.floor(drop * tokens + 1e-9) if isinstance(drop, float) else drop
-    if count > tokens - 1:
-        most = f"Drop at most {tokens - 1}." if tokens > 1 else "Drop nothing there, or give larger images."
-        raise ScheduleError(f"Dropping {drop} at {where} leaves fewer than one of the {tokens} {unit} there. {most}")
-    return count
-
-
-def _whole(what: str, number: object) -> int:
-    """Check that something can be so many."""
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-        raise ScheduleError(f"A model has one or more {what}, got {number!r}. Give a whole number from 1.")
-    return int(number)
-
-
-def _checked(block: object, drop: object) -> Drop:
-    """Check one entry and return its drop as a plain float or int (NumPy's scalars are welcome)."""
-    if isinstance(block, bool) or not isinstance(block, Integral) or block < 0:
-        raise ScheduleError(f"A schedule names blocks by number from zero, got {block!r}. {FORMS}")
-    if isinstance(drop, bool) or not isinstance(drop, Real):
-        raise ScheduleError(f"Block {block} should drop a share or a count, got {drop!r}. {FORMS}")
-    if isinstance(drop, Integral):
-        if drop < 0:
-            raise ScheduleError(f"Block {block} should drop a count of tokens, got {drop}. Give 1 or more.")
-        return int(drop)
-    share = float(drop)
-    if share != 0 and not 0 < share < 1:
-        raise ScheduleError(
-            f"Block {block} should drop a share in (0, 1), got {drop}. For a count of tokens give an integer."
-        )
-    return share
 
 
 def _parse(text: str) -> Schedule:

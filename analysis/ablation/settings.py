@@ -12,9 +12,9 @@ from torch import nn
 
 from repshift import DISTANCES, Recipe, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
 from repshift.analysis.subjects.limits import check_blocks
+from repshift.drops import Drop, dropped_count
 from repshift.finding import require_structure
 from repshift.registry import suggest
-from repshift.schedules import Drop, dropped_count
 from repshift.sites import Site, Structure
 
 STUDIES = ("operation", "distance", "residual", "score", "half")

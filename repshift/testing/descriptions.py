@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from repshift.calls import Call
+from repshift.drops import Drop
 from repshift.pruners import Candidates
 from repshift.residual_pairs import ResidualPair
-from repshift.schedules import Drop
 from repshift.selection import Selection
 from repshift.testing.subjects import BackboneError, Subject, entering, is_sequence, require_close, store, tensors_of
 

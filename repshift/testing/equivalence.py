@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from repshift.attention import AttentionScore
 from repshift.calls import Call
+from repshift.drops import Drop
 from repshift.layouts import first_tensor
 from repshift.pruners import Candidates
 from repshift.pruning import prune
-from repshift.schedules import Drop
 from repshift.selection import Selection
 from repshift.testing.subjects import (
     BackboneError,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift.calls import Call, positional_names
+from repshift.drops import Drop
 from repshift.errors import RepshiftError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.finding import require_structure
 from repshift.modules import require_model
@@ -18,7 +19,7 @@ from repshift.participants import participants
 from repshift.pruners import Candidates
 from repshift.pruning import prune
 from repshift.recipes import Recipe
-from repshift.schedules import Drop, Schedule
+from repshift.schedules import Schedule
 from repshift.selection import Selection
 from repshift.sites import Structure
 from repshift.tracker import ShiftTracker

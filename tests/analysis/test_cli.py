@@ -189,7 +189,7 @@ BAD = {
     "folder as image": (["--image", "folder.png"], ["folder.png"]),
     "markup as image": (["--image", "[red]x[/red].png"], ["[red]x[/red].png does not exist"]),
     "block out of range": (["--blocks", "0,12"], ["no block 12", "0 to 11"]),
-    "negative block": (["--blocks", "-1"], ["no block -1", "counted from zero"]),
+    "negative block": (["--blocks", "-1"], ["no block -1", "0 to 11"]),
     "words for blocks": (["--blocks", "first"], ["'first'", "0,4,8"]),
     "stray comma": (["--blocks", "0,,4"], ["'0,,4'", "0,4,8"]),
     "unknown operation": (["--operation", "atn"], ["'atn'", "'attn'"]),

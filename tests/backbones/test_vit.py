@@ -130,7 +130,9 @@ class Strange(nn.Module):
 
 
 def test_a_block_of_an_unknown_kind_is_refused_with_the_reason(make_vit):
-    with pytest.raises(UnsupportedModelError, match=r"blocks\.0 is a Strange.*not known.*sites='blocks\.\*'"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"blocks\.0 is of the class Strange.*not known.*sites='blocks\.\*'"
+    ):
         VIT.structure(make_vit(block_fn=Strange))
 
 

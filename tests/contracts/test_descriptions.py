@@ -140,7 +140,7 @@ WRONG = {
     ),
     "a companion without the class token": (
         {"companions": (Companion("bias", "batch heads token token", 0),)},
-        "cannot be pruned .RuntimeError.*Look at the prefix",
+        "cannot be pruned .RepresentationError.*Look at the prefix",
     ),
     "an operation that is not there": (
         {"sites": tuple(Site(f"layers.{n}", {"mlp": Operation(f"layers.{n}.no", ())}) for n in range(3))},

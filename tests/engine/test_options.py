@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -58,7 +60,9 @@ def test_flags_are_true_or_false(flag):
 
 
 def test_a_folder_whose_options_are_arguments_is_refused(tmp_path):
-    save_model(load_model("tiny_resnet"), tmp_path, "tiny_resnet", checkpoint="other.pth")
+    save_model(load_model("tiny_resnet"), tmp_path, "tiny_resnet")
+    described = json.loads((tmp_path / "repshift.json").read_text())
+    (tmp_path / "repshift.json").write_text(json.dumps({**described, "options": {"checkpoint": "other.pth"}}))
     with pytest.raises(CheckpointError, match="has the options checkpoint, which lead to other files"):
         load_model(tmp_path)
 

@@ -125,7 +125,7 @@ def test_damaged_recipes_are_refused_with_what_is_wrong(text, message):
 def test_files_that_hold_no_recipe_are_refused(tmp_path, make):
     with pytest.raises(RecipeError, match=r"does not exist|cannot be read"):
         Recipe.load(make(tmp_path))
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="named by a string"):
         Recipe.load("a\0b")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="cannot be read"):
@@ -141,7 +141,7 @@ def test_a_recipe_is_not_written_over_what_is_no_file(tmp_path):
 @pytest.mark.parametrize("make", [lambda p: p / "file" / "recipe.json", lambda p: p / "a\0b"], ids=["file", "no name"])
 def test_a_recipe_that_cannot_be_saved_there_says_so(tmp_path, make):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match="Cannot write"):
+    with pytest.raises(RecipeError, match=r"Cannot write|named by a string"):
         RECIPES[0].save(make(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -201,7 +201,11 @@ def test_settings_of_every_form_are_read_as_they_were_written(registered, option
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
-@pytest.mark.parametrize("other", [torch.ones(2), {1: 2}, Window(), float("nan"), l1], ids=["tensor", "dictionary", "dataclass", "nan", "function"])
+@pytest.mark.parametrize(
+    "other",
+    [torch.ones(2), {1: 2}, Window(), float("nan"), l1],
+    ids=["tensor", "dictionary", "dataclass", "nan", "function"],
+)
 def test_settings_that_would_not_be_read_as_they_are_are_not_written(registered, other):
     with pytest.raises(RecipeError, match="it would not be read back as it is"):
         Recipe("0.2@0", pruner=Many(other=other)).to_json()

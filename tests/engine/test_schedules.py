@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from repshift import Schedule, ScheduleError, ShiftTracker
-from repshift.schedules import dropped_count
+from repshift.drops import dropped_count
 
 FORMS = {
     "dictionary": {0: 0.2, 3: 0.2, 6: 0.2},

@@ -26,10 +26,13 @@ def few(monkeypatch, few_digits):
 
 
 def test_a_failed_download_of_the_digits_says_how_to_go_on(make_settings, tmp_path, monkeypatch, run):
-    def fail(*args, **kwargs):
-        raise RuntimeError("no network")
+    class Fails:
+        mirrors = ()
 
-    monkeypatch.setattr("torchvision.datasets.MNIST", fail)
+        def __init__(self, *args, **kwargs):
+            raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", Fails)
     with pytest.raises(DataError, match=r"no network.*--digits"):
         run(make_settings(data="cluttered-mnist", reprob=0.0), tmp_path)
 

@@ -60,9 +60,6 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_a_model_of_a_folder_is_fitted_to_another_size_and_stays_dense(tmp_path):
     model = load_model("deit_tiny_patch16_224", img_size=64, num_classes=3)
-    save_model(ShiftTracker(model).prune("0.2@0"), tmp_path / "saved", "deit_tiny_patch16_224", num_classes=3)
-    with pytest.raises(CheckpointError, match="does not fit"):
-        load_dense(f"{tmp_path}/saved")
     save_model(
         ShiftTracker(model).prune("0.2@0"), tmp_path / "saved", "deit_tiny_patch16_224", num_classes=3, img_size=64
     )
