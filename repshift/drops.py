@@ -60,14 +60,22 @@ def dropped_count(tokens: int, drop: Drop, where: str, unit: str = "tokens") -> 
 
 
 def whole_number(what: str, number: object) -> int:
-    """Check that something can be so many."""
+    """Check that something can be so many.
+
+    Raises:
+        ScheduleError: If it cannot.
+    """
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
         raise ScheduleError(f"A model has one or more {what}, got {number!r}. Give a whole number from 1.")
     return int(number)
 
 
 def checked_drop(block: object, drop: object) -> Drop:
-    """Check one entry and return its drop as a plain float or int (NumPy's scalars are welcome)."""
+    """Check one entry and return its drop as a plain float or int (NumPy's scalars are welcome).
+
+    Raises:
+        ScheduleError: If the block is no number from zero, or the drop is neither a share nor a count.
+    """
     if isinstance(block, bool) or not isinstance(block, Integral) or block < 0:
         raise ScheduleError(f"A schedule names blocks by number from zero, got {block!r}. {FORMS}")
     if isinstance(drop, bool) or not isinstance(drop, Real):
