@@ -14,7 +14,7 @@ Drop: TypeAlias = float | int
 
 FORMS = (
     "Give a dictionary of blocks and drops {0: 0.2, 3: 0.2}, a list with one entry a block [0.2, 0, 0, ...], "
-    "or a string '0.2@0,3,6' or '0.2@0::3' (every third block)."
+    "or a string '0.2@0,3,6', '0.2@0::3' (every third block) or '13@0:11' (blocks 0 to 10)."
 )
 
 

@@ -233,6 +233,20 @@ class Ask(OfBlock):
 
 
 @dataclass(frozen=True)
+class KeepKeys(OfBlock):
+    """Remembers the keys of the block's attention, averaged over heads, for a pruner that compares by them."""
+
+    prefix: int
+
+    def leave(self, output: Any) -> Any:
+        """Remember them."""
+        stream = self.running()
+        if stream is not None:
+            stream.keys = output.detach().mean(1)[:, self.prefix :]
+        return output
+
+
+@dataclass(frozen=True)
 class Attend(OfBlock):
     """Scores the tokens by the attention that they receive, when the keys are there."""
 

@@ -27,6 +27,9 @@ class Candidates:
         ranking: ``(batch, tokens)``, highest for what should stay; ``None`` if nothing was measured.
         sizes: ``(batch, tokens)`` float32, how many places each token stands for, 0 for padding; ``None`` for one each.
         block: The block's name, for messages.
+        keys: ``(batch, tokens, channels)``, the keys of the block's attention, averaged over heads; ``None`` unless the
+            pruner has an attribute ``wants_keys``.
+        prefix: How many prefix tokens stand before them.
     """
 
     value: Any
@@ -34,6 +37,8 @@ class Candidates:
     ranking: Tensor | None
     sizes: Tensor | None = None
     block: str = "this block"
+    keys: Tensor | None = None
+    prefix: int = 0
 
     @property
     def tokens(self) -> Tensor:
@@ -92,7 +97,9 @@ class Pruner(Protocol):
 
     A pruner computes counts from shapes, never from data, so that compiled graphs stay whole; it is stored on the
     pruned model, so it must pickle. A class attribute ``needs`` may name the methods that the layout must have. A class
-    attribute ``drops_only = True`` promises that its selections have no ``joins``, so that no sizes need travel on.
+    attribute ``drops_only = True`` promises that its selections have no ``joins``, so that no sizes need travel on;
+    ``chooses_itself = True`` that it looks at no scores, so that none are measured; ``wants_keys = True`` asks for the
+    keys of the block's attention; ``size_attention = False`` lets merged tokens count once in later attention.
     """
 
     def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
@@ -276,5 +283,11 @@ PRUNERS = Registry(
         "sequence_aligned": SequencePruner(align=True),
         "lines": LinePruner(),
         "positions": PositionPruner(),
+        "mnn": "repshift.merging.names:MNN",
+        "mnn1": "repshift.merging.names:MNN_ONE_ROUND",
+        "ward": "repshift.merging.names:WARD",
+        "tome": "repshift.merging.names:TOME",
+        "merge": "repshift.merging.names:MERGE",
+        "fuse": "repshift.merging.names:FUSE",
     },
 )

@@ -79,8 +79,24 @@ class Recipe:
             raise UnknownNameError(
                 f"keep is 'top' or 'bottom' of the scores, got {self.keep!r}. Leave it out for 'top'."
             )
+        self._refuse_scores_beside_a_choice()
         if isinstance(self.the_score, PlaceScore) and self.keep == "bottom":
             raise UnsupportedModelError("oracle_free ranks nothing, so it has no bottom. Leave keep out.")
+
+    @property
+    def scores(self) -> bool:
+        """Whether tokens are scored: some pruners choose by themselves."""
+        return self.pruner is None or not getattr(_object(PRUNERS, self.pruner), "chooses_itself", False)
+
+    def _refuse_scores_beside_a_choice(self) -> None:
+        if self.scores:
+            return
+        # which change a tracker measures is beside the point; a score, or an end of it, is meant
+        if said := [name for name, usual in (("score", "shift"), ("keep", "top")) if getattr(self, name) != usual]:
+            raise UnsupportedModelError(
+                f"The pruner {self.pruner!r} chooses by itself and looks at no scores, so {' and '.join(said)} would "
+                "say nothing. Leave that out, or give pruner='merge', which merges by a score."
+            )
 
     @property
     def the_score(self) -> Score | AttentionScore:

@@ -117,7 +117,10 @@ class Cut(Bystander):
             RepresentationError: If it answers something else than a selection.
         """
         stream = self.streams.own
-        candidates = Candidates(output, self.layout, self._ranking(stream), stream.sizes, repr(self.block))
+        prefix = int(getattr(self.layout, "prefix", 0))
+        candidates = Candidates(
+            output, self.layout, self._ranking(stream), stream.sizes, repr(self.block), stream.keys, prefix
+        )
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):
             raise RepresentationError(

@@ -122,7 +122,8 @@ class Schedule:
         Args:
             schedule: A :class:`Schedule`; a dictionary of blocks and drops; a list with one entry a block, 0 where
                 nothing is dropped; or a string, ``"0.2@0,3,6"``, ``"0.2@0,3;16@6"``, ``"0.2@0::3"`` (every third
-                block) or ``"[0.2,0,0]"``.
+                block), ``"13@0:11"`` (blocks 0 to 10), ``"r13"`` (13 tokens at every block, as merging is often
+                written) or ``"[0.2,0,0]"``.
 
         Raises:
             ScheduleError: If it has none of these forms, a share is outside (0, 1), a count is negative, or nothing
@@ -219,29 +220,48 @@ def _parse(text: str) -> Schedule:
     try:
         if not stripped.isascii() or "_" in stripped:  # which Python takes for numbers, too
             raise ValueError("it has other signs than digits")
-        if "@" not in stripped:
+        if "@" not in stripped and not stripped.startswith("r"):
             if stripped[:1] == "[" and stripped[-1:] == "]":
                 stripped = stripped[1:-1]
             entries = [_number(entry) for entry in stripped.split(",")]
             return Schedule(dict(enumerate(entries)), len(entries))
-        drops: dict[int, Drop] = {}
-        repeated: list[Repeated] = []
-        for group in stripped.split(";"):
-            drop, blocks = group.split("@")
-            for block in blocks.split(","):
-                if "::" in block:
-                    start, step = block.split("::")
-                    repeated.append(Repeated(_number(drop), int(step), int(start or 0)))
-                    continue
-                if int(block) in drops:
-                    raise ScheduleError(f"The schedule {text!r} names block {int(block)} twice. Name each block once.")
-                drops[int(block)] = _number(drop)
-        return Schedule(drops, repeated=tuple(repeated))
+        return _parse_groups(stripped)
     except ScheduleError:
         raise
     except ValueError as error:
         raise ScheduleError(f"The schedule {text!r} cannot be read ({error}). {FORMS}") from error
 
 
+def _parse_groups(text: str) -> Schedule:
+    drops: dict[int, Drop] = {}
+    repeated: list[Repeated] = []
+    for group in text.split(";"):
+        drop, sign, named = group.partition("@")
+        for part in named.split(",") if sign else ["::"]:
+            start, stop, step = _blocks(part)
+            if stop is None:
+                repeated.append(Repeated(_number(drop), step, start))
+                continue
+            for block in range(start, stop, step):
+                if block in drops:
+                    raise ScheduleError(f"The schedule {text!r} names block {block} twice. Name each block once.")
+                drops[block] = _number(drop)
+    return Schedule(drops, repeated=tuple(repeated))
+
+
+def _blocks(text: str) -> tuple[int, int | None, int]:
+    """Read one block, or ``start:stop:step`` as Python means it; without a stop it goes on to the last block."""
+    if ":" not in text:
+        return int(text), int(text) + 1, 1
+    start, stop, step = (
+        int(part) if part.strip() else None for part in (text if text.count(":") > 1 else f"{text}:").split(":")
+    )
+    if (start or 0) < 0 or (stop or 0) < 0:
+        raise ValueError(f"blocks are counted from zero, not {text!r}")
+    return start or 0, stop, 1 if step is None else step
+
+
 def _number(text: str) -> Drop:
+    if text.strip().startswith("r"):  # as it is written of merging
+        return int(text.strip()[1:])
     return int(text) if text.strip().lstrip("+-").isdigit() else float(text)

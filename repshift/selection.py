@@ -22,6 +22,8 @@ class Selection:
         grid: Of a feature map, rows and columns of what stays; ``kept`` then lists its positions row by row.
         aligned: Of a state space model: what is dropped still decays the states of later scans.
         leading: The kept tokens are the first ones of every image, so a slice serves for picking them out.
+        weights: ``(batch, tokens)`` float32, how much of its size each token brings along; ``None`` for all of it.
+        keeps_norm: A merged token has the mean length of the tokens in it, which their mean would fall below.
 
     Raises:
         RepresentationError: If positions are no such tensors.
@@ -39,6 +41,8 @@ class Selection:
     grid: tuple[int, int] | None = None
     aligned: bool = False
     leading: bool = False
+    weights: Tensor | None = None
+    keeps_norm: bool = False
 
     def __post_init__(self) -> None:
         for what, positions in (("kept", self.kept), ("joins", self.kept if self.joins is None else self.joins)):
@@ -122,13 +126,37 @@ class Selection:
         """
         if self.joins is None:
             return self.take(values)
-        weights = torch.ones_like(self.joins, dtype=torch.float32) if sizes is None else sizes
+        weights = self._brought(sizes)
         totals = self.add(weights).gather(1, self.joins)
         itself = torch.zeros_like(weights).scatter(1, self.kept, 1.0)
         # first divided, so that the weight of a token alone is exactly 1
         weights = torch.where(totals > 0, weights / totals.clamp_min(torch.finfo(totals.dtype).tiny), itself)
         wide = values if values.dtype == torch.float64 else values.float()
-        return self.add(wide * weights.unsqueeze(-1)).to(values.dtype)
+        means = self.add(wide * weights.unsqueeze(-1))
+        if self.keeps_norm:
+            lengths = self.add(torch.linalg.vector_norm(wide, dim=-1) * weights)
+            longer = lengths / torch.linalg.vector_norm(means, dim=-1).clamp_min(torch.finfo(means.dtype).tiny)
+            alone = self.add(torch.ones_like(weights)) == 1
+            means = means * torch.where(alone, 1.0, longer).unsqueeze(-1)
+        return means.to(values.dtype)
+
+    def sizes(self, sizes: Tensor | None = None) -> Tensor | None:
+        """Return how many places the kept tokens stand for.
+
+        Args:
+            sizes: ``(batch, tokens)`` float32 before; ``None`` for one each.
+
+        Returns:
+            ``(batch, kept)`` float32; ``None`` for one each.
+        """
+        if sizes is None and self.joins is None:
+            return None
+        return self.add(self._brought(sizes))
+
+    def _brought(self, sizes: Tensor | None) -> Tensor:
+        like = self.kept if self.joins is None else self.joins
+        own = torch.ones_like(like, dtype=torch.float32) if sizes is None else sizes
+        return own if self.weights is None else own * self.weights
 
     def back(self, values: Tensor, before: Tensor | None = None) -> Tensor:
         """Give every token its place back.

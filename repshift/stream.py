@@ -56,6 +56,7 @@ class Stream:
         after: What the branches so far add up to, same shape.
         scores: ``(batch, tokens)``.
         queries: Of the block's attention.
+        keys: Of the block's attention, ``(batch, tokens, channels)``, averaged over heads.
         listeners: Who wants to see the cuts of this thread; they stay until they are taken off.
     """
 
@@ -68,6 +69,7 @@ class Stream:
     after: Tensor | None
     scores: Tensor | None
     queries: Tensor | None
+    keys: Tensor | None
 
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
@@ -82,7 +84,7 @@ class Stream:
     def leave_block(self) -> None:
         """Forget what the modules of one block told each other."""
         self.block = None
-        self.before = self.source = self.after = self.scores = self.queries = None
+        self.before = self.source = self.after = self.scores = self.queries = self.keys = None
 
     def heard_by(self) -> tuple[Listener, ...]:
         """Return who listens to this forward: nobody, if it is compiled or repeats another one."""
@@ -109,10 +111,7 @@ class Stream:
             grids: Rows and columns before and after, of feature maps.
         """
         self.origin = (self.origin or Origin()).at(grids[0]).cut(selection, grids[1])
-        if self.sizes is None and selection.joins is not None:
-            self.sizes = torch.ones_like(selection.joins, dtype=torch.float32)
-        if self.sizes is not None:
-            self.sizes = selection.add(self.sizes)
+        self.sizes = selection.sizes(self.sizes)
 
 
 class Streams(threading.local):

@@ -40,9 +40,11 @@ def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
 
 
 def method_name(recipe: Recipe | None) -> str:
-    """Name a recipe in a table: ``dense``, the score, or ``bottom`` of the score."""
+    """Name a recipe in a table: ``dense``, the score, ``bottom`` of the score, or the pruner that needs none."""
     if recipe is None:
         return "dense"
+    if not recipe.scores:
+        return pruner_in_words(recipe)
     return str(recipe.score) if recipe.keep == "top" else f"{recipe.score} (bottom)"
 
 
@@ -67,7 +69,7 @@ def measured_columns(model: nn.Module) -> dict[str, Any]:
     recipe, structure = recipe_of(model), find_structure_if_served(model)
     if recipe is None:
         return dict.fromkeys(("operation", "distance", "residual", "pruner"))
-    said, by_shift, pruner = recipe.to_dict(), recipe.score == "shift", pruner_in_words(recipe)
+    said, by_shift, pruner = recipe.to_dict(), recipe.score == "shift" and recipe.scores, pruner_in_words(recipe)
     return {
         **{name: said[name] if by_shift else None for name in ("operation", "distance", "residual")},
         "pruner": None if structure is not None and pruner == structure.pruner else pruner,

@@ -16,11 +16,12 @@ from repshift.scores import SCORES
 DENSE, SHIFT, LIMIT = "dense", "shift", "oracle_free"
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
 CONTROLS = ("norm", "random")
+MERGING = ("mnn", "mnn1", "ward", "tome", "merge", "fuse")  # pruners, which need no score of their own or the shift
 
 
 def known_methods() -> list[str]:
     """List what ``--methods`` takes."""
-    return [DENSE, SHIFT, *SCORES.names()]
+    return [DENSE, SHIFT, *SCORES.names(), *MERGING]
 
 
 def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
@@ -32,6 +33,9 @@ def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
     """
     if method == DENSE or pruned is None:
         return None
+    if method in MERGING:
+        shift = {} if method in ("mnn", "mnn1", "ward", "tome") else {"operation": pruned.operation}
+        return Recipe(pruned.schedule, pruner=method, restore=pruned.restore, **shift)
     return replace(pruned, score=method, keep="top" if method == LIMIT else pruned.keep)  # the limit ranks nothing
 
 

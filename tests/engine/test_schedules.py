@@ -261,3 +261,30 @@ def test_models_have_whole_numbers_of_blocks_and_tokens(number):
 def test_where_one_token_is_left_nothing_can_be_dropped():
     with pytest.raises(ScheduleError, match="Drop nothing there"):
         Schedule.of("1@0").kept(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "drops"),
+    [
+        ("13@0:3", {0: 13, 1: 13, 2: 13}),
+        ("r13@0:3", {0: 13, 1: 13, 2: 13}),
+        ("r13@:2", {0: 13, 1: 13}),
+        ("0.2@1:6:2", {1: 0.2, 3: 0.2, 5: 0.2}),
+        ("r4@2;0.5@3:4", {2: 4, 3: 0.5}),
+    ],
+)
+def test_ranges_of_blocks_are_those_of_python(text, drops):
+    assert Schedule.of(text).drops == drops
+
+
+def test_a_number_at_every_block_is_written_as_of_merging():
+    assert Schedule.of("r13") == Schedule.of("13@::1") == Schedule.of("r13@0:") == Schedule.every(13, 1)
+    assert Schedule.of("r13").over(4).drops == dict.fromkeys(range(4), 13)
+
+
+@pytest.mark.parametrize(
+    "text", ["r", "r0.5", "r-3", "r13@", "13@0:1:2:3", "13@-1:3", "r13@3:1", "13@0:3,2", "13@0:3:0"]
+)
+def test_what_is_no_range_is_refused(text):
+    with pytest.raises(ScheduleError):
+        Schedule.of(text)

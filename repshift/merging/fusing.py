@@ -1,0 +1,82 @@
+"""Merging what a score would drop: into the most similar token that stays, or all into one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from repshift.drops import Drop
+from repshift.pruners import Candidates
+from repshift.restoring import nearest_kept
+from repshift.selection import Selection
+
+
+@dataclass(frozen=True)
+class NearestPruner:
+    """Lets the score decide who goes; each goes into the token that stays and is most similar, by their angle.
+
+    Attributes:
+        size_attention: Whether a token counts in later attention as often as the tokens that it stands for.
+    """
+
+    size_attention: bool = True
+    needs: ClassVar[tuple[str, ...]] = ("merge",)
+
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Merge the tokens with the lowest scores; see :class:`repshift.pruners.Pruner`.
+
+        Raises:
+            ScheduleError: If fewer than one token would stay.
+        """
+        left = candidates.left(drop)
+        if left == candidates.count:
+            return None
+        kept = candidates.highest(left).kept
+        return Selection(kept, joins=nearest_kept(candidates.tokens, kept))
+
+
+@dataclass(frozen=True)
+class FusePruner:
+    """Lets the score decide who stays; all others become one token, weighted by their scores.
+
+    The one token stands where the highest of them stood, and is counted among those that are left.
+
+    Attributes:
+        size_attention: Whether a token counts in later attention as often as the tokens that it stands for.
+
+    Source: Liang et al. 2022, "Not All Patches are What You Need" (EViT, arXiv 2202.07800), section 3.2.
+    """
+
+    size_attention: bool = False
+    needs: ClassVar[tuple[str, ...]] = ("merge",)
+
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Fuse the tokens with the lowest scores; see :class:`repshift.pruners.Pruner`.
+
+        Raises:
+            ScheduleError: If fewer than one token would stay.
+        """
+        left = candidates.left(drop)
+        if left == candidates.count:
+            return None
+        scores = candidates.scores
+        ranked = scores.sort(dim=1, descending=True).indices
+        kept = ranked[:, :left].sort(dim=1).values
+        place = torch.zeros_like(ranked).scatter(1, kept, torch.arange(left, device=kept.device).expand_as(kept))
+        seat = place.gather(1, ranked[:, left - 1 : left])
+        joins = torch.where(_marked(kept, place), place, seat)
+        return Selection(kept, joins=joins, weights=_weights(scores, joins == seat))
+
+
+def _marked(kept: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.bool).scatter(1, kept, True)
+
+
+def _weights(scores: Tensor, fused: Tensor) -> Tensor:
+    """Weigh the fused tokens by their scores, over their mean; the others count once."""
+    own = scores.detach().float().clamp_min(0).masked_fill(~fused, 0.0)
+    mean = own.sum(1, keepdim=True) / fused.sum(1, keepdim=True)
+    return torch.where(fused & (mean > 0), own / mean.clamp_min(torch.finfo(own.dtype).tiny), 1.0)

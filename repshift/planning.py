@@ -1,0 +1,155 @@
+"""Which modules of a model play which roles when it is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from repshift.attention import AttentionScore, mean_attention
+from repshift.drops import Drop
+from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
+from repshift.pruners import Pruner
+from repshift.recipes import Recipe
+from repshift.roles import Cut, Role, TakeImages
+from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
+from repshift.sites import Site, Structure, say_second_residual
+from repshift.stream import Streams
+from repshift.travelling import Carry, End, Restore, Start, Weigh
+
+
+class Plan:
+    """Which modules play which roles, for one recipe."""
+
+    def __init__(self, structure: Structure, recipe: Recipe, pruner: Pruner) -> None:
+        self.structure, self.recipe, self.pruner = structure, recipe, pruner
+        self.score = recipe.the_score
+        self.streams = Streams()
+        self.played: dict[str, list[Role]] = {}
+        joins = not getattr(pruner, "drops_only", False)
+        wanted = tuple(each for each in structure.companions if not each.optional)
+        self.follows = bool(wanted or recipe.restore or joins)
+        sized = joins and getattr(pruner, "size_attention", True)
+        self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
+
+    def roles(self) -> dict[str, list[Role]]:
+        """Assign the roles; within a module they are played in this order."""
+        structure, schedule = self.structure, self.recipe.schedule
+        self._play(structure.embedding, TakeImages(structure.images))
+        first = min(schedule.drops)
+        if self.follows or structure.companions:
+            start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
+            self._play(structure.sites[first].name, start)
+        for number, site in enumerate(structure.sites):
+            if number > first and (self.follows or structure.companions):
+                carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
+                self._play(site.name, carry)
+            if number in schedule.drops:
+                self._cut(site, schedule.drops[number])
+        self._finish()
+        return self.played
+
+    def say_second_residual(self) -> None:
+        """Warn if the residual is contained in what is scored already."""
+        sites = [self.structure.sites[number] for number in self.recipe.schedule.drops]
+        operations = (site.operations.get(self.recipe.operation or "") for site in sites)
+        if self.recipe.residual and not isinstance(self.score, (AttentionScore, PlaceScore)):
+            say_second_residual(operation for operation in operations if operation is not None)
+
+    def replays(self, pruned: nn.Module) -> dict[str, nn.Module]:
+        """List the modules that may run a second time, by the name of their block."""
+        sites = [self.structure.sites[number] for number in self.recipe.schedule.drops]
+        if isinstance(self.score, AttentionScore) or self.score not in READ_ONLY:
+            return {}
+        operations = {site.name: site.operations.get(self.recipe.operation or "") for site in sites}
+        return {
+            name: pruned.get_submodule(operation.enters)
+            for name, operation in operations.items()
+            if operation is not None and operation.cheap
+        }
+
+    def _play(self, name: str, role: Role) -> None:
+        self.played.setdefault(name, []).append(role)
+
+    def _prefix(self) -> int:
+        return int(getattr(self.structure.layout, "prefix", 0))
+
+    def _cut(self, site: Site, drop: Drop) -> None:
+        recipe, streams = self.recipe, self.streams
+        measured = recipe.scores and not isinstance(self.score, PlaceScore)
+        cut = Cut(
+            streams,
+            site.name,
+            self.structure.layout,
+            self.pruner,
+            drop,
+            recipe.keep,
+            measured,
+            site.least,
+            site.multiple,
+            self.follows,
+            recipe.restore,
+            _in_words(drop, recipe),
+        )
+        # a block may be what the operation enters or leaves, so its own first and last role surround the others
+        self._play(site.name, Begin(streams, site.name))
+        if measured:
+            self._measure(site)
+        if getattr(self.pruner, "wants_keys", False):
+            heads = site.attention(mean_attention)
+            self._play(heads.keys, KeepKeys(streams, site.name, heads.prefix))
+        self._play(site.name, cut)
+
+    def _measure(self, site: Site) -> None:
+        recipe, score, streams, block = self.recipe, self.score, self.streams, site.name
+        if isinstance(score, AttentionScore):
+            heads = site.attention(score)
+            self._play(heads.queries, Ask(streams, block))
+            self._play(heads.keys, Attend(streams, block, heads, score))
+            return
+        operation = self.structure.at(site, recipe.operation or self.structure.operation)
+        before, after = operation.before or self.structure.layout, operation.after or self.structure.layout
+        if score in OF_BEFORE:
+            self._play(operation.enters, Rate(streams, block, before, score, operation.from_output))
+            return
+        self._play(operation.enters, Remember(streams, block, before, operation.from_output))
+        adds_before = recipe.residual and not operation.on_stream
+        for leaving in operation.leaves:
+            last = leaving == operation.leaves[-1]
+            self._play(
+                leaving,
+                Measure(streams, block, after, score, score in READ_ONLY, adds_before, last, source_layout=before),
+            )
+
+    def _finish(self) -> None:
+        """Use and forget what is known of the tokens, behind the last block."""
+        structure, ends = self.structure, self.structure.sites[-1].name
+        if self.follows and structure.weighs:
+            ends, prefix = structure.weighs, self._prefix() if structure.weighs_prefix else 0
+            if structure.weighs_bias:
+                self._play(ends, Carry(self.streams, (), structure.weighs_bias, prefix, always=True))
+            else:
+                self._play(ends, Weigh(self.streams, structure.layout, structure.weighs_prefix))
+        if self.recipe.restore and structure.restores:
+            self._play(structure.restores, Restore(self.streams, structure.layout))
+        if self.follows or structure.companions:
+            self._play(ends, End(self.streams))
+            # whatever raises between the blocks, nothing of the forward is left
+            self._play("" if self.follows else structure.root, End(self.streams))
+
+
+def with_replay(role: Role, block: str, module: nn.Module) -> Role:
+    """Return a role of a block that may run a module once more."""
+    return (
+        replace(role, replay=Replay(module)) if isinstance(role, (Remember, Measure)) and role.block == block else role
+    )
+
+
+def _in_words(drop: Drop, recipe: Recipe) -> str:
+    if not recipe.scores:
+        return f"merges {drop} by {recipe.pruner if isinstance(recipe.pruner, str) else 'an own pruner'}"
+    if recipe.score == "shift":
+        by = f"{recipe.distance if isinstance(recipe.distance, str) else 'own distance'} of {recipe.operation}"
+    else:
+        by = recipe.score if isinstance(recipe.score, str) else "own score"
+    return f"drops {drop} by {by}" + (", keeps the bottom" if recipe.keep == "bottom" else "")
