@@ -140,6 +140,11 @@ def require_floating_point(value: Any) -> None:
             f"The model got {type(value).__name__!r}, expected a floating-point tensor "
             "(batch, channels, rows, columns). Convert the images with torchvision or timm.data.create_transform."
         )
+    if value.is_nested:
+        raise RepresentationError(
+            "The model got a nested tensor, expected one tensor (batch, channels, rows, columns). Give images of one "
+            "size, or one image after the other."
+        )
     if not value.is_floating_point():
         raise RepresentationError(
             f"The model got {value.dtype} images of shape {tuple(value.shape)}, expected floating-point ones. "

@@ -70,7 +70,7 @@ def collect(files: Iterable[Results], batch_size: int | None = None) -> list[Poi
     results = list(files)
     points: dict[tuple[str, str, str], Point] = {}
     for one in results:
-        for point in _accuracies(one) if one.kind == EVAL else ():
+        for point in accuracies(one) if one.kind == EVAL else ():
             known = points.setdefault(_key(point), point)
             if known.top1 != point.top1:
                 raise DataError(
@@ -92,7 +92,12 @@ def collect(files: Iterable[Results], batch_size: int | None = None) -> list[Poi
     return sorted(found, key=lambda point: (point.model, point.method != DENSE, point.method, -point.gmacs))
 
 
-def _accuracies(results: Results) -> list[Point]:
+def accuracies(results: Results) -> list[Point]:
+    """Read the accuracies of results of ``repshift eval``, without the models that failed.
+
+    Raises:
+        DataError: If one is damaged.
+    """
     points = []
     for row in results.rows:
         if "error" in row:

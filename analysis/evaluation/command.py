@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from repshift.analysis.output import options
-from repshift.analysis.output.terminal import interrupted, note, note_data, note_random_weights, progress_bar
+from repshift.analysis.output.terminal import interrupted, note, note_data, note_random_weights, printable, progress_bar
 from repshift.errors import DataError, RepshiftError
 
 CHANCE = (
@@ -216,7 +216,7 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, names: Sequence[str],
         if row.get("at_chance"):
             note(f"note: {CHANCE}{' Or too much is dropped: see --compare-dense.' * bool(row['schedule'])}")
         if row["skipped"]:
-            typer.echo(f"skipped {row['skipped']}: {row['skipped_files']}", err=True)
+            typer.echo(printable(f"skipped {row['skipped']}: {row['skipped_files']}"), err=True)
     note_random_weights(settings.pretrained, settings.checkpoint, *names)
     if results is not None:
         note(f"results: {results}")

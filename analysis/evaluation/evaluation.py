@@ -73,10 +73,9 @@ class Evaluation:
         self.real_labels = None if settings.real_labels is None else read_real_labels(settings.real_labels)
         if self.stream and self.real_labels is not None:
             raise DataError("--real-labels needs the names of files, which a stream does not have. Give a folder.")
-        if results is not None:
-            results_format(results, wanted_format)
-            if processes.first:
-                output_file(results)
+        results_format(results, wanted_format)
+        if results is not None and processes.first:
+            output_file(results)
 
     @property
     def partial_folder(self) -> Path | None:

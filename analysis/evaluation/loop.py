@@ -141,7 +141,7 @@ class EvaluationLoop:
 
     def _evaluate(self, batch: Batch) -> None:
         if batch.failures and self.settings.on_error == "stop":
-            raise unreadable(batch.failures)
+            raise DataError(f"{unreadable(batch.failures)} Or leave such samples out and count them: --on-error skip.")
         self.part.failures |= {failure.index: failure for failure in batch.failures}
         for index, label in zip(batch.indices, batch.labels, strict=True):
             if not 0 <= label < self.subject.classes:

@@ -210,6 +210,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise CheckpointError(f"{path} is no file. {ANEW}")
         plain = json.loads(path.read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}). {ANEW}") from error
     if not isinstance(plain, dict):

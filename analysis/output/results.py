@@ -67,15 +67,17 @@ def _processor() -> str:
     return named or platform.processor() or platform.machine()
 
 
-def results_format(path: Path, wanted: str | None) -> str:
+def results_format(path: Path | None, wanted: str | None) -> str:
     """Settle the format of a results file: the one asked for, else that of its ending, else CSV as timm writes.
 
     Raises:
-        DataError: If there is no such format.
+        DataError: If there is no such format, or no file.
     """
+    if wanted is not None and path is None:
+        raise DataError(f"--results-format {wanted} writes nothing by itself. Give --results-file, too.")
     if wanted is not None and wanted not in FORMATS:
         raise DataError(f"Results are not written as {wanted!r}. Give --results-format {', '.join(FORMATS)}.")
-    ending = path.suffix.lstrip(".").lower()
+    ending = "" if path is None else path.suffix.lstrip(".").lower()
     return wanted or (ending if ending in FORMATS else "csv")
 
 

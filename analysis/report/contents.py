@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from repshift import DataError, Recipe, Schedule, UnknownNameError, __version__, recipe_of
+from repshift.analysis.curves.points import EVAL, accuracies
 from repshift.analysis.output.results import Results, Row, read_results
 from repshift.analysis.report.charts import make_charts
 from repshift.analysis.report.encoding import (
@@ -82,9 +83,13 @@ def read_results_files(paths: Iterable[Path]) -> list[ResultsFile]:
     """Read results files in JSON.
 
     Raises:
-        DataError: If one is missing, is no results file, or one of another version.
+        DataError: If one is missing, is no results file, or one of another version; if an accuracy in it is none.
     """
-    return [ResultsFile(path.name, read_results(path)) for path in paths]
+    files = [ResultsFile(path.name, read_results(path)) for path in paths]
+    for file in files:
+        if file.results.kind == EVAL:
+            accuracies(file.results)
+    return files
 
 
 def only_model(files: Sequence[ResultsFile]) -> str:

@@ -97,6 +97,4 @@ def unreadable(failures: Sequence[Failure]) -> DataError:
     """Make the error that names samples which cannot be read."""
     named = "; ".join(f"{failure.name} ({failure.reason})" for failure in failures[:5])
     more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
-    return DataError(
-        f"Cannot read {named}{more}. Replace the file, or leave such samples out and count them: --on-error skip."
-    )
+    return DataError(f"Cannot read {named}{more}. Replace the file or take it out.")

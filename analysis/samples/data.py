@@ -59,7 +59,7 @@ class Samples(Dataset[tuple[int, Tensor, int]]):
         self.dataset, self.name, self.config, self.valid_labels = dataset, name, dict(config), valid_labels
         self.transform = preprocessing(config)
         self.mode = image_mode(config)
-        count = len(dataset)
+        count, self.asked = len(dataset), num_samples
         wanted = count if num_samples is None else min(num_samples, count)
         self.chosen = range(count) if wanted == count else [index * count // wanted for index in range(wanted)]
 
@@ -99,7 +99,9 @@ class Samples(Dataset[tuple[int, Tensor, int]]):
     @property
     def notes(self) -> list[str]:
         """What a user should be told of how files were found and labelled, a line each."""
-        return list(getattr(getattr(self.dataset, "reader", None), "notes", ()))
+        found = list(getattr(getattr(self.dataset, "reader", None), "notes", ()))
+        few = self.asked is not None and self.asked > len(self)
+        return [*found, *([f"{self.asked} samples were asked for, and there are {len(self)}."] if few else [])]
 
     @property
     def labelled_files(self) -> list[str] | None:

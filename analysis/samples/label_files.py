@@ -19,6 +19,7 @@ from repshift.errors import DataError, first_line
 
 SYNSET = re.compile(r"n\d{8}")
 IMAGENET_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+", re.IGNORECASE)
+LONGEST = 255  # letters of a label, as of a folder's name
 META = "meta.mat"  # of ImageNet's development kit, beside its ground truth: which class has which number there
 HEADINGS = (
     {"file", "filename", "file_name", "image", "imageid", "image_id", "path", "id", "name"},
@@ -47,6 +48,8 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: If it is missing, is no text, or its lines are not of one form.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(f"--labels {path} is no regular file. Give a text file with one label a line.")
     try:
         text = path.read_text(encoding="utf-8-sig")
         lines = [line for line in text.splitlines() if line.strip()]
@@ -111,10 +114,15 @@ def by_label_file(
     notes += numbered
     if table.files is None:
         labels = _in_order(listing, table, numbers)
+        notes.append(f"the labels in {path} are taken in the order of the files; {_first(listing, labels)}.")
     else:
         labels, unused = _by_name(listing, table, numbers)
         notes += unused
     return LabelledFiles(listing.files, labels, notes=notes)
+
+
+def _first(listing: Listing, labels: Sequence[int]) -> str:
+    return f"{listing.files[0].name} is of class {labels[0]}, counted from 0" if labels else "there are none"
 
 
 # --- which image a label is for -----------------------------------------------------------------------------------
@@ -173,6 +181,10 @@ def _numbers(
 ) -> tuple[list[int], list[str]]:
     """Turn labels into numbers of classes, and say what was assumed."""
     decimal = [label.isascii() and label.isdecimal() for label in table.labels]
+    if long := next((label for label in table.labels if len(label) > LONGEST), None):
+        raise DataError(
+            f"--labels {table.path} has the label {long[:20]}..., which is too long. Give one label a line."
+        )
     if all(decimal):
         return _counted(listing, table, classes)
     if any(decimal):

@@ -204,15 +204,24 @@ class _Folder:
                     self.linked_folders.append((target, Path(entry.path), place))
                 elif self._is_new(target, name):
                     self._add(Path(entry.path), place, target)
-            elif not entry.name.lower().endswith(self.listing.suffixes):
-                self.listing.add_other(place)
-            elif not entry.is_file():
-                self.listing.irregular.append(name)
-            elif entry.is_symlink():
-                self.linked_files.append((target, File(place, entry.path)))
             else:
-                self.places[target] = name
-                self.listing.files.append(File(place, entry.path))
+                self._add_file(entry, place, target)
+
+    def _add_file(self, entry: os.DirEntry[str], parts: tuple[str, ...], target: str) -> None:
+        name = "/".join(parts)
+        if not name.lower().endswith(self.listing.suffixes):
+            self.listing.add_other(parts)
+        elif not entry.is_file():
+            self.listing.irregular.append(name)
+        elif entry.is_symlink():
+            self.linked_files.append((target, File(parts, entry.path)))
+        elif self._is_new(target, name) and self._is_first(entry, name):
+            self.listing.files.append(File(parts, entry.path))
+
+    def _is_first(self, entry: os.DirEntry[str], name: str) -> bool:
+        """Say whether none of a file's other names was met before: hard links are several names of one file."""
+        known = entry.stat()
+        return known.st_nlink < 2 or self._is_new(f"{known.st_dev}:{known.st_ino}", name)
 
     def _is_new(self, target: str, name: str) -> bool:
         first = self.places.setdefault(target, name)

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repshift.errors import DataError, first_line
 
-BITS_PER_SAMPLE = 258  # a tag of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF
+WHITE_IS_ZERO = 0  # of the second
 
 
 def read_image(path: Path) -> Image.Image:
@@ -57,8 +58,7 @@ def as_seen(image: Image.Image, mode: str = "RGB") -> Image.Image:
     Raises:
         DataError: If its values have no known range.
     """
-    seen = _eight_bits(image) if image.mode.startswith("I") or image.mode == "F" else image
-    seen = ImageOps.exif_transpose(seen)
+    seen = _eight_bits(image) if image.mode.startswith("I") or image.mode == "F" else ImageOps.exif_transpose(image)
     if "A" in seen.getbands() or "a" in seen.getbands() or "transparency" in seen.info:
         seen = seen.convert("RGBA")
         seen = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
@@ -67,16 +67,23 @@ def as_seen(image: Image.Image, mode: str = "RGB") -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     highest = 2**16 - 1
-    if image.format == "TIFF":
-        bits = dict(getattr(image, "tag_v2", {})).get(BITS_PER_SAMPLE, (16,))
-        highest = 2 ** max(bits) - 1
+    tags = dict(getattr(image, "tag_v2", {})) if image.format == "TIFF" else {}
+    if tags:
+        highest = 2 ** max(tags.get(BITS_PER_SAMPLE, (16,))) - 1
     # Pillow holds deep greys of PNG and PGM as 32 bits, too; those of other files may have any range
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise DataError(
             f"holds {'floats' if image.mode == 'F' else 'whole numbers'} of 32 bits, whose range is not known. Save it "
             "with 8 or 16 bits a channel."
         )
-    values = np.asarray(image).astype(np.float64) * (255 / highest)
-    seen = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-    seen.info.update({name: value for name, value in image.info.items() if name != "transparency"})
-    return seen
+    if tags.get(ORIENTATION, 1) != 1:  # which Pillow forgets without turning the image
+        raise DataError("is a deep TIFF that has to be turned, which Pillow does not do. Save it upright.")
+    stored = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
+    values = stored * (255 / highest)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = 255 - values
+    grey = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    clear = image.info.get("transparency")  # a PNG may say that one grey stands for nothing
+    if not isinstance(clear, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(stored == clear, 0, 255).astype(np.uint8))))

@@ -109,6 +109,7 @@ def open_files(
     """
     listing = list_files(root, parse_suffixes(suffixes))
     numbers = None if class_map is None else _read_class_map(class_map, root)
+    notes = [] if numbers is None else _check_count(numbers, getattr(model, "num_classes", 0), class_map)
     if labels is not None:
         synsets = _synsets_of(model)
         files = by_label_file(
@@ -123,7 +124,24 @@ def open_files(
         files = by_folder(listing, numbers, skip_other_files=skip_other_files, source=str(class_map))
     else:
         files = unlabelled(listing, skip_other_files=skip_other_files)
+    files.notes += notes
     return ImageDataset(str(root), reader=files)
+
+
+def _check_count(numbers: Mapping[str, int], classes: int, class_map: str | Path | None) -> list[str]:
+    """Compare the names of a class map with the classes of the model.
+
+    Raises:
+        DataError: If it has more.
+    """
+    if classes and len(numbers) > classes:
+        raise DataError(
+            f"--class-map {class_map} names {len(numbers)} classes, the model tells apart {classes}. Give the names of "
+            "its own classes, in its order."
+        )
+    if len(numbers) < classes:
+        return [f"the class map names {len(numbers)} of the model's {classes} classes, taken for its first ones."]
+    return []
 
 
 def _read_class_map(class_map: str | Path, root: Path | None) -> dict[str, int]:

@@ -84,8 +84,8 @@ def bench(
     for size in batch_sizes:
         check_batch(size)
     check_threads(threads)
+    checked_format(results_file, results_format)
     if results_file is not None:
-        checked_format(results_file, results_format)
         output_file(results_file)
     chosen = str(choose_device(device))
     built = ModelOptions(

@@ -34,8 +34,8 @@ def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
     if method == DENSE or pruned is None:
         return None
     if method in MERGING:
-        shift = {} if method in ("mnn", "mnn1", "ward", "tome") else {"operation": pruned.operation}
-        return Recipe(pruned.schedule, pruner=method, restore=pruned.restore, **shift)
+        plain = Recipe(pruned.schedule, pruner=method, restore=pruned.restore)
+        return replace(plain, operation=pruned.operation) if plain.scores else plain
     return replace(pruned, score=method, keep="top" if method == LIMIT else pruned.keep)  # the limit ranks nothing
 
 

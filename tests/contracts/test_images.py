@@ -83,6 +83,12 @@ def test_errors_of_somebody_else_pass_through_a_tracker():
         tracker.model(GOOD).shape[0] / 0
 
 
+def test_nested_tensors_are_refused():
+    nested = torch.nested.nested_tensor([GOOD[0], GOOD[0]])
+    with pytest.raises(RepresentationError, match="nested tensor"):
+        ShiftTracker(load_model("tiny_vit", depth=2)).prune("1@0")(nested)
+
+
 @pytest.mark.parametrize("name", ["tiny_vit", "tiny_resnet", "tiny_vim"])
 def test_symbolic_tracing_of_a_pruned_model_is_refused(name):
     pruned = ShiftTracker(load_model(name)).prune("1@0")

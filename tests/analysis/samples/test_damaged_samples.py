@@ -25,7 +25,7 @@ def test_a_file_that_is_no_image_is_named(model, folder, read_all):
     (folder / "val" / "3" / "note.png").write_text("no picture")
     (failure,) = read_all(open_samples(model, folder))[1]
     assert failure.name.endswith("note.png")
-    with pytest.raises(DataError, match=r"note\.png.*--on-error skip"):
+    with pytest.raises(DataError, match=r"note\.png.*Replace the file or take it out"):
         open_samples(model, folder)[failure.index]
 
 

@@ -1,5 +1,7 @@
 """Labels from a file: ImageNet's validation set as it is downloaded, and other flat folders."""
 
+import os
+
 import pytest
 from timm.data import ImageNetInfo
 
@@ -130,6 +132,23 @@ def test_names_are_numbered_in_natural_order_or_by_a_class_map(plain, write):
 def test_labels_that_do_not_fit_are_refused(plain, write, lines, message):
     with pytest.raises(DataError, match=message):
         labels(plain, write(*lines), 3)
+
+
+def test_a_label_of_thousands_of_digits_is_refused(plain, write):
+    with pytest.raises(DataError, match=r"has the label 9{20}\.\.\., which is too long"):
+        labels(plain, write("9" * 6000, 1, 2), 3)
+
+
+def test_what_is_no_file_is_not_read(plain, tmp_path):
+    os.mkfifo(tmp_path / "labels.txt")
+    with pytest.raises(DataError, match="is no regular file"):
+        labels(plain, tmp_path / "labels.txt", 3)
+
+
+def test_a_list_says_which_order_was_assumed(plain, write):
+    path = write(2, 0, 1)
+    (note,) = by_label_file(list_files(plain), path, 3).notes
+    assert note == f"the labels in {path} are taken in the order of the files; a 1.png is of class 2, counted from 0."
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x00\x01", None])

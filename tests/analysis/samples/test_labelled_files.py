@@ -151,6 +151,19 @@ def test_a_part_of_imagenet_is_numbered_by_the_list_that_timm_has(imagenet_model
     assert samples.dataset.reader.labels == [7, 700]
 
 
+def test_a_class_map_of_more_names_than_the_model_has_classes_is_refused(make_tree, tmp_path, model):
+    root = make_tree("c0", "c1")
+    (tmp_path / "map.txt").write_text("\n".join(f"c{number}" for number in range(12)))
+    with pytest.raises(DataError, match="names 12 classes, the model tells apart 10"):
+        open_samples(model, root, class_map=tmp_path / "map.txt")
+    (tmp_path / "map.txt").write_text("c0\nc1\n")
+    samples = open_samples(model, root, class_map=tmp_path / "map.txt", num_samples=9)
+    assert samples.notes == [
+        "the class map names 2 of the model's 10 classes, taken for its first ones.",
+        "9 samples were asked for, and there are 2.",
+    ]
+
+
 @pytest.mark.parametrize("option", [{"labels": "x.txt"}, {"suffixes": ".tif"}, {"skip_other_files": True}])
 def test_options_of_folders_are_refused_beside_a_named_dataset(model, folder, option):
     with pytest.raises(DataError, match="are for folders of images"):

@@ -102,6 +102,13 @@ def test_a_real_folder_keeps_its_own_name_whatever_links_lead_to_it(tree):
     assert listing.repeated == [("aardvark", "dog"), ("cat/0.jpg", "cat/10.jpg")]
 
 
+def test_hard_links_are_several_names_of_one_file(tree):
+    (tree / "cat" / "again.jpg").hardlink_to(tree / "cat" / "10.jpg")
+    listing = list_files(tree)
+    assert len(listing.files) == 6
+    assert listing.repeated == [("cat/again.jpg", "cat/10.jpg")]
+
+
 def test_a_folder_of_links_holds_what_they_lead_to(tree, tmp_path):
     (tmp_path / "chosen" / "cat").mkdir(parents=True)
     (tmp_path / "chosen" / "dog").symlink_to(tree / "dog")

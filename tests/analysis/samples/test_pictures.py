@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from repshift import DataError, load_model
 from repshift.analysis.samples.data import open_samples
 from repshift.analysis.samples.images import load_images
-from repshift.analysis.samples.pictures import BITS_PER_SAMPLE, as_seen, read_image
+from repshift.analysis.samples.pictures import BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, as_seen, read_image
 from repshift.analysis.samples.preprocessing import evaluation_config
 
 
@@ -123,6 +123,21 @@ def test_every_command_reads_the_same_values(name, in_chans, tmp_path):
         assert np.ptp(np.asarray(read_image(path))) == 255
 
 
+def test_deep_greys_are_inverted_and_transparent_as_shallow_ones_are_and_not_read_askew(tmp_path):
+    deep = np.linspace(0, 65535, 6 * 4).round().astype(np.uint16).reshape(4, 6)
+    Image.fromarray(deep).save(tmp_path / "turned.tif", tiffinfo={274: 6})
+    with pytest.raises(DataError, match=r"turned\.tif is a deep TIFF that has to be turned"):
+        read_image(tmp_path / "turned.tif")
+    Image.fromarray(deep).save(tmp_path / "plain.tif")
+    image = Image.open(tmp_path / "plain.tif")
+    plain = np.asarray(as_seen(image))
+    image.tag_v2[PHOTOMETRIC] = WHITE_IS_ZERO
+    assert np.array_equal(np.asarray(as_seen(image)), 255 - plain)
+    Image.fromarray(deep).save(tmp_path / "clear.png", transparency=0)
+    assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert max(read_image(tmp_path / "clear.png").getpixel((1, 0))) < 30
+
+
 def test_of_an_animated_file_the_first_picture_counts(tmp_path):
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     first.save(tmp_path / "two.png", save_all=True, append_images=[second])
@@ -130,12 +145,11 @@ def test_of_an_animated_file_the_first_picture_counts(tmp_path):
 
 
 def test_twelve_bits_are_scaled_to_eight(tmp_path):
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[BITS_PER_SAMPLE] = 12
     values = np.linspace(0, 4095, 256).round().astype(np.uint16).reshape(16, 16)
-    image = Image.fromarray(values)
-    image.format, image.tag_v2 = "TIFF", tags
-    assert np.array_equal(np.asarray(as_seen(image))[..., 0].ravel(), np.arange(256))
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    with Image.open(tmp_path / "deep.tif") as image:
+        image.tag_v2[BITS_PER_SAMPLE] = 12  # which Pillow reads and does not write
+        assert np.array_equal(np.asarray(as_seen(image))[..., 0].ravel(), np.arange(256))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
