@@ -29,7 +29,6 @@ class Candidates:
         block: The block's name, for messages.
         keys: ``(batch, tokens, channels)``, the keys of the block's attention, averaged over heads; ``None`` unless the
             pruner has an attribute ``wants_keys``.
-        prefix: How many prefix tokens stand before them.
     """
 
     value: Any
@@ -38,7 +37,11 @@ class Candidates:
     sizes: Tensor | None = None
     block: str = "this block"
     keys: Tensor | None = None
-    prefix: int = 0
+
+    @property
+    def prefix(self) -> int:
+        """How many prefix tokens stand before them."""
+        return int(getattr(self.layout, "prefix", 0))
 
     @property
     def tokens(self) -> Tensor:

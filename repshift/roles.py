@@ -117,10 +117,8 @@ class Cut(Bystander):
             RepresentationError: If it answers something else than a selection.
         """
         stream = self.streams.own
-        prefix = int(getattr(self.layout, "prefix", 0))
-        candidates = Candidates(
-            output, self.layout, self._ranking(stream), stream.sizes, repr(self.block), stream.keys, prefix
-        )
+        ranking = self._ranking(stream)
+        candidates = Candidates(output, self.layout, ranking, stream.sizes, repr(self.block), stream.keys)
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):
             raise RepresentationError(

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from repshift.analysis.samples.canvases import CanvasPictures, evaluation_canvases
 from repshift.analysis.samples.images import load_images, normalised, pixels
+from repshift.analysis.samples.listing import list_files
 from repshift.analysis.samples.preprocessing import evaluation_config, image_mode, preprocessing
 from repshift.errors import DataError
 
@@ -66,13 +67,13 @@ def shipped_pictures(model: nn.Module, count: int) -> Pictures:
 
 
 def find_images(folder: Path, most: int) -> list[Path]:
-    """List image files below a folder, by name; of more than ``most``, evenly spread ones.
+    """List image files below a folder, in natural order; of more than ``most``, evenly spread ones.
 
     Raises:
         DataError: If there is none.
     """
     endings = picture_endings()
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    files = [Path(file.path) for file in list_files(folder, sorted(endings)).files]
     if not files:
         raise DataError(f"There is no image file in {folder}. Give a folder that holds JPEG or PNG files.")
     return spread_evenly(files, most)

@@ -32,7 +32,12 @@ class LabelledFiles(Reader):
         self.files, self.labels = list(files), list(labels)
         self.class_to_idx = dict(class_to_idx or {})
         self.notes = list(notes)
-        self.empty: list[str] = []  # classes without images
+
+    @property
+    def empty(self) -> list[str]:
+        """Names of the classes without images."""
+        filled = set(self.labels)
+        return [name for name, number in self.class_to_idx.items() if number not in filled]
 
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
         return self.files[index].open(), self.labels[index]
@@ -88,12 +93,10 @@ def by_folder(
             f"{source} lacks the folders {named(missing)}, which hold {lost} of {len(listing.files)} images. Add them, "
             "or take them out of the data."
         )
-    if empty := empty_classes(listing):
-        notes.append(f"{len(empty)} of {len(names)} class folders have no images: {named(empty)}.")
     labels = [class_map[file.parts[0]] for file in listing.files]
-    own = set(names)
-    labelled = LabelledFiles(listing.files, labels, {name: class_map[name] for name in class_map if name in own}, notes)
-    labelled.empty = empty
+    labelled = LabelledFiles(listing.files, labels, {name: class_map[name] for name in names}, notes)
+    if empty := labelled.empty:
+        labelled.notes.append(f"{len(empty)} of {len(names)} class folders have no images: {named(empty)}.")
     return labelled
 
 
@@ -110,12 +113,6 @@ def unlabelled(listing: Listing, *, skip_other_files: bool = False) -> LabelledF
             f"{listing.root} has 0 images that end in {', '.join(listing.suffixes)}. --suffixes names other endings."
         )
     return LabelledFiles(listing.files, [-1] * len(listing.files), notes=listing.notes())
-
-
-def empty_classes(listing: Listing) -> list[str]:
-    """List the folders that hold no images."""
-    filled = {file.parts[0] for file in listing.files}
-    return [name for name in listing.folders if name not in filled]
 
 
 def _refuse_other_depths(listing: Listing) -> None:

@@ -3,7 +3,7 @@
 - 16 bits a channel (and 12 in a TIFF) are scaled to 8; Pillow's own conversion would cut them off at white.
 - Transparent parts become white; a palette's colours and CMYK become RGB.
 - The camera's orientation (EXIF) is applied. timm and torchvision leave it out, so on photos that carry one, results
-  differ from theirs.
+  differ from theirs. A deep TIFF that has to be turned is refused, because Pillow loses that without doing it.
 - Of an animated file, the first picture counts.
 """
 
@@ -28,17 +28,17 @@ def read_image(path: Path) -> Image.Image:
         DataError: If the file is missing, is no image, is damaged, or has values without a known range.
     """
     try:
-        if not path.is_file():
-            known = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
-            raise DataError(f"Image {path} {known}. Give an image file.")
-        with Image.open(path) as image:
-            return as_seen(image)
+        if path.is_file():
+            with Image.open(path) as image:
+                return as_seen(image)
+        known = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
     except DataError as error:
-        raise error if str(path) in str(error) else DataError(f"{path} {error}") from None
+        raise DataError(f"{path} {error}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path} is not an image that Pillow can read ({first_line(error)}). Give a JPEG or PNG file."
         ) from error
+    raise DataError(f"Image {path} {known}. Give an image file.")
 
 
 def read_picture(file: IO[bytes], mode: str) -> Image.Image:

@@ -57,7 +57,7 @@ def model_options(num_classes: int | None, model_kwargs: Sequence[str] | None) -
             raise DataError(f"--model-kwargs got {option!r}, expected key=value, as in drop_path_rate=0.1.")
         if name in parsed:
             raise DataError(f"{name} was given twice (--model-kwargs, --num-classes). Give it once.")
-        if name in (*LEAD_OUT, "use_ema"):
+        if name in LEAD_OUT:
             raise DataError(f"--model-kwargs got {option!r}, which has options of its own: --pretrained, --checkpoint.")
         try:
             parsed[name] = ast.literal_eval(value)

@@ -16,7 +16,7 @@ from repshift.scores import SCORES
 DENSE, SHIFT, LIMIT = "dense", "shift", "oracle_free"
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
 CONTROLS = ("norm", "random")
-MERGING = ("mnn", "mnn1", "ward", "tome", "merge", "fuse")  # pruners, which need no score of their own or the shift
+MERGING = ("mnn", "mnn1", "ward", "tome", "merge", "fuse")  # pruners, which look at the shift or at no score
 
 
 def known_methods() -> list[str]:
@@ -34,8 +34,8 @@ def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
     if method == DENSE or pruned is None:
         return None
     if method in MERGING:
-        plain = Recipe(pruned.schedule, pruner=method, restore=pruned.restore)
-        return replace(plain, operation=pruned.operation) if plain.scores else plain
+        merged = replace(pruned, pruner=method, score=SHIFT, keep="top")
+        return replace(merged, keep=pruned.keep) if merged.scores else merged
     return replace(pruned, score=method, keep="top" if method == LIMIT else pruned.keep)  # the limit ranks nothing
 
 

@@ -170,21 +170,10 @@ _scan_backward.register_vmap(_many_gradients)
 
 
 @register_decomposition(torch.ops.repshift.selective_scan.default)
-def _written_out(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    implementation: str,
-) -> Tensor:
+def _written_out(*given: Any) -> Tensor:
     """Scan in operations that exporters know; torch's exporter to ONNX finds it here."""
-    return doubled(Operands(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse))
+    *operands, _ = given
+    return doubled(Operands(*operands))
 
 
 @register_flop_formula(torch.ops.repshift.selective_scan)

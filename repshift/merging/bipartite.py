@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift.drops import Drop
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.merging.groups import cheapest, directions, followed, selected
+from repshift.merging.merger import Merger
 from repshift.pruners import Candidates
 from repshift.selection import Selection
 
@@ -19,7 +19,7 @@ METRICS = ("keys", "tokens")
 
 
 @dataclass(frozen=True)
-class BipartitePruner:
+class BipartitePruner(Merger):
     """Divides the tokens into two sets, alternately, and lets the most similar pairs between them become one.
 
     Every token of the first set is matched with the most similar one of the second, by the cosine of the keys of the
@@ -29,15 +29,13 @@ class BipartitePruner:
 
     Attributes:
         metric: ``keys``, as published, or ``tokens``.
-        size_attention: Whether a token counts in later attention as often as the tokens that it stands for.
+        size_attention: See :class:`repshift.merging.merger.Merger`.
 
     Source: Bolya et al. 2023, "Token Merging: Your ViT But Faster" (arXiv 2210.09461), sections 3.1 and 3.2. Published
     between attention and MLP of every block; here behind the blocks that the schedule names.
     """
 
     metric: Literal["keys", "tokens"] = "keys"
-    size_attention: bool = True
-    needs: ClassVar[tuple[str, ...]] = ("merge",)
     chooses_itself: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -49,16 +47,12 @@ class BipartitePruner:
         """Whether the keys of the block's attention are to be kept for it."""
         return self.metric == "keys"
 
-    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
-        """Merge the most similar pairs; see :class:`repshift.pruners.Pruner`.
+    def merge(self, candidates: Candidates, left: int) -> Selection:
+        """Merge the most similar pairs; see :class:`repshift.merging.merger.Merger`.
 
         Raises:
-            ScheduleError: If fewer than one token would stay.
             UnsupportedModelError: If there are no keys.
         """
-        left = candidates.left(drop)
-        if left == candidates.count:
-            return None
         features = self._features(candidates)
         first = candidates.prefix % 2  # which set the first token belongs to
         selection = _matched(features, max(left, candidates.count - _most(candidates.count, first)), first)

@@ -2,66 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from repshift.drops import Drop
+from repshift.merging.merger import Merger
 from repshift.pruners import Candidates
 from repshift.restoring import nearest_kept
 from repshift.selection import Selection
 
 
 @dataclass(frozen=True)
-class NearestPruner:
+class NearestPruner(Merger):
     """Lets the score decide who goes; each goes into the token that stays and is most similar, by their angle.
 
     Attributes:
-        size_attention: Whether a token counts in later attention as often as the tokens that it stands for.
+        size_attention: See :class:`repshift.merging.merger.Merger`.
     """
 
-    size_attention: bool = True
-    needs: ClassVar[tuple[str, ...]] = ("merge",)
-
-    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
-        """Merge the tokens with the lowest scores; see :class:`repshift.pruners.Pruner`.
-
-        Raises:
-            ScheduleError: If fewer than one token would stay.
-        """
-        left = candidates.left(drop)
-        if left == candidates.count:
-            return None
+    def merge(self, candidates: Candidates, left: int) -> Selection:
+        """Merge the tokens with the lowest scores; see :class:`repshift.merging.merger.Merger`."""
         kept = candidates.highest(left).kept
         return Selection(kept, joins=nearest_kept(candidates.tokens, kept))
 
 
 @dataclass(frozen=True)
-class FusePruner:
+class FusePruner(Merger):
     """Lets the score decide who stays; all others become one token, weighted by their scores.
 
     The one token stands where the highest of them stood, and is counted among those that are left.
 
     Attributes:
-        size_attention: Whether a token counts in later attention as often as the tokens that it stands for.
+        size_attention: See :class:`repshift.merging.merger.Merger`.
 
     Source: Liang et al. 2022, "Not All Patches are What You Need" (EViT, arXiv 2202.07800), section 3.2.
     """
 
-    size_attention: bool = False
-    needs: ClassVar[tuple[str, ...]] = ("merge",)
+    size_attention: bool = field(default=False, kw_only=True)
 
-    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
-        """Fuse the tokens with the lowest scores; see :class:`repshift.pruners.Pruner`.
-
-        Raises:
-            ScheduleError: If fewer than one token would stay.
-        """
-        left = candidates.left(drop)
-        if left == candidates.count:
-            return None
+    def merge(self, candidates: Candidates, left: int) -> Selection:
+        """Fuse the tokens with the lowest scores; see :class:`repshift.merging.merger.Merger`."""
         scores = candidates.scores
         ranked = scores.sort(dim=1, descending=True).indices
         kept = ranked[:, :left].sort(dim=1).values

@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from repshift.drops import Drop
 from repshift.errors import ScheduleError
 from repshift.merging.groups import cheapest, directions, followed, selected, ward_costs
+from repshift.merging.merger import Merger
 from repshift.pruners import Candidates
 from repshift.selection import Selection, pick
 
 
 @dataclass(frozen=True)
-class MutualNearestPruner:
+class MutualNearestPruner(Merger):
     """Lets the tokens that are cheapest to join become part of their nearest neighbours.
 
     The cost of joining two tokens is Ward's, ``s_i s_j / (s_i + s_j) |z_i - z_j|^2``, of their directions ``z`` and
@@ -29,34 +29,24 @@ class MutualNearestPruner:
 
     Attributes:
         rounds: 1, or 2 for less error and more time.
-        size_attention: Whether a token counts in later attention as often as the tokens that it stands for.
+        size_attention: See :class:`repshift.merging.merger.Merger`.
     """
 
     rounds: int = 2
-    size_attention: bool = True
-    needs: ClassVar[tuple[str, ...]] = ("merge",)
     chooses_itself: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rounds not in (1, 2):
             raise ScheduleError(f"Mutual nearest neighbours are joined in 1 or 2 rounds, got {self.rounds!r}.")
 
-    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
-        """Join the cheapest; see :class:`repshift.pruners.Pruner`.
-
-        Raises:
-            ScheduleError: If fewer than one token would stay.
-        """
-        left = candidates.left(drop)
-        if left == candidates.count:
-            return None
+    def merge(self, candidates: Candidates, left: int) -> Selection:
+        """Join the cheapest; see :class:`repshift.merging.merger.Merger`."""
         tokens, sizes = directions(candidates.tokens), candidates.sizes
         selection = self._pass(tokens, sizes, max(left, (candidates.count + 1) // 2), None)
         while (count := selection.kept.shape[1]) > left:
             means, weights = replace(selection, keeps_norm=False).mean(tokens, sizes), selection.sizes(sizes)
             squares = means.square().sum(2)
             selection = followed(selection, self._pass(means, weights, max(left, (count + 1) // 2), squares))
-            tokens, sizes = directions(candidates.tokens), candidates.sizes
         return selection
 
     def _pass(self, tokens: Tensor, sizes: Tensor | None, left: int, squares: Tensor | None) -> Selection:

@@ -8,38 +8,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from repshift.drops import Drop
 from repshift.merging.groups import directions, selected, ward_costs
+from repshift.merging.merger import Merger
 from repshift.pruners import Candidates
 from repshift.selection import Selection
 
 
 @dataclass(frozen=True)
-class WardPruner:
+class WardPruner(Merger):
     """Joins the cheapest pair of all, again and again, until enough tokens are gone.
 
     The cost is that of :class:`repshift.merging.mutual.MutualNearestPruner`; groups are compared by the means of their
     directions. The lighter one of a pair goes into the heavier (of equal ones, the second into the first).
 
     Attributes:
-        size_attention: Whether a token counts in later attention as often as the tokens that it stands for.
+        size_attention: See :class:`repshift.merging.merger.Merger`.
 
     Source: Ward 1963, "Hierarchical grouping to optimize an objective function".
     """
 
-    size_attention: bool = True
-    needs: ClassVar[tuple[str, ...]] = ("merge",)
     chooses_itself: ClassVar[bool] = True
 
-    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
-        """Join the cheapest pairs; see :class:`repshift.pruners.Pruner`.
-
-        Raises:
-            ScheduleError: If fewer than one token would stay.
-        """
-        left = candidates.left(drop)
-        if left == candidates.count:
-            return None
+    def merge(self, candidates: Candidates, left: int) -> Selection:
+        """Join the cheapest pairs; see :class:`repshift.merging.merger.Merger`."""
         tokens = directions(candidates.tokens)
         sizes = torch.ones_like(tokens[..., 0]) if candidates.sizes is None else candidates.sizes
         goes, into = _agglomerate(tokens, sizes, candidates.count - left)

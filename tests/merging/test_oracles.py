@@ -20,7 +20,8 @@ def example(count, batch=3, channels=8, seed=0, sized=False):
 
 
 def candidates(tokens, sizes=None, scores=None, keys=None, prefix=0):
-    return Candidates(tokens, TokenSequence(), scores, sizes, keys=keys, prefix=prefix)
+    whole = torch.nn.functional.pad(tokens, (0, 0, prefix, 0))
+    return Candidates(whole, TokenSequence(prefix), scores, sizes, keys=keys)
 
 
 def groups_of(selection):
