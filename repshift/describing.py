@@ -136,6 +136,9 @@ def _scores(structure: Structure) -> tuple[str, ...]:
 
 def _pruners(structure: Structure) -> tuple[str, ...]:
     def serves(name: str) -> bool:
-        return all(hasattr(structure.layout, method) for method in getattr(PRUNERS.get(name), "needs", ()))
+        pruner = PRUNERS.get(name)
+        if getattr(pruner, "wants_keys", False) and not all(site.heads for site in structure.sites):
+            return False
+        return all(hasattr(structure.layout, method) for method in getattr(pruner, "needs", ()))
 
     return tuple(dict.fromkeys([structure.pruner, *filter(serves, PRUNERS.names())]))

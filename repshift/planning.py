@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from repshift.attention import AttentionScore, mean_attention
+from repshift.attention import AttentionScore
 from repshift.drops import Drop
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
@@ -96,7 +96,7 @@ class Plan:
         if measured:
             self._measure(site)
         if getattr(self.pruner, "wants_keys", False):
-            heads = site.attention(mean_attention)
+            heads = site.shown_heads("has no keys to compare tokens by", "Choose another pruner, such as 'mnn'.")
             self._play(heads.keys, KeepKeys(streams, site.name, heads.prefix))
         self._play(site.name, cut)
 

@@ -79,15 +79,26 @@ class Site:
         Raises:
             UnsupportedModelError: If it cannot be; the message says why.
         """
-        if self.heads is None:
-            why = self.absent.get("heads", "where its queries and keys are is not described")
-            raise UnsupportedModelError(
-                f"{self.name} has no attention map to score by: {why}. Choose another score, such as score='shift'."
-            )
-        if score.rows == "class" and not self.heads.class_token:
+        heads = self.shown_heads("has no attention map to score by", "Choose another score, such as score='shift'.")
+        if score.rows == "class" and not heads.class_token:
             raise UnsupportedModelError(
                 f"{self.name} has no class token whose attention could be read. Choose score='mean_attention'."
             )
+        return heads
+
+    def shown_heads(self, lack: str, otherwise: str) -> Heads:
+        """Return where queries and keys can be watched.
+
+        Args:
+            lack: What the message says of a block that shows none.
+            otherwise: What it says can be done.
+
+        Raises:
+            UnsupportedModelError: If the block shows none.
+        """
+        if self.heads is None:
+            why = self.absent.get("heads", "where its queries and keys are is not described")
+            raise UnsupportedModelError(f"{self.name} {lack}: {why}. {otherwise}")
         return self.heads
 
     def within(self, prefix: str) -> Site:

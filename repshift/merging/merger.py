@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from repshift.selection import Selection
 
 
 @dataclass(frozen=True)
-class Merger:
+class Merger(ABC):
     """A pruner that lets tokens become part of others.
 
     Attributes:
@@ -30,6 +31,7 @@ class Merger:
         left = candidates.left(drop)
         return None if left == candidates.count else self.merge(candidates, left)
 
+    @abstractmethod
     def merge(self, candidates: Candidates, left: int) -> Selection:
         """Say which tokens stay and which of them the others join.
 
@@ -37,4 +39,3 @@ class Merger:
             candidates: The tokens.
             left: How many stay, fewer than there are.
         """
-        raise NotImplementedError

@@ -103,7 +103,19 @@ def command(request, folder, train_and_validation):
     batches = ("--batch-size", "2", "--workers", "1")
     return {
         "eval": (
-            ("eval", folder, *common, *batches, "--drop", "12@0", "--compare-dense", "--results-file", "out/r.json"),
+            (
+                "eval",
+                "cluttered-mnist",
+                "--num-samples",
+                "120",
+                *common,
+                *batches,
+                "--drop",
+                "12@0",
+                "--compare-dense",
+                "--results-file",
+                "out/r.json",
+            ),
             ("--resume",),
         ),
         "ablate": (("ablate", folder, *common, *FEW, "--output", "out"), ()),

@@ -5,7 +5,17 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from repshift import BACKBONES, DISTANCES, RepresentationError, ShiftTracker, UnknownNameError, describe, load_model
+from repshift import (
+    BACKBONES,
+    DISTANCES,
+    Recipe,
+    RepresentationError,
+    ShiftTracker,
+    UnknownNameError,
+    UnsupportedModelError,
+    describe,
+    load_model,
+)
 
 
 def test_a_description_lists_what_can_be_done(vit):
@@ -15,7 +25,7 @@ def test_a_description_lists_what_can_be_done(vit):
     assert known.grid(32, 32) == (8, 8)
     assert list(known.operations) == ["mlp", "attn", "block"]
     assert known.scores == ("shift", "norm", "random", "cls_attention", "mean_attention", "oracle_free")
-    assert known.pruners == ("tokens",)
+    assert known.pruners == ("tokens", "mnn", "mnn1", "ward", "tome", "merge", "fuse")
     assert known.why_not is None
 
 
@@ -26,15 +36,19 @@ def test_everything_that_is_listed_works():
         known = describe(model)
         for operation, numbers in known.operations.items():
             for pruner in known.pruners:
-                for score in known.scores:
+                for score in known.scores if Recipe("4@0", pruner=pruner).scores else ["shift"]:
                     tracker = ShiftTracker(model, operation=operation)
                     assert tracker.prune({numbers[0]: 4}, pruner=pruner, score=score)(images).isfinite().all()
 
 
 def test_what_is_missing_is_not_listed(build_vit):
-    known = describe(build_vit(block_fn=ParallelScalingBlock, class_token=False, global_pool="avg"))
+    known_model = build_vit(block_fn=ParallelScalingBlock, class_token=False, global_pool="avg")
+    known = describe(known_model)
     assert list(known.operations) == ["block"]
     assert known.scores == ("shift", "norm", "random", "oracle_free")
+    assert "tome" not in known.pruners
+    with pytest.raises(UnsupportedModelError, match=r"no keys to compare tokens by.*'mnn'"):
+        ShiftTracker(known_model, operation="block").prune("0.5@0", pruner="tome")
 
 
 def test_an_operation_that_some_stages_lack_is_listed_with_those_that_have_it():
