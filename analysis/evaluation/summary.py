@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import RealLabelsImagenet
+from torch.distributions import Binomial
 
 from repshift.analysis.evaluation.records import Recorded
 from repshift.errors import DataError, first_line
@@ -80,16 +81,10 @@ def is_chance(accuracy: float, samples: int, classes: int) -> bool:
     """
     if samples < FEW_SAMPLES or classes < 2:
         return False
-    hits, guess = round(accuracy / 100 * samples), 1 / classes
-    mean, deviation = samples * guess, math.sqrt(samples * guess * (1 - guess))
-    if abs(hits - mean) > 8 * deviation:
-        return hits < mean
-    chances = (
-        math.lgamma(samples + 1) - math.lgamma(k + 1) - math.lgamma(samples - k + 1)
-        + k * math.log(guess) + (samples - k) * math.log1p(-guess)
-        for k in range(hits)
-    )  # fmt: skip
-    return 1 - sum(map(math.exp, chances)) > SIGNIFICANCE
+    hits, guess = round(accuracy / 100 * samples), torch.tensor(1 / classes, dtype=torch.float64)
+    counts = torch.arange(hits, dtype=torch.float64)
+    fewer = Binomial(samples, guess).log_prob(counts).exp().sum()  # type: ignore[no-untyped-call]
+    return bool(1 - fewer > SIGNIFICANCE)
 
 
 def read_real_labels(path: str) -> dict[str, list[int]]:
