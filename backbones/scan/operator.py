@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
 from torch.utils.flop_counter import register_flop_formula
 
 from repshift.backbones.scan.implementations import run_backward, run_scan
@@ -19,7 +18,10 @@ from repshift.errors import UnsupportedModelError
 def scan(operands: Operands, implementation: str) -> Tensor:
     """Run a scan by an implementation as one operation; it has gradients, also under ``torch.func``."""
     scanned: Tensor
-    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        # a decomposition in torch's table would do, too, but inductor refuses operators that have one where CI is set
+        scanned = doubled(operands)
+    elif not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
         # torch.func takes derivatives of functions only, not of operators
         scanned = _Scan.apply(*operands, implementation)
     else:
@@ -167,13 +169,6 @@ def _as_one_batch(tensors: Sequence[Any], dims: Sequence[int | None], size: int)
 
 _scan.register_vmap(_many)
 _scan_backward.register_vmap(_many_gradients)
-
-
-@register_decomposition(torch.ops.repshift.selective_scan.default)
-def _written_out(*given: Any) -> Tensor:
-    """Scan in operations that exporters know; torch's exporter to ONNX finds it here."""
-    *operands, _ = given
-    return doubled(Operands(*operands))
 
 
 @register_flop_formula(torch.ops.repshift.selective_scan)
