@@ -78,16 +78,28 @@ def start(tmp_path):
 
 
 def children(pid):
-    """List the processes that a process has started."""
-    found = []
+    """List the processes of Python that a process has started."""
+    found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            program = (path.parent / "cmdline").read_bytes().partition(b"\0")[0].decode()
         except OSError:
             continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(path.parent.name))
+        if int(parent) == pid and state != "Z" and program == sys.executable:
+            found.add(int(path.parent.name))
     return found
+
+
+def wait_for_workers(pid, seconds):
+    """Wait until a process has workers: not what libraries start for a moment when they are imported."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        before = children(pid)
+        time.sleep(0.02)
+        if workers := before & children(pid):
+            return workers
+    raise AssertionError("no workers")
 
 
 @pytest.fixture
@@ -196,10 +208,8 @@ def test_a_command_that_is_killed_ends_as_if_it_had_not_been(start, command, kil
 )
 def test_a_signal_ends_a_command_with_its_workers_and_keeps_its_state(start, command, number, code, tmp_path):
     arguments, again = command
-    process, until = start(*arguments), time.monotonic() + 60
-    while not (workers := children(process.pid)) and time.monotonic() < until:
-        time.sleep(0.001)
-    assert workers
+    process = start(*arguments)
+    workers = wait_for_workers(process.pid, seconds=60)
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == code
