@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from repshift.errors import RepresentationError
-from repshift.layouts import with_prefix
-from repshift.selection import pick
+from repshift.selection import behind_prefix, pick
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Companion:
             if place >= len(names) or names[place] != name:
                 value, names = value.unsqueeze(place), [*names[:place], name, *names[place:]]
         value = value.expand(positions.shape[0], *value.shape[1:])
-        where = with_prefix(positions, self.prefix)
+        where = behind_prefix(positions, self.prefix)
         for place, name in enumerate(names):
             if name == "token" and value.shape[place] > 1:  # a single entry serves all tokens
                 value = pick(value.transpose(1, place), where).transpose(1, place)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from repshift.errors import RepresentationError
-from repshift.selection import Selection, pick
+from repshift.selection import Selection, behind_prefix, pick
 
 
 class Layout(Protocol):
@@ -101,7 +102,7 @@ class TokenSequence:
         tensor = first_tensor(value)
         if selection.leading:
             return with_first_tensor(value, tensor[:, : self.prefix + selection.kept.shape[1]])
-        kept = pick(tensor, with_prefix(selection.kept, self.prefix))
+        kept = pick(tensor, behind_prefix(selection.kept, self.prefix))
         if tensor.stride(2) != 1 and tensor.stride(1) == 1:
             # tokens that lie side by side in memory, as some embeddings leave them, stay so: the order in which later
             # sums are taken, and so their rounding, is that of the dense model
@@ -110,7 +111,8 @@ class TokenSequence:
 
     def merge(self, value: Any, selection: Selection, sizes: Tensor | None) -> Any:
         """Return ``(batch, prefix + kept, channels)``: the prefix and the averages by ``(batch, tokens)`` sizes."""
-        return self.put(value, selection.mean(self.tokens(value), sizes))
+        sizes = None if sizes is None else F.pad(sizes, (self.prefix, 0), value=1.0)
+        return with_first_tensor(value, selection.behind(self.prefix).mean(first_tensor(value), sizes))
 
 
 @dataclass(frozen=True)
@@ -215,22 +217,6 @@ def shortened(layout: Any, value: Any, selection: Selection, sizes: Tensor | Non
     if selection.joins is not None:
         return layout.merge(value, selection, sizes)
     return layout.keep(layout.align(value, selection) if selection.aligned else value, selection)
-
-
-def with_prefix(positions: Tensor, prefix: int) -> Tensor:
-    """Turn positions among tokens into positions in the sequence that the prefix tokens head.
-
-    Args:
-        positions: ``(batch, kept)`` int64.
-        prefix: How many prefix tokens there are.
-
-    Returns:
-        ``(batch, prefix + kept)``.
-    """
-    if not prefix:
-        return positions
-    heads = torch.arange(prefix, device=positions.device).expand(positions.shape[0], -1)
-    return torch.cat([heads, positions + prefix], dim=1)
 
 
 def first_tensor(value: Any) -> Tensor:

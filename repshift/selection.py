@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from repshift.errors import RepresentationError, first_line
@@ -77,6 +78,16 @@ class Selection:
         kept = (rows.unsqueeze(1) * grid[1] + columns).flatten().expand(like.shape[0], -1)
         return Selection(kept, grid=left, leading=True)
 
+    def behind(self, prefix: int) -> Selection:
+        """Return the selection of tokens that so many others stand in front of, which stay as they are."""
+        joins, weights = self.joins, self.weights
+        return replace(
+            self,
+            kept=behind_prefix(self.kept, prefix),
+            joins=None if joins is None else behind_prefix(joins, prefix),
+            weights=None if weights is None else F.pad(weights, (prefix, 0), value=1.0),
+        )
+
     def take(self, values: Tensor) -> Tensor:
         """Pick out what belongs to the kept tokens.
 
@@ -126,19 +137,25 @@ class Selection:
         """
         if self.joins is None:
             return self.take(values)
+        wide = values if values.dtype == torch.float64 else values.float()
+        counts = self.add(torch.ones_like(self.joins, dtype=wide.dtype))
+        shares = None if sizes is None and self.weights is None else self._shares(sizes)  # one each: the sum over all
+        sums = self.add(wide if shares is None else wide * shares.unsqueeze(-1))
+        scale = 1 / counts if shares is None else torch.ones_like(counts)
+        if self.keeps_norm:
+            lengths = torch.linalg.vector_norm(wide, dim=-1)
+            lengths = self.add(lengths if shares is None else lengths * shares)
+            longer = lengths / torch.linalg.vector_norm(sums, dim=-1).clamp_min(torch.finfo(sums.dtype).tiny)
+            scale = torch.where(counts == 1, 1.0, longer * scale)
+        return (sums * scale.unsqueeze(-1)).to(values.dtype)
+
+    def _shares(self, sizes: Tensor | None) -> Tensor:
+        """Say which share of its group's weight each token has, ``(batch, tokens)``; of a token alone exactly 1."""
+        assert self.joins is not None
         weights = self._brought(sizes)
         totals = self.add(weights).gather(1, self.joins)
         itself = torch.zeros_like(weights).scatter(1, self.kept, 1.0)
-        # first divided, so that the weight of a token alone is exactly 1
-        weights = torch.where(totals > 0, weights / totals.clamp_min(torch.finfo(totals.dtype).tiny), itself)
-        wide = values if values.dtype == torch.float64 else values.float()
-        means = self.add(wide * weights.unsqueeze(-1))
-        if self.keeps_norm:
-            lengths = self.add(torch.linalg.vector_norm(wide, dim=-1) * weights)
-            longer = lengths / torch.linalg.vector_norm(means, dim=-1).clamp_min(torch.finfo(means.dtype).tiny)
-            alone = self.add(torch.ones_like(weights)) == 1
-            means = means * torch.where(alone, 1.0, longer).unsqueeze(-1)
-        return means.to(values.dtype)
+        return torch.where(totals > 0, weights / totals.clamp_min(torch.finfo(totals.dtype).tiny), itself)
 
     def sizes(self, sizes: Tensor | None = None) -> Tensor | None:
         """Return how many places the kept tokens stand for.
@@ -198,6 +215,22 @@ def keep_highest(scores: Tensor, count: int) -> Tensor:
         tensor([[1, 3]])
     """
     return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def behind_prefix(positions: Tensor, prefix: int) -> Tensor:
+    """Turn positions among tokens into positions in the sequence that the prefix tokens head.
+
+    Args:
+        positions: ``(batch, number)`` int64.
+        prefix: How many prefix tokens there are.
+
+    Returns:
+        ``(batch, prefix + number)``.
+    """
+    if not prefix:
+        return positions
+    heads = torch.arange(prefix, device=positions.device).expand(positions.shape[0], -1)
+    return torch.cat([heads, positions + prefix], dim=1)
 
 
 def rows_of(positions: Tensor, length: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift.selection import Selection
+from repshift.selection import Selection, pick
 
 
 def directions(tokens: Tensor) -> Tensor:
@@ -14,27 +16,103 @@ def directions(tokens: Tensor) -> Tensor:
     return F.normalize(tokens.detach().float(), dim=-1)
 
 
-def ward_costs(tokens: Tensor, sizes: Tensor | None, squares: Tensor | None = None) -> Tensor:
-    """Say what it costs to join two tokens: half of ``s_i s_j / (s_i + s_j) |z_i - z_j|^2``, which is Ward's cost.
+@dataclass(frozen=True, eq=False)
+class Distances:
+    """Squared distances between tokens, in parts that are cheap to compute and to change.
 
-    Args:
-        tokens: ``z``, ``(batch, tokens, channels)`` float32.
-        sizes: ``(batch, tokens)``; 0 is padding, which joins anything for nothing and which nothing joins. ``None`` for
-            one each, and then twice the cost above comes out, which is the same order.
-        squares: ``|z|^2``, ``(batch, tokens)``; ``None`` if all are 1.
+    Half of ``|z_i - z_j|^2`` is ``halves_i + halves_j - products_ij``.
 
-    Returns:
-        ``(batch, tokens, tokens)`` float32, infinite on the diagonal.
+    Attributes:
+        products: ``(batch, tokens, tokens)`` float32, inner products of tokens, of which the image's mean is taken off.
+        halves: ``(batch, tokens)`` float32, half the squared lengths of the same.
     """
-    costs = (tokens @ tokens.mT).neg_()
-    halves = None if squares is None else squares / 2
-    costs = costs.add_(1) if halves is None else costs.add_(halves.unsqueeze(1)).add_(halves.unsqueeze(2))
-    if sizes is not None:
+
+    products: Tensor
+    halves: Tensor
+
+    @staticmethod
+    def between(tokens: Tensor, exact: bool = True) -> Distances:
+        """Compute the distances between the tokens of every image.
+
+        Args:
+            tokens: ``z``, ``(batch, tokens, channels)`` float32.
+            exact: Multiply in float32; otherwise in half precision where that is faster.
+        """
+        # distances stay the same, and half precision keeps more of small products than of those that are all near 1
+        centred = tokens - tokens.mean(1, keepdim=True)
+        halves = torch.linalg.vector_norm(centred, dim=2).square() / 2
+        factors = centred if exact else centred.to(_quick_dtype(tokens.device))
+        return Distances((factors @ factors.mT).float(), halves)
+
+    def nearest(self, sizes: Tensor | None = None, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Find for every token the other one that it is cheapest to join with, by Ward's cost.
+
+        The cost is half of ``s_i s_j / (s_i + s_j) |z_i - z_j|^2``; without sizes twice that, which is the same order.
+
+        Args:
+            sizes: ``(batch, tokens)``; 0 is padding, which joins anything for nothing and which nothing joins. ``None``
+                for one each.
+            among: ``(batch, tokens)`` bool, who can be joined; ``None`` for all.
+
+        Returns:
+            The lowest cost of each token and with whom, both ``(batch, tokens)``; infinite if there is nobody.
+        """
+        if sizes is None:
+            # what a token has itself is the same for all others, so it need not be added before the lowest is found
+            halves = self.halves if among is None else self.halves.masked_fill(~among, torch.inf)
+            rest = halves.unsqueeze(1) - self.products
+            rest.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+            lowest, whom = rest.min(dim=2)
+            return lowest + self.halves, whom
+        costs = self.costs(sizes)
+        if among is not None:
+            costs = costs.masked_fill_(~among.unsqueeze(1), torch.inf)
+        lowest, whom = costs.min(dim=2)
+        return lowest, whom
+
+    def costs(self, sizes: Tensor) -> Tensor:
+        """Return half of Ward's cost of all pairs, ``(batch, tokens, tokens)`` float32, infinite on the diagonal."""
         lightness = 1 / sizes  # of padding infinite, so that its costs are 0
+        costs = (self.halves.unsqueeze(1) - self.products).add_(self.halves.unsqueeze(2))
         costs = costs.div_(lightness.unsqueeze(2) + lightness.unsqueeze(1))
         costs = costs.masked_fill_((sizes == 0).unsqueeze(1), torch.inf)
-    costs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    return costs
+        costs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        return costs
+
+    def joined(self, stays: Tensor, goes: Tensor, share: Tensor) -> Distances:
+        """Return the distances after some tokens have moved towards others: products with a mean are means of products.
+
+        Args:
+            stays: ``(batch, number)`` int64, who moves; nobody twice.
+            goes: ``(batch, number)`` int64, towards whom.
+            share: ``(batch, number)`` float32, how far: 0 stays as it is, 1 is the other one.
+        """
+        rows = torch.lerp(pick(self.products, stays), pick(self.products, goes), share.unsqueeze(2))
+        across = [whom.unsqueeze(1).expand(-1, stays.shape[1], -1) for whom in (stays, goes)]
+        both = torch.lerp(rows.gather(2, across[0]), rows.gather(2, across[1]), share.unsqueeze(1))
+        rows = rows.scatter(2, across[0], both)
+        at = stays.unsqueeze(2).expand_as(rows)
+        products = self.products.scatter(1, at, rows).scatter(2, at.mT, rows.mT)
+        squares = torch.lerp(self.halves.gather(1, stays), self.halves.gather(1, goes), share)
+        apart = self.halves.gather(1, stays) + self.halves.gather(1, goes)
+        apart = apart - self.products[_images(stays), stays, goes]
+        # |(1-a) x + a y|^2 = (1-a) |x|^2 + a |y|^2 - a (1-a) |x - y|^2
+        halves = squares - share * (1 - share) * apart
+        return Distances(products, self.halves.scatter(1, stays, halves))
+
+
+def _quick_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype in which a device multiplies fastest, among those of float32's range."""
+    if device.type == "cuda" or (device.type == "cpu" and _CPU_HAS_BFLOAT16):
+        return torch.bfloat16
+    return torch.float32
+
+
+_CPU_HAS_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def _images(positions: Tensor) -> Tensor:
+    return torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
 
 
 def selected(goes: Tensor, into: Tensor, left: int, *, keeps_norm: bool = False) -> Selection:

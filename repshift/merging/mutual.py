@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from repshift.errors import ScheduleError
-from repshift.merging.groups import cheapest, directions, followed, selected, ward_costs
+from repshift.merging.groups import Distances, cheapest, directions, followed, selected
 from repshift.merging.merger import Merger
 from repshift.pruners import Candidates
-from repshift.selection import Selection, pick
+from repshift.selection import Selection
+
+FAR = 1e30  # a price beyond all, but not infinite
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,13 @@ class MutualNearestPruner(Merger):
 
     Attributes:
         rounds: 1, or 2 for less error and more time.
+        exact: Compare in float32, even where half precision is faster; then the choice differs where costs are nearly
+            equal.
         size_attention: See :class:`repshift.merging.merger.Merger`.
     """
 
     rounds: int = 2
+    exact: bool = False
     chooses_itself: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -42,57 +47,63 @@ class MutualNearestPruner(Merger):
     def merge(self, candidates: Candidates, left: int) -> Selection:
         """Join the cheapest; see :class:`repshift.merging.merger.Merger`."""
         tokens, sizes = directions(candidates.tokens), candidates.sizes
-        selection = self._pass(tokens, sizes, max(left, (candidates.count + 1) // 2), None)
+        selection = self._pass(tokens, sizes, max(left, (candidates.count + 1) // 2))
         while (count := selection.kept.shape[1]) > left:
             means, weights = replace(selection, keeps_norm=False).mean(tokens, sizes), selection.sizes(sizes)
-            squares = means.square().sum(2)
-            selection = followed(selection, self._pass(means, weights, max(left, (count + 1) // 2), squares))
+            selection = followed(selection, self._pass(means, weights, max(left, (count + 1) // 2)))
         return selection
 
-    def _pass(self, tokens: Tensor, sizes: Tensor | None, left: int, squares: Tensor | None) -> Selection:
+    def _pass(self, tokens: Tensor, sizes: Tensor | None, left: int) -> Selection:
         going = tokens.shape[1] - left
+        distances = Distances.between(tokens, self.exact)
+        cost, nearest = distances.nearest(sizes)
         if self.rounds == 1 or going == 1:
-            cost, nearest = ward_costs(tokens, sizes, squares).min(dim=2)
-            cost = cost.masked_fill(_stays(nearest, sizes), torch.inf)
+            cost = cost.masked_fill(_mutual(nearest, sizes)[0], torch.inf)
             return selected(cheapest(cost, going), nearest, left, keeps_norm=True)
-        went, into, tokens, sizes = _join_pairs(tokens, sizes, (going + 1) // 2, squares)
-        costs = ward_costs(tokens, sizes, tokens.square().sum(2)).masked_fill_(went.unsqueeze(1), torch.inf)
-        cost, nearest = costs.min(dim=2)
-        cost = cost.masked_fill(_stays(nearest, sizes), torch.inf)
+        first = _join_pairs(distances, sizes, cost, nearest, (going + 1) // 2)
+        cost, second = first.distances.nearest(first.sizes, among=~first.went)
+        cost = cost.masked_fill(_mutual(second, first.sizes)[0], torch.inf)
         # those that went in the first round are among those that go
-        goes = cheapest(cost.masked_fill(went, -torch.inf), going)
-        return selected(goes, torch.where(went, into, nearest), left, keeps_norm=True)
+        goes = cheapest(cost.masked_fill(first.went, -torch.inf), going)
+        return selected(goes, torch.where(first.went, nearest, second), left, keeps_norm=True)
 
 
-def _stays(nearest: Tensor, sizes: Tensor | None) -> Tensor:
-    """Mark the heavier one of two that are nearest to each other."""
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """What the first round leaves: the distances, the sizes, and who is gone; the latter two ``(batch, tokens)``."""
+
+    distances: Distances
+    sizes: Tensor
+    went: Tensor
+
+
+def _mutual(nearest: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mark the heavier and the lighter ones of all pairs that are nearest to each other, ``(batch, tokens)`` bool."""
     own = torch.arange(nearest.shape[1], device=nearest.device).expand_as(nearest)
     mutual = nearest.gather(1, nearest) == own
     heavier = own < nearest
     if sizes is not None:
         other = sizes.gather(1, nearest)
         heavier = (sizes > other) | ((sizes == other) & heavier)
-    return mutual & heavier
+    return mutual & heavier, mutual & ~heavier
 
 
-def _join_pairs(
-    tokens: Tensor, sizes: Tensor | None, most: int, squares: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Join the cheapest pairs that are nearest to each other, at most so many.
-
-    Returns:
-        Who went, ``(batch, tokens)`` bool, and into whom; the tokens, those that got another one being means; their
-        sizes.
-    """
-    cost, nearest = ward_costs(tokens, sizes, squares).min(dim=2)
-    own = torch.arange(nearest.shape[1], device=nearest.device).expand_as(nearest)
-    mutual = nearest.gather(1, nearest) == own
-    lighter = mutual & ~_stays(nearest, sizes)
+def _join_pairs(distances: Distances, sizes: Tensor | None, cost: Tensor, nearest: Tensor, most: int) -> _Joined:
+    """Join the cheapest pairs that are nearest to each other, at most so many."""
+    heavier, lighter = _mutual(nearest, sizes)
+    price = cost.masked_fill(~lighter, FAR).masked_fill(heavier, torch.inf)
+    leaves = lighter
     if sizes is not None:
-        lighter = lighter | (sizes == 0)  # padding goes first, whoever is nearest to whom
-    went = cheapest(cost.masked_fill(~lighter, torch.inf), most) & lighter
+        leaves = lighter | (sizes == 0)  # padding goes first, whoever is nearest to whom
+        price = price.masked_fill(sizes == 0, -torch.inf)
+    goes = price.topk(most, dim=1, largest=False, sorted=False).indices
+    # where there are fewer pairs, other tokens are among these, which move nowhere
+    target = torch.where(lighter.gather(1, goes), nearest.gather(1, goes), goes)
     weights = torch.ones_like(cost) if sizes is None else sizes
-    got = torch.where(mutual, weights.gather(1, nearest) * went.gather(1, nearest), 0.0)
-    total = weights + got
-    share = (got / total.clamp_min(torch.finfo(total.dtype).tiny)).unsqueeze(2)
-    return went, nearest, torch.lerp(tokens, pick(tokens, nearest), share), total
+    own, got = weights.gather(1, target), torch.where(target == goes, 0.0, weights.gather(1, goes))
+    share = got / (own + got).clamp_min(torch.finfo(got.dtype).tiny)
+    return _Joined(
+        distances.joined(target, goes, share),
+        weights.scatter(1, target, own + got),
+        torch.zeros_like(leaves).scatter(1, goes, leaves.gather(1, goes)),
+    )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from repshift.merging.groups import directions, selected, ward_costs
+from repshift.merging.groups import Distances, directions, selected
 from repshift.merging.merger import Merger
 from repshift.pruners import Candidates
 from repshift.selection import Selection
@@ -40,31 +40,33 @@ class WardPruner(Merger):
 def _agglomerate(tokens: Tensor, sizes: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     batch, count, _ = tokens.shape
     rows = torch.arange(batch, device=tokens.device)
-    products, costs = tokens @ tokens.mT, ward_costs(tokens, sizes)
-    sizes = sizes.clone()
+    costs, sizes = Distances.between(tokens).costs(sizes), sizes.clone()
     goes = torch.zeros(batch, count, dtype=torch.bool, device=tokens.device)
     into = torch.arange(count, device=tokens.device).repeat(batch, 1)
     for _ in range(steps):
-        cheapest = costs.flatten(1).argmin(1)
-        first, second = cheapest.div(count, rounding_mode="floor"), cheapest % count
+        # the lowest of each row first, which is found much faster than its place
+        first = costs.amin(2).argmin(1)
+        second = costs[rows, first].argmin(1)
         swapped = sizes[rows, first] < sizes[rows, second]
         swapped |= (sizes[rows, first] == sizes[rows, second]) & (first > second)
         heavy, light = torch.where(swapped, second, first), torch.where(swapped, first, second)
         goes[rows, light], into[rows, light] = True, heavy
-        total = sizes[rows, heavy] + sizes[rows, light]
-        share = (sizes[rows, light] / total.clamp_min(torch.finfo(total.dtype).tiny)).unsqueeze(1)
-        # inner products with a mean are the means of the inner products
-        joined = torch.lerp(products[rows, heavy], products[rows, light], share)
-        own = torch.lerp(joined[rows, heavy], joined[rows, light], share.squeeze(1))
-        joined[rows, heavy] = own
-        products[rows, heavy], products[rows, :, heavy] = joined, joined
-        sizes[rows, heavy] = total
-        squares = products.diagonal(dim1=1, dim2=2)
-        apart = (squares + own.unsqueeze(1)) / 2 - joined
-        price = apart / (1 / sizes + (1 / total).unsqueeze(1))
-        free = ~goes & (sizes > 0)
-        price = torch.where(free, price, torch.inf)
-        price[rows, heavy] = torch.inf
+        price = _joined_costs(costs, sizes, heavy, light)
+        sizes[rows, heavy] += sizes[rows, light]
         costs[rows, heavy], costs[rows, :, heavy] = price, price
         costs[rows, light], costs[rows, :, light] = torch.inf, torch.inf
     return goes, into
+
+
+def _joined_costs(costs: Tensor, sizes: Tensor, heavy: Tensor, light: Tensor) -> Tensor:
+    """Say what it costs every token to join the group of two others, ``(batch, tokens)``.
+
+    Source: Lance and Williams 1967, "A general theory of classificatory sorting strategies", for Ward's cost.
+    """
+    rows = torch.arange(len(costs), device=costs.device)
+    own, other = sizes[rows, heavy].unsqueeze(1), sizes[rows, light].unsqueeze(1)
+    to_heavy, to_light, between = costs[rows, heavy], costs[rows, light], costs[rows, light, heavy].unsqueeze(1)
+    joined = (own + sizes) * to_heavy + (other + sizes) * to_light - sizes * between
+    joined = joined / (own + other + sizes).clamp_min(torch.finfo(joined.dtype).tiny)
+    # padding weighs nothing, joins for nothing, and nothing joins it
+    return torch.where(other == 0, to_heavy, joined).masked_fill((sizes == 0) | to_heavy.isinf(), torch.inf)
