@@ -75,10 +75,10 @@ def bench(
     from repshift.analysis.subjects.devices import choose_device
     from repshift.analysis.subjects.limits import check_batch, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
+    from repshift.analysis.subjects.methods import choose_methods
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
-    from repshift.analysis.throughput.methods import choose_methods
     from repshift.analysis.throughput.setup import Setup
 
     for size in batch_sizes:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from repshift import Recipe, recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
+from repshift.analysis.subjects.methods import DENSE, LIMIT, recipe_for
 from repshift.analysis.subjects.recipes import measured_columns, whole_recipe
-from repshift.analysis.throughput.methods import DENSE, LIMIT, recipe_for
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
@@ -35,7 +35,7 @@ class Comparison:
         setup: How all methods are run.
         pruned: Schedule, pruner and what the shift measures; the methods differ by the score alone. ``None`` if only
             the dense model is timed.
-        models: Models by method, see :func:`repshift.analysis.throughput.methods.choose_methods`.
+        models: Models by method, see :func:`repshift.analysis.subjects.methods.choose_methods`.
         rounds: How often each method is timed.
         warm_up: How often each runs before.
         threads: Of torch, on a CPU.

@@ -5,10 +5,10 @@ from torch import nn
 from repshift import Recipe, Schedule, UnsupportedModelError, load_model
 from repshift.analysis.subjects.macs import count_macs
 from repshift.analysis.subjects.memory import MemoryExhaustedError, fitting
+from repshift.analysis.subjects.methods import choose_methods
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.throughput.comparison import Comparison
-from repshift.analysis.throughput.methods import choose_methods
 from repshift.analysis.throughput.setup import Setup
 
 PRUNED = Recipe("0.2@0,2")

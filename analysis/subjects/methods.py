@@ -1,4 +1,4 @@
-"""What a benchmark compares: the dense model, pruning by the shift, its baselines and controls, and their limit."""
+"""What commands compare: the dense model, pruning by the shift, its baselines and controls, and their limit."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from timm.models import VisionTransformer
 
 from repshift import Recipe, ScheduleError, UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.throughput.methods import choose_methods, recipe_for
+from repshift.analysis.subjects.methods import choose_methods, recipe_for
 
 PRUNED = Recipe("0.2@0,2")
 
