@@ -25,6 +25,9 @@ class Candidates:
         block: The block's name, for messages.
         keys: ``(batch, tokens, channels)``, the keys of the block's attention, averaged over heads; ``None`` unless the
             pruner has an attribute ``wants_keys``.
+        places: ``(batch, tokens)`` int64, where each of them stood among all tokens that there were, row by row;
+            ``None`` unless the pruner has an attribute ``wants_places``.
+        whole: Rows and columns of all tokens that there were; likewise.
     """
 
     value: Any
@@ -33,6 +36,8 @@ class Candidates:
     sizes: Tensor | None = None
     block: str = "this block"
     keys: Tensor | None = None
+    places: Tensor | None = None
+    whole: tuple[int, int] | None = None
 
     @property
     def prefix(self) -> int:
@@ -63,6 +68,19 @@ class Candidates:
                 f"Lines are dropped from maps of rows and columns, got a grid {grid}. Choose another pruner."
             )
         return grid[0], grid[1]
+
+    def on_grid(self) -> tuple[Tensor, tuple[int, int]]:
+        """Return the places of the tokens, and the rows and columns of all that there were.
+
+        Raises:
+            UnsupportedModelError: If they are not known.
+        """
+        if self.places is None or self.whole is None:
+            raise UnsupportedModelError(
+                f"The places of the tokens behind {self.block} are not known. Give the pruner wants_places = True, and "
+                "run the whole model."
+            )
+        return self.places, self.whole
 
     @property
     def scores(self) -> Tensor:
@@ -98,7 +116,8 @@ class Pruner(Protocol):
     pruned model, so it must pickle. A class attribute ``needs`` may name the methods that the layout must have. A class
     attribute ``drops_only = True`` promises that its selections have no ``joins``, so that no sizes need travel on;
     ``chooses_itself = True`` that it looks at no scores, so that none are measured; ``wants_keys = True`` asks for the
-    keys of the block's attention; ``size_attention = False`` lets merged tokens count once in later attention.
+    keys of the block's attention, ``wants_places = True`` for the places of the tokens on the grid;
+    ``size_attention = False`` lets merged tokens count once in later attention.
     """
 
     def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:

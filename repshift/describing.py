@@ -139,6 +139,8 @@ def _pruners(structure: Structure) -> tuple[str, ...]:
         pruner = PRUNERS.get(name)
         if getattr(pruner, "wants_keys", False) and not all(site.heads for site in structure.sites):
             return False
+        if getattr(pruner, "wants_places", False) and structure.grid is None:
+            return False
         return all(hasattr(structure.layout, method) for method in getattr(pruner, "needs", ()))
 
     return tuple(dict.fromkeys([structure.pruner, *filter(serves, PRUNERS.names())]))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from repshift.candidates import Candidates
 from repshift.drops import Drop, dropped_count
+from repshift.errors import UnknownNameError
 from repshift.selection import Selection, keep_highest
 
 
@@ -35,7 +36,7 @@ class LinePruner:
     drops_only: ClassVar[bool] = True
 
     def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
-        """Drop the lines whose scores have the lowest means; see :class:`Pruner`.
+        """Drop the lines whose scores have the lowest means; see :class:`repshift.pruners.Pruner`.
 
         Raises:
             ScheduleError: If fewer than one line would stay.
@@ -63,7 +64,7 @@ class PositionPruner:
     drops_only: ClassVar[bool] = True
 
     def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
-        """Drop the lowest of the scores in each row and then in each column; see :class:`Pruner`.
+        """Drop the lowest of the scores in each row and then in each column; see :class:`repshift.pruners.Pruner`.
 
         Raises:
             ScheduleError: If fewer than one line would stay.
@@ -71,20 +72,83 @@ class PositionPruner:
         return _choose_on_map(candidates, drop, _single_positions)
 
 
+@dataclass(frozen=True)
+class FixedLinePruner:
+    """Drops rows and columns by their places alone, the same of every image: a control that looks at nothing.
+
+    Counts are those of :class:`LinePruner`. Of ``n`` lines ``m`` stay:
+
+    * ``"crop"``: the first ones, ``0, ..., m - 1``;
+    * ``"centre"``: those in the middle, ``(n - m) // 2`` of the others before them;
+    * ``"even"``: every ``n / m``-th, line ``floor((i + 1/2) n / m)`` for ``i = 0, ..., m - 1``, the one under
+      the centre of each of ``m`` equal parts, which resizing to the nearest neighbour takes.
+
+    Attributes:
+        which: One of these.
+
+    Example:
+        >>> import torch
+        >>> from repshift.layouts import FeatureMap
+        >>> candidates = Candidates(torch.zeros(1, 1, 4, 4), FeatureMap(), None)
+        >>> [FixedLinePruner(which).choose(candidates, 2).kept.tolist() for which in ("crop", "centre", "even")]
+        [[[0, 1, 4, 5]], [[5, 6, 9, 10]], [[5, 7, 13, 15]]]
+    """
+
+    which: Literal["crop", "centre", "even"]
+    needs: ClassVar[tuple[str, ...]] = ("arrange",)
+    drops_only: ClassVar[bool] = True
+    chooses_itself: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.which not in PLACES:
+            raise UnknownNameError(f"Lines stay by their places as {', '.join(PLACES)} say, got {self.which!r}.")
+
+    def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
+        """Drop lines by their places; see :class:`repshift.pruners.Pruner`.
+
+        Raises:
+            ScheduleError: If fewer than one line would stay.
+        """
+        grid, left = _sides_left(candidates, drop)
+        if left == grid:
+            return None
+        if self.which == "crop":
+            return Selection.corner(grid, left, candidates.tokens)
+        tokens = candidates.tokens
+        rows, columns = (
+            PLACES[self.which](side, stay, torch.arange(stay, device=tokens.device))
+            for side, stay in zip(grid, left, strict=True)
+        )
+        kept = (rows.unsqueeze(1) * grid[1] + columns).flatten().expand(tokens.shape[0], -1)
+        return Selection(kept, grid=left)
+
+
+PLACES: dict[str, Callable[[int, int, Tensor], Tensor]] = {
+    "crop": lambda side, stay, numbers: numbers,
+    "centre": lambda side, stay, numbers: numbers + (side - stay) // 2,
+    "even": lambda side, stay, numbers: ((2 * numbers + 1) * side).div(2 * stay, rounding_mode="floor"),
+}
+
+
+def _sides_left(candidates: Candidates, drop: Drop) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return rows and columns that there are, and those that a drop leaves."""
+    rows, columns = candidates.grid
+    return (rows, columns), (
+        rows - dropped_count(rows, drop, candidates.block, "rows"),
+        columns - dropped_count(columns, drop, candidates.block, "columns"),
+    )
+
+
 def _choose_on_map(
     candidates: Candidates, drop: Drop, keep: Callable[[Tensor, tuple[int, int]], Tensor]
 ) -> Selection | None:
     """Leave as many rows and columns as a drop says; ``keep`` finds them by scores ``(batch, rows, columns)``."""
-    rows, columns = candidates.grid
-    left = (
-        rows - dropped_count(rows, drop, candidates.block, "rows"),
-        columns - dropped_count(columns, drop, candidates.block, "columns"),
-    )
-    if left == (rows, columns):
+    grid, left = _sides_left(candidates, drop)
+    if left == grid:
         return None
     if candidates.ranking is None:
-        return Selection.corner((rows, columns), left, candidates.tokens)
-    return Selection(keep(candidates.ranking.reshape(-1, rows, columns), left), grid=left)
+        return Selection.corner(grid, left, candidates.tokens)
+    return Selection(keep(candidates.ranking.reshape(-1, *grid), left), grid=left)
 
 
 def _whole_lines(scores: Tensor, left: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from repshift.attention import AttentionScore
 from repshift.drops import Drop
+from repshift.errors import UnsupportedModelError
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
 from repshift.recipes import Recipe
@@ -15,7 +16,7 @@ from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import Carry, End, Restore, Start, Weigh
+from repshift.travelling import Carry, End, NoteGrid, Restore, Start, Weigh
 
 
 class Plan:
@@ -28,7 +29,8 @@ class Plan:
         self.played: dict[str, list[Role]] = {}
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
-        self.follows = bool(wanted or recipe.restore or joins)
+        self.placed = getattr(pruner, "wants_places", False)
+        self.follows = bool(wanted or recipe.restore or joins or self.placed)
         sized = joins and getattr(pruner, "size_attention", True)
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
 
@@ -36,6 +38,13 @@ class Plan:
         """Assign the roles; within a module they are played in this order."""
         structure, schedule = self.structure, self.recipe.schedule
         self._play(structure.embedding, TakeImages(structure.images))
+        if self.placed:
+            if structure.grid is None:
+                raise UnsupportedModelError(
+                    f"{type(self.pruner).__name__} asks where the tokens stood, and their rows and columns are not "
+                    f"known. Choose another pruner, such as pruner={structure.pruner!r}."
+                )
+            self._play(structure.embedding, NoteGrid(self.streams, structure.grid))
         first = min(schedule.drops)
         if self.follows or structure.companions:
             start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
@@ -138,6 +147,11 @@ class Plan:
             self._play("" if self.follows else structure.root, End(self.streams))
 
 
+def with_grid(role: Role, structure: Structure) -> Role:
+    """Return a role that asks the copy of a model, instead of the model itself, where tokens stand."""
+    return replace(role, grid=structure.grid) if isinstance(role, NoteGrid) and structure.grid else role
+
+
 def with_replay(role: Role, block: str, module: nn.Module) -> Role:
     """Return a role of a block that may run a module once more."""
     return (
@@ -147,7 +161,8 @@ def with_replay(role: Role, block: str, module: nn.Module) -> Role:
 
 def _in_words(drop: Drop, recipe: Recipe) -> str:
     if not recipe.scores:
-        return f"merges {drop} by {recipe.pruner if isinstance(recipe.pruner, str) else 'an own pruner'}"
+        verb = "drops" if getattr(recipe.the_pruner(""), "drops_only", False) else "merges"
+        return f"{verb} {drop} by {recipe.pruner if isinstance(recipe.pruner, str) else 'an own pruner'}"
     if recipe.score == "shift":
         by = f"{recipe.distance if isinstance(recipe.distance, str) else 'own distance'} of {recipe.operation}"
     else:

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from repshift.candidates import Candidates, Pruner
+from repshift.cells import CellPruner
 from repshift.drops import Drop
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import Layout
-from repshift.map_pruners import LinePruner, PositionPruner
+from repshift.map_pruners import FixedLinePruner, LinePruner, PositionPruner
 from repshift.registry import Registry
 from repshift.selection import Selection
 
 __all__ = [
     "PRUNERS",
     "Candidates",
+    "CellPruner",
+    "FixedLinePruner",
     "LinePruner",
     "PositionPruner",
     "Pruner",
@@ -103,8 +106,12 @@ PRUNERS = Registry(
         "tokens": TokenPruner(),
         "sequence": SequencePruner(),
         "sequence_aligned": SequencePruner(align=True),
+        "cells": CellPruner(),
         "lines": LinePruner(),
         "positions": PositionPruner(),
+        "crop": FixedLinePruner("crop"),
+        "centre": FixedLinePruner("centre"),
+        "even": FixedLinePruner("even"),
         "mnn": "repshift.merging.names:MNN",
         "mnn1": "repshift.merging.names:MNN_ONE_ROUND",
         "ward": "repshift.merging.names:WARD",

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from repshift.errors import UnsupportedModelError
-from repshift.finding import refuse_wrappers
+from repshift.finding import find_structure, refuse_wrappers
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import cuts, participants, take_leave, take_part
-from repshift.planning import Plan, with_replay
+from repshift.planning import Plan, with_grid, with_replay
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
 from repshift.roles import Role
@@ -57,6 +57,9 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     _require_own_forward(model, roles, blocks)
     pruned = share_weights(model)
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
+    if plan.placed:
+        of_copy = find_structure(pruned) or structure
+        roles = {name: [with_grid(role, of_copy) for role in played] for name, played in roles.items()}
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, played in roles.items():

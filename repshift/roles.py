@@ -118,7 +118,9 @@ class Cut(Bystander):
         """
         stream = self.streams.own
         ranking = self._ranking(stream)
-        candidates = Candidates(output, self.layout, ranking, stream.sizes, repr(self.block), stream.keys)
+        candidates = Candidates(
+            output, self.layout, ranking, stream.sizes, repr(self.block), stream.keys, *self._places(output, stream)
+        )
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):
             raise RepresentationError(
@@ -159,6 +161,20 @@ class Cut(Bystander):
             _require_numbers(scores, self.block)
         ranking = -scores if self.keep == "bottom" else scores
         return ranking if stream.sizes is None else ranking.masked_fill(stream.sizes == 0, -torch.inf)
+
+    def _places(self, value: Any, stream: Stream) -> tuple[Tensor | None, tuple[int, int] | None]:
+        """Return where the tokens stood, and on how many rows and columns, if the pruner asks and it is known."""
+        origin, grid = stream.origin, stream.grid
+        if not getattr(self.pruner, "wants_places", False) or origin is None or grid is None:
+            return None, None
+        if origin.tokens != grid[0] * grid[1]:
+            raise RepresentationError(
+                f"{origin.tokens} tokens entered the blocks, but the images give {grid[0]}x{grid[1]} of them. Run the "
+                "whole model on the images, or choose another pruner."
+            )
+        tokens = self.layout.tokens(value)
+        everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+        return everywhere if origin.positions is None else origin.positions, grid
 
     def _past(self, tokens: Tensor, selection: Selection) -> PastCut:
         if selection.joins is not None:

@@ -49,6 +49,7 @@ class Stream:
     Attributes:
         origin: Where the tokens stood; ``None`` unless somebody needs it (see :class:`repshift.roles.Cut`).
         sizes: ``(batch, tokens)`` float32, how many places each token stands for: 0 for padding, ``None`` for one each.
+        grid: Rows and columns of all tokens, if a pruner asks for them.
         cuts: The cuts so far, if they are undone in the end.
         block: Name of the block that is running, if it drops tokens.
         before: ``x``, ``(batch, tokens, channels)``.
@@ -62,6 +63,7 @@ class Stream:
 
     origin: Origin | None
     sizes: Tensor | None
+    grid: tuple[int, int] | None
     cuts: tuple[PastCut, ...]
     block: str | None
     before: Tensor | None
@@ -77,7 +79,7 @@ class Stream:
 
     def clear(self) -> None:
         """Forget everything of a forward."""
-        self.origin = self.sizes = None
+        self.origin = self.sizes = self.grid = None
         self.cuts = ()
         self.leave_block()
 
@@ -100,7 +102,9 @@ class Stream:
             grid: Rows and columns, of feature maps.
             rounds_up: See :class:`repshift.origins.Origin`.
         """
+        image = self.grid  # known since the embedding
         self.clear()
+        self.grid = image
         self.origin = Origin(tokens, grid, None, grid, rounds_up)
 
     def cut(self, selection: Selection, grids: Sequence[tuple[int, ...] | None]) -> None:
