@@ -117,7 +117,8 @@ class Pruner(Protocol):
     attribute ``drops_only = True`` promises that its selections have no ``joins``, so that no sizes need travel on;
     ``chooses_itself = True`` that it looks at no scores, so that none are measured; ``wants_keys = True`` asks for the
     keys of the block's attention, ``wants_places = True`` for the places of the tokens on the grid;
-    ``size_attention = False`` lets merged tokens count once in later attention.
+    ``size_attention = False`` lets merged tokens count once in later attention; ``before_mlp = True`` chooses between
+    attention and MLP of the block, whose MLP then runs on what is left.
     """
 
     def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:

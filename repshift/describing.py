@@ -9,6 +9,7 @@ from torch import nn
 from repshift.attention import AttentionScore
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, why_unserved
+from repshift.inside import mlp_behind_attention
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import own_class
 from repshift.pruners import PRUNERS
@@ -138,6 +139,8 @@ def _pruners(structure: Structure) -> tuple[str, ...]:
     def serves(name: str) -> bool:
         pruner = PRUNERS.get(name)
         if getattr(pruner, "wants_keys", False) and not all(site.heads for site in structure.sites):
+            return False
+        if getattr(pruner, "before_mlp", False) and not all(map(mlp_behind_attention, structure.sites)):
             return False
         if getattr(pruner, "wants_places", False) and structure.grid is None:
             return False

@@ -9,6 +9,7 @@ from torch import nn
 from repshift.attention import AttentionScore
 from repshift.drops import Drop
 from repshift.errors import UnsupportedModelError
+from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
 from repshift.recipes import Recipe
@@ -86,6 +87,8 @@ class Plan:
     def _cut(self, site: Site, drop: Drop) -> None:
         recipe, streams = self.recipe, self.streams
         measured = recipe.scores and not isinstance(self.score, PlaceScore)
+        inside = getattr(self.pruner, "before_mlp", False)
+        mlp = require_mlp_behind_attention(site, self.pruner, recipe.operation) if inside else None
         cut = Cut(
             streams,
             site.name,
@@ -107,6 +110,10 @@ class Plan:
         if getattr(self.pruner, "wants_keys", False):
             heads = site.shown_heads("has no keys to compare tokens by", "Choose another pruner, such as 'mnn'.")
             self._play(heads.keys, KeepKeys(streams, site.name, heads.prefix))
+        if mlp is not None:
+            cut = CutInside(**vars(cut), adds=mlp.leaves[0])
+            self._play(mlp.enters, Shorten(streams, site.name, cut))
+            self._play(cut.adds, AddAside(streams, site.name, cut.adds))
         self._play(site.name, cut)
 
     def _measure(self, site: Site) -> None:

@@ -118,5 +118,6 @@ PRUNERS = Registry(
         "tome": "repshift.merging.names:TOME",
         "merge": "repshift.merging.names:MERGE",
         "fuse": "repshift.merging.names:FUSE",
+        "saliency_merge": "repshift.merging.names:SALIENCY_MERGE",
     },
 )

@@ -128,11 +128,12 @@ def dense(model: Model) -> Model:
 def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
     """Fill in what the recipe leaves to the model."""
     pruner = recipe.the_pruner(structure.pruner)
+    own = "attn" if getattr(pruner, "before_mlp", False) else structure.operation
     return (
         replace(
             recipe,
             schedule=recipe.schedule.over(len(structure.sites)),
-            operation=(recipe.operation or structure.operation) if recipe.scores else None,
+            operation=(recipe.operation or own) if recipe.scores else None,
             pruner=structure.pruner if recipe.pruner is None else recipe.pruner,
         ),
         pruner,

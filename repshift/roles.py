@@ -116,10 +116,22 @@ class Cut(Bystander):
         Raises:
             RepresentationError: If it answers something else than a selection.
         """
+        return self.shortened(output, returned=True)
+
+    def shortened(self, value: Any, returned: bool) -> Any:
+        """Shorten a value, and say so.
+
+        Args:
+            value: Holds the tokens.
+            returned: Whether it is what the block returns, or the block goes on with it.
+
+        Raises:
+            RepresentationError: If the pruner answers something else than a selection.
+        """
         stream = self.streams.own
         ranking = self._ranking(stream)
         candidates = Candidates(
-            output, self.layout, ranking, stream.sizes, repr(self.block), stream.keys, *self._places(output, stream)
+            value, self.layout, ranking, stream.sizes, repr(self.block), stream.keys, *self._places(value, stream)
         )
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):
@@ -127,12 +139,15 @@ class Cut(Bystander):
                 f"The pruner {type(self.pruner).__name__} answered {type(selection).__name__!r}. Let choose return a "
                 "repshift.Selection, or None to keep all."
             )
-        left = output if selection is None else shortened(self.layout, output, selection, stream.sizes)
-        grids = self.layout.grid(output), self.layout.grid(left)
+        left = value if selection is None else shortened(self.layout, value, selection, stream.sizes)
+        grids = self.layout.grid(value), self.layout.grid(left)
         self._require_lines(*grids)
         listeners = stream.heard_by()
         for listener in listeners:
-            listener.returned(self.block, output)
+            if returned:
+                listener.returned(self.block, value)
+            elif selection is not None:
+                listener.shortened_inside(selection, stream.sizes, candidates.count)
         if selection is not None and (self.follows or listeners or (stream.origin is not None and not is_repeated())):
             if self.restoring:
                 stream.cuts = (*stream.cuts, self._past(candidates.tokens, selection))

@@ -20,7 +20,11 @@ class Listener(Protocol):
     """Who wants to see what the cuts of a pruned model do; a tracker's recorder is one."""
 
     def returned(self, block: str, value: Any) -> None:
-        """See what a block returns, before it is shortened."""
+        """See what a block returns, before it is shortened; or the MLP of one that is cut in front of that."""
+        ...
+
+    def shortened_inside(self, selection: Selection, sizes: Tensor | None, tokens: int) -> None:
+        """See that tokens go while a block is running: ``selection`` of so many, of ``(batch, tokens)`` sizes."""
         ...
 
     def shortened(self, block: str, origin: Origin) -> None:
@@ -58,6 +62,8 @@ class Stream:
         scores: ``(batch, tokens)``.
         queries: Of the block's attention.
         keys: Of the block's attention, ``(batch, tokens, channels)``, averaged over heads.
+        halfway: What is left of the value between attention and MLP, if it is cut there.
+        beyond: The same with what the MLP adds: what the block returns.
         listeners: Who wants to see the cuts of this thread; they stay until they are taken off.
     """
 
@@ -72,6 +78,8 @@ class Stream:
     scores: Tensor | None
     queries: Tensor | None
     keys: Tensor | None
+    halfway: Any
+    beyond: Any
 
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
@@ -87,6 +95,7 @@ class Stream:
         """Forget what the modules of one block told each other."""
         self.block = None
         self.before = self.source = self.after = self.scores = self.queries = self.keys = None
+        self.halfway = self.beyond = None
 
     def heard_by(self) -> tuple[Listener, ...]:
         """Return who listens to this forward: nobody, if it is compiled or repeats another one."""

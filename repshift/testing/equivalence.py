@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from repshift.attention import AttentionScore
 from repshift.calls import Call
 from repshift.drops import Drop
+from repshift.inside import mlp_behind_attention
 from repshift.layouts import first_tensor
 from repshift.pruners import Candidates
 from repshift.pruning import prune
@@ -32,7 +33,7 @@ from repshift.travelling import added_to_mask
 
 
 def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
-    """Keep every token through the whole machinery, by every operation.
+    """Keep every token through the whole machinery, by every operation, behind blocks and inside of them.
 
     Raises:
         BackboneError: If the promise is not kept.
@@ -45,6 +46,10 @@ def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
         for given in ({}, subject.companions()):
             expected = subject.model(subject.images, **given)
             require_equal(kept(subject.images, **given), expected, f"with the operation {operation!r}")
+    structure, drops = subject.structure, subject.recipe.schedule.drops
+    if all(mlp_behind_attention(structure.sites[number]) for number in drops):
+        inside = subject.pruned(operation="attn", pruner=_KeepAllInside(), score="shift", restore=False)
+        require_equal(inside(subject.images), subject.model(subject.images), "between attention and MLP")
 
 
 def gradients_of_nothing_dropped_are_those_of_the_dense_model(subject: Subject) -> None:
@@ -176,6 +181,13 @@ def recorded_and_pruned_by_are_the_same(subject: Subject) -> None:
         right = of_kept.amin(1) >= others.amax(1) if subject.recipe.keep == "top" else of_kept.amax(1) <= others.amin(1)
         if not bool(right.all()):
             raise BackboneError(f"what {name} keeps is not what scores {subject.recipe.keep}")
+
+
+@dataclass(frozen=True)
+class _KeepAllInside(KeepAll):
+    """Keeps every token between attention and MLP."""
+
+    before_mlp: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
