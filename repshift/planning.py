@@ -36,7 +36,11 @@ class Plan:
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
 
     def roles(self) -> dict[str, list[Role]]:
-        """Assign the roles; within a module they are played in this order."""
+        """Assign the roles; within a module they are played in this order.
+
+        Raises:
+            UnsupportedModelError: If a block has not what the recipe asks for.
+        """
         structure, schedule = self.structure, self.recipe.schedule
         self._play(structure.embedding, TakeImages(structure.images))
         if self.placed:

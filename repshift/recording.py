@@ -180,7 +180,13 @@ class Recorder:
                     self._leave(watched, value)
 
     def shortened_inside(self, selection: Selection, sizes: Tensor | None, tokens: int) -> None:
-        """See that tokens go while operations are under way: they are compared with the same ones afterwards."""
+        """See that tokens go while operations are under way: they are compared with the same ones afterwards.
+
+        Args:
+            selection: What stays.
+            sizes: ``(batch, tokens)``.
+            tokens: How many there were.
+        """
         with torch.no_grad():
             for entered in self._entered.values():
                 if entered.before.shape[1] == tokens:

@@ -24,7 +24,13 @@ class Listener(Protocol):
         ...
 
     def shortened_inside(self, selection: Selection, sizes: Tensor | None, tokens: int) -> None:
-        """See that tokens go while a block is running: ``selection`` of so many, of ``(batch, tokens)`` sizes."""
+        """See that tokens go while a block is running.
+
+        Args:
+            selection: What stays.
+            sizes: ``(batch, tokens)``, see :class:`Stream`.
+            tokens: How many there were.
+        """
         ...
 
     def shortened(self, block: str, origin: Origin) -> None:

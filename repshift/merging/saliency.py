@@ -32,7 +32,7 @@ class SaliencyPruner(Merger):
         size_attention: See :class:`repshift.merging.merger.Merger`.
 
     Source: Choi et al. 2024, "vid-TLDR: Training Free Token merging for Light-weight Video Transformer" (arXiv
-    2403.13347), sections 3.2 and 3.3; there the saliency is the negative entropy of attention, here it is the score.
+    2403.13347); there the saliency is how sharp a token's attention is, here it is the score.
     """
 
     before_mlp: ClassVar[bool] = True
