@@ -59,7 +59,7 @@ class Shorten(OfBlock):
         stream = self.running()
         if stream is None:
             return call
-        left = self.cut.shortened(call.first, returned=False)
+        left = self.cut.shorten(call.first, returned=False)
         stream.halfway = first_tensor(left)
         return call.with_first(left)
 

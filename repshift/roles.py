@@ -116,9 +116,9 @@ class Cut(Bystander):
         Raises:
             RepresentationError: If it answers something else than a selection.
         """
-        return self.shortened(output, returned=True)
+        return self.shorten(output, returned=True)
 
-    def shortened(self, value: Any, returned: bool) -> Any:
+    def shorten(self, value: Any, returned: bool) -> Any:
         """Shorten a value, and say so.
 
         Args:

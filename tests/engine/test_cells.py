@@ -112,6 +112,12 @@ def test_the_limit_and_the_bottom_have_cells(vit, images):
         assert all(len({(place // 16, place % 8 // 2) for place in each}) == 16 for each in kept.tolist())
 
 
+def test_cells_are_found_in_one_graph(vit, images, fresh_dynamo):
+    pruned = ShiftTracker(vit).prune("0.5@0;9@1", pruner="cells")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(pruned, backend="eager", fullgraph=True)(images), pruned(images))
+
+
 def test_the_copy_asks_its_own_embedding(vit):
     pruned = ShiftTracker(vit).prune("0.5@0", pruner="cells")
     (grid,) = [role.grid for role in pruned.patch_embed.repshift_roles if hasattr(role, "grid")]
