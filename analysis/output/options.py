@@ -70,7 +70,7 @@ Score = Annotated[
 Pruner = Annotated[
     str | None,
     typer.Option(
-        help="tokens, sequence, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"
+        help="tokens, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"
     ),
 ]
 Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]
