@@ -95,7 +95,7 @@ def describe(model: nn.Module) -> Description:
           tokens: as many as the images give, held as FeatureMap(channels_last=False)
           operations: stage, block
           scores: shift, norm, random, oracle_free
-          pruners: lines, positions
+          pruners: lines, positions, crop, centre, even
           recipe: none, it is dense
     """
     require_model(model)

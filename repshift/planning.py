@@ -8,7 +8,6 @@ from torch import nn
 
 from repshift.attention import AttentionScore
 from repshift.drops import Drop
-from repshift.errors import UnsupportedModelError
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
@@ -17,7 +16,7 @@ from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import Carry, End, NoteGrid, Restore, Start, Weigh
+from repshift.travelling import Carry, End, Restore, Start, Weigh
 
 
 class Plan:
@@ -43,13 +42,6 @@ class Plan:
         """
         structure, schedule = self.structure, self.recipe.schedule
         self._play(structure.embedding, TakeImages(structure.images))
-        if self.placed:
-            if structure.grid is None:
-                raise UnsupportedModelError(
-                    f"{type(self.pruner).__name__} asks where the tokens stood, and their rows and columns are not "
-                    f"known. Choose another pruner, such as pruner={structure.pruner!r}."
-                )
-            self._play(structure.embedding, NoteGrid(self.streams, structure.grid))
         first = min(schedule.drops)
         if self.follows or structure.companions:
             start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
@@ -156,11 +148,6 @@ class Plan:
             self._play(ends, End(self.streams))
             # whatever raises between the blocks, nothing of the forward is left
             self._play("" if self.follows else structure.root, End(self.streams))
-
-
-def with_grid(role: Role, structure: Structure) -> Role:
-    """Return a role that asks the copy of a model, instead of the model itself, where tokens stand."""
-    return replace(role, grid=structure.grid) if isinstance(role, NoteGrid) and structure.grid else role
 
 
 def with_replay(role: Role, block: str, module: nn.Module) -> Role:

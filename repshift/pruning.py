@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,13 +13,13 @@ from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, refuse_wrappers
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import cuts, participants, take_leave, take_part
-from repshift.planning import Plan, with_grid, with_replay
+from repshift.planning import Plan, with_replay
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
 from repshift.roles import Role
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Structure
-from repshift.travelling import Carry, End, Start
+from repshift.travelling import Carry, End, NoteGrid, Start
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,6 +47,11 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
             "has one for each. Leave restore out."
         )
     plan = Plan(structure, recipe, pruner)
+    if plan.placed and structure.grid is None:
+        raise UnsupportedModelError(
+            f"{type(pruner).__name__} asks where the tokens stood, and the rows and columns of {type(model).__name__} "
+            f"are not known. Choose another pruner, such as pruner={structure.pruner!r}."
+        )
     roles = plan.roles()
     plan.say_second_residual()
     if not plan.follows:  # then these would only follow a companion that is seldom given
@@ -57,9 +62,8 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     _require_own_forward(model, roles, blocks)
     pruned = share_weights(model)
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
-    if plan.placed:
-        of_copy = find_structure(pruned) or structure
-        roles = {name: [with_grid(role, of_copy) for role in played] for name, played in roles.items()}
+    if plan.placed:  # the last to see the images, whatever is done to them before; it asks the copy's own embedding
+        roles[structure.embedding] = [*roles[structure.embedding], NoteGrid(plan.streams, _grid_of(pruned, structure))]
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, played in roles.items():
@@ -138,6 +142,12 @@ def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
         ),
         pruner,
     )
+
+
+def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, int]], tuple[int, int]]:
+    grid = (find_structure(pruned) or structure).grid
+    assert grid is not None
+    return grid
 
 
 def _only_follows(played: Iterable[Role]) -> bool:

@@ -69,9 +69,7 @@ Score = Annotated[
 ]
 Pruner = Annotated[
     str | None,
-    typer.Option(
-        help="tokens, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"
-    ),
+    typer.Option(help="tokens, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"),
 ]
 Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]
 
