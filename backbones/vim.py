@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -38,7 +39,7 @@ class VisionMamba:
             layout=ResidualPair(protected="protected", decay=State.aligned),
             embedding="patch_embed",
             images=Images.of(embedding, fixed=True),
-            grid=lambda image: embedding.grid_size,
+            grid=partial(_grid_of, embedding),
             tokens=embedding.num_patches,
             operation="mixer",
             pruner="sequence",
@@ -47,6 +48,12 @@ class VisionMamba:
 
 
 VIM = VisionMamba()
+
+
+def _grid_of(embedding: Any, image: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the tokens: those of the model's own size, since it takes no other."""
+    grid: tuple[int, int] = embedding.grid_size
+    return grid
 
 
 def _site(name: str) -> Site:

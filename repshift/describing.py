@@ -9,6 +9,7 @@ from torch import nn
 from repshift.attention import AttentionScore
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, why_unserved
+from repshift.inside import mlp_behind_attention
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import own_class
 from repshift.pruners import PRUNERS
@@ -94,7 +95,7 @@ def describe(model: nn.Module) -> Description:
           tokens: as many as the images give, held as FeatureMap(channels_last=False)
           operations: stage, block
           scores: shift, norm, random, oracle_free
-          pruners: lines, positions
+          pruners: lines, positions, crop, centre, even
           recipe: none, it is dense
     """
     require_model(model)
@@ -138,6 +139,10 @@ def _pruners(structure: Structure) -> tuple[str, ...]:
     def serves(name: str) -> bool:
         pruner = PRUNERS.get(name)
         if getattr(pruner, "wants_keys", False) and not all(site.heads for site in structure.sites):
+            return False
+        if getattr(pruner, "before_mlp", False) and not all(map(mlp_behind_attention, structure.sites)):
+            return False
+        if getattr(pruner, "wants_places", False) and structure.grid is None:
             return False
         return all(hasattr(structure.layout, method) for method in getattr(pruner, "needs", ()))
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from repshift.attention import AttentionScore
 from repshift.drops import Drop
+from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
 from repshift.recipes import Recipe
@@ -28,12 +29,17 @@ class Plan:
         self.played: dict[str, list[Role]] = {}
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
-        self.follows = bool(wanted or recipe.restore or joins)
+        self.placed = getattr(pruner, "wants_places", False)
+        self.follows = bool(wanted or recipe.restore or joins or self.placed)
         sized = joins and getattr(pruner, "size_attention", True)
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
 
     def roles(self) -> dict[str, list[Role]]:
-        """Assign the roles; within a module they are played in this order."""
+        """Assign the roles; within a module they are played in this order.
+
+        Raises:
+            UnsupportedModelError: If a block has not what the recipe asks for.
+        """
         structure, schedule = self.structure, self.recipe.schedule
         self._play(structure.embedding, TakeImages(structure.images))
         first = min(schedule.drops)
@@ -77,6 +83,8 @@ class Plan:
     def _cut(self, site: Site, drop: Drop) -> None:
         recipe, streams = self.recipe, self.streams
         measured = recipe.scores and not isinstance(self.score, PlaceScore)
+        inside = getattr(self.pruner, "before_mlp", False)
+        mlp = require_mlp_behind_attention(site, self.pruner, recipe.operation) if inside else None
         cut = Cut(
             streams,
             site.name,
@@ -98,6 +106,10 @@ class Plan:
         if getattr(self.pruner, "wants_keys", False):
             heads = site.shown_heads("has no keys to compare tokens by", "Choose another pruner, such as 'mnn'.")
             self._play(heads.keys, KeepKeys(streams, site.name, heads.prefix))
+        if mlp is not None:
+            cut = CutInside(**vars(cut), adds=mlp.leaves[0])
+            self._play(mlp.enters, Shorten(streams, site.name, cut))
+            self._play(cut.adds, AddAside(streams, site.name, cut.adds))
         self._play(site.name, cut)
 
     def _measure(self, site: Site) -> None:
@@ -147,7 +159,8 @@ def with_replay(role: Role, block: str, module: nn.Module) -> Role:
 
 def _in_words(drop: Drop, recipe: Recipe) -> str:
     if not recipe.scores:
-        return f"merges {drop} by {recipe.pruner if isinstance(recipe.pruner, str) else 'an own pruner'}"
+        verb = "drops" if getattr(recipe.the_pruner(""), "drops_only", False) else "merges"
+        return f"{verb} {drop} by {recipe.pruner if isinstance(recipe.pruner, str) else 'an own pruner'}"
     if recipe.score == "shift":
         by = f"{recipe.distance if isinstance(recipe.distance, str) else 'own distance'} of {recipe.operation}"
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from repshift.errors import UnsupportedModelError
-from repshift.finding import refuse_wrappers
+from repshift.finding import find_structure, refuse_wrappers
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import cuts, participants, take_leave, take_part
 from repshift.planning import Plan, with_replay
@@ -19,7 +19,7 @@ from repshift.recipes import Recipe
 from repshift.roles import Role
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Structure
-from repshift.travelling import Carry, End, Start
+from repshift.travelling import Carry, End, NoteGrid, Start
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,6 +47,11 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
             "has one for each. Leave restore out."
         )
     plan = Plan(structure, recipe, pruner)
+    if plan.placed and structure.grid is None:
+        raise UnsupportedModelError(
+            f"{type(pruner).__name__} asks where the tokens stood, and the rows and columns of {type(model).__name__} "
+            f"are not known. Choose another pruner, such as pruner={structure.pruner!r}."
+        )
     roles = plan.roles()
     plan.say_second_residual()
     if not plan.follows:  # then these would only follow a companion that is seldom given
@@ -57,6 +62,8 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     _require_own_forward(model, roles, blocks)
     pruned = share_weights(model)
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
+    if plan.placed:  # the last to see the images, whatever is done to them before; it asks the copy's own embedding
+        roles[structure.embedding] = [*roles[structure.embedding], NoteGrid(plan.streams, _grid_of(pruned, structure))]
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, played in roles.items():
@@ -125,15 +132,22 @@ def dense(model: Model) -> Model:
 def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
     """Fill in what the recipe leaves to the model."""
     pruner = recipe.the_pruner(structure.pruner)
+    own = "attn" if getattr(pruner, "before_mlp", False) else structure.operation
     return (
         replace(
             recipe,
             schedule=recipe.schedule.over(len(structure.sites)),
-            operation=(recipe.operation or structure.operation) if recipe.scores else None,
+            operation=(recipe.operation or own) if recipe.scores else None,
             pruner=structure.pruner if recipe.pruner is None else recipe.pruner,
         ),
         pruner,
     )
+
+
+def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, int]], tuple[int, int]]:
+    grid = (find_structure(pruned) or structure).grid
+    assert grid is not None
+    return grid
 
 
 def _only_follows(played: Iterable[Role]) -> bool:

@@ -16,12 +16,14 @@ from repshift.errors import RepresentationError
 from repshift.finding import has_unordered_tokens
 from repshift.hooks import Hook, attached
 from repshift.images import explain, require_floating_point
+from repshift.inside import CutInside
 from repshift.layouts import Layout, first_tensor
 from repshift.measuring import add_to_float32
 from repshift.origins import Origin
 from repshift.participants import cuts
 from repshift.records import Measurement
 from repshift.scores import READ_ONLY, Score, apply_score
+from repshift.selection import Selection
 from repshift.sites import Structure
 from repshift.stream import Stream, heard
 from repshift.watching import AttentionReading, Watched, grid_of, has_proportions, layout_of
@@ -86,7 +88,8 @@ class Recorder:
         with ExitStack() as stack:
             stack.callback(self._forget_unfinished)
             stack.enter_context(heard(self._stream, self))
-            stack.enter_context(attached(self._hooks(set(cut))))
+            told = [role.adds for role in cut.values() if isinstance(role, CutInside)]
+            stack.enter_context(attached(self._hooks({*cut, *told})))
             yield
 
     def _hooks(self, cut: set[str]) -> Iterator[Hook]:
@@ -175,6 +178,19 @@ class Recorder:
                     self._enter(watched, value)
                 if block in watched.operation.leaves:
                     self._leave(watched, value)
+
+    def shortened_inside(self, selection: Selection, sizes: Tensor | None, tokens: int) -> None:
+        """See that tokens go while operations are under way: they are compared with the same ones afterwards.
+
+        Args:
+            selection: What stays.
+            sizes: ``(batch, tokens)``.
+            tokens: How many there were.
+        """
+        with torch.no_grad():
+            for entered in self._entered.values():
+                if entered.before.shape[1] == tokens:
+                    entered.before = selection.mean(entered.before, sizes)
 
     def shortened(self, block: str, origin: Origin) -> None:
         """See where the tokens stood that are left."""

@@ -116,21 +116,38 @@ class Cut(Bystander):
         Raises:
             RepresentationError: If it answers something else than a selection.
         """
+        return self.shorten(output, returned=True)
+
+    def shorten(self, value: Any, returned: bool) -> Any:
+        """Shorten a value, and say so.
+
+        Args:
+            value: Holds the tokens.
+            returned: Whether it is what the block returns, or the block goes on with it.
+
+        Raises:
+            RepresentationError: If the pruner answers something else than a selection.
+        """
         stream = self.streams.own
         ranking = self._ranking(stream)
-        candidates = Candidates(output, self.layout, ranking, stream.sizes, repr(self.block), stream.keys)
+        candidates = Candidates(
+            value, self.layout, ranking, stream.sizes, repr(self.block), stream.keys, *self._places(value, stream)
+        )
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):
             raise RepresentationError(
                 f"The pruner {type(self.pruner).__name__} answered {type(selection).__name__!r}. Let choose return a "
                 "repshift.Selection, or None to keep all."
             )
-        left = output if selection is None else shortened(self.layout, output, selection, stream.sizes)
-        grids = self.layout.grid(output), self.layout.grid(left)
+        left = value if selection is None else shortened(self.layout, value, selection, stream.sizes)
+        grids = self.layout.grid(value), self.layout.grid(left)
         self._require_lines(*grids)
         listeners = stream.heard_by()
         for listener in listeners:
-            listener.returned(self.block, output)
+            if returned:
+                listener.returned(self.block, value)
+            elif selection is not None:
+                listener.shortened_inside(selection, stream.sizes, candidates.count)
         if selection is not None and (self.follows or listeners or (stream.origin is not None and not is_repeated())):
             if self.restoring:
                 stream.cuts = (*stream.cuts, self._past(candidates.tokens, selection))
@@ -159,6 +176,20 @@ class Cut(Bystander):
             _require_numbers(scores, self.block)
         ranking = -scores if self.keep == "bottom" else scores
         return ranking if stream.sizes is None else ranking.masked_fill(stream.sizes == 0, -torch.inf)
+
+    def _places(self, value: Any, stream: Stream) -> tuple[Tensor | None, tuple[int, int] | None]:
+        """Return where the tokens stood, and on how many rows and columns, if the pruner asks and it is known."""
+        origin, grid = stream.origin, stream.grid
+        if not getattr(self.pruner, "wants_places", False) or origin is None or grid is None:
+            return None, None
+        if origin.tokens != grid[0] * grid[1]:
+            raise RepresentationError(
+                f"{origin.tokens} tokens entered the blocks, but the images give {grid[0]}x{grid[1]} of them. Run the "
+                "whole model on the images, or choose another pruner."
+            )
+        tokens = self.layout.tokens(value)
+        everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+        return everywhere if origin.positions is None else origin.positions, grid
 
     def _past(self, tokens: Tensor, selection: Selection) -> PastCut:
         if selection.joins is not None:

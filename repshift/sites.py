@@ -120,7 +120,7 @@ class Structure:
         layout: How values between the blocks hold tokens.
         embedding: Name of the module that turns images into tokens; its first input is the images.
         grid: Rows and columns of the tokens for images of so many pixels (rows, columns); ``None`` if the values
-            themselves tell them.
+            themselves tell them. To be pickled with models whose pruner asks for places, so no lambda.
         tokens: How many prunable tokens there are, or ``None`` if that depends on the input.
         operation: The one that is watched unless another is asked for.
         pruner: Name of the pruner that suits the layout.

@@ -20,7 +20,17 @@ class Listener(Protocol):
     """Who wants to see what the cuts of a pruned model do; a tracker's recorder is one."""
 
     def returned(self, block: str, value: Any) -> None:
-        """See what a block returns, before it is shortened."""
+        """See what a block returns, before it is shortened; or the MLP of one that is cut in front of that."""
+        ...
+
+    def shortened_inside(self, selection: Selection, sizes: Tensor | None, tokens: int) -> None:
+        """See that tokens go while a block is running.
+
+        Args:
+            selection: What stays.
+            sizes: ``(batch, tokens)``, see :class:`Stream`.
+            tokens: How many there were.
+        """
         ...
 
     def shortened(self, block: str, origin: Origin) -> None:
@@ -49,6 +59,7 @@ class Stream:
     Attributes:
         origin: Where the tokens stood; ``None`` unless somebody needs it (see :class:`repshift.roles.Cut`).
         sizes: ``(batch, tokens)`` float32, how many places each token stands for: 0 for padding, ``None`` for one each.
+        grid: Rows and columns of all tokens, if a pruner asks for them.
         cuts: The cuts so far, if they are undone in the end.
         block: Name of the block that is running, if it drops tokens.
         before: ``x``, ``(batch, tokens, channels)``.
@@ -57,11 +68,14 @@ class Stream:
         scores: ``(batch, tokens)``.
         queries: Of the block's attention.
         keys: Of the block's attention, ``(batch, tokens, channels)``, averaged over heads.
+        halfway: What is left of the value between attention and MLP, if it is cut there.
+        beyond: The same with what the MLP adds: what the block returns.
         listeners: Who wants to see the cuts of this thread; they stay until they are taken off.
     """
 
     origin: Origin | None
     sizes: Tensor | None
+    grid: tuple[int, int] | None
     cuts: tuple[PastCut, ...]
     block: str | None
     before: Tensor | None
@@ -70,6 +84,8 @@ class Stream:
     scores: Tensor | None
     queries: Tensor | None
     keys: Tensor | None
+    halfway: Any
+    beyond: Any
 
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
@@ -77,7 +93,7 @@ class Stream:
 
     def clear(self) -> None:
         """Forget everything of a forward."""
-        self.origin = self.sizes = None
+        self.origin = self.sizes = self.grid = None
         self.cuts = ()
         self.leave_block()
 
@@ -85,6 +101,7 @@ class Stream:
         """Forget what the modules of one block told each other."""
         self.block = None
         self.before = self.source = self.after = self.scores = self.queries = self.keys = None
+        self.halfway = self.beyond = None
 
     def heard_by(self) -> tuple[Listener, ...]:
         """Return who listens to this forward: nobody, if it is compiled or repeats another one."""
@@ -100,7 +117,9 @@ class Stream:
             grid: Rows and columns, of feature maps.
             rounds_up: See :class:`repshift.origins.Origin`.
         """
+        image = self.grid  # known since the embedding
         self.clear()
+        self.grid = image
         self.origin = Origin(tokens, grid, None, grid, rounds_up)
 
     def cut(self, selection: Selection, grids: Sequence[tuple[int, ...] | None]) -> None:

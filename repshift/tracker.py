@@ -93,6 +93,7 @@ class ShiftTracker(Generic[Model]):
         refuse_compiled(model)
         check_residual(residual)
         self.model = model
+        self._asked_operation = operation
         self._is_told = (operation, distance, residual, score) != (None, "l2", False, None)
         self.residual = residual
         self.distance = distance
@@ -269,7 +270,7 @@ class ShiftTracker(Generic[Model]):
             return prune(self.model, structure, schedule)
         recipe = Recipe(
             schedule,
-            self.operation,
+            self._asked_operation,
             self.distance,
             self.residual,
             self.score if score is None else score,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,25 @@ from repshift.layouts import Layout, first_tensor, with_first_tensor
 from repshift.restoring import restored
 from repshift.roles import Bystander
 from repshift.stream import Streams, is_repeated
+
+
+@dataclass(frozen=True)
+class NoteGrid(Bystander):
+    """Notes on how many rows and columns the tokens will stand, where the images enter.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        grid: Of images of so many pixels.
+    """
+
+    streams: Streams
+    grid: Callable[[tuple[int, int]], tuple[int, int]]
+
+    def enter(self, call: Call) -> Call:
+        """Note it."""
+        rows, columns = self.grid((call.first.shape[-2], call.first.shape[-1]))
+        self.streams.own.grid = (rows, columns)
+        return call
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,7 @@ class Start(Bystander):
                 tokens does not fit them.
         """
         stream = self.streams.own
-        if not stream.heard_by():
+        if not stream.heard_by() and not self.always:
             stream.clear()
         given = [(each, call.get(each.argument)) for each in self.companions]
         given = [(companion, value) for companion, value in given if value is not None]

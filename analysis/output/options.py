@@ -68,7 +68,8 @@ Score = Annotated[
     typer.Option(help="What --drop goes by: shift, norm, random, cls_attention, mean_attention or oracle_free."),
 ]
 Pruner = Annotated[
-    str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
+    str | None,
+    typer.Option(help="tokens, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"),
 ]
 Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]
 

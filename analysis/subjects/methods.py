@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from repshift import Recipe
+from repshift import PRUNERS, Recipe
 from repshift.analysis.subjects.recipes import apply
 from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
 from repshift.registry import suggest
@@ -16,12 +16,13 @@ from repshift.scores import SCORES
 DENSE, SHIFT, LIMIT = "dense", "shift", "oracle_free"
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
 CONTROLS = ("norm", "random")
-MERGING = ("mnn", "mnn1", "ward", "tome", "merge", "fuse")  # pruners, which look at the shift or at no score
+# Pruners, which look at the shift or at no score: those that merge, one that spares every part, lines by their places
+BY_PRUNER = ("mnn", "mnn1", "ward", "tome", "merge", "fuse", "saliency_merge", "cells", "crop", "centre", "even")
 
 
 def known_methods() -> list[str]:
     """List what ``--methods`` takes."""
-    return [DENSE, SHIFT, *SCORES.names(), *MERGING]
+    return [DENSE, SHIFT, *SCORES.names(), *BY_PRUNER]
 
 
 def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
@@ -33,8 +34,10 @@ def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
     """
     if method == DENSE or pruned is None:
         return None
-    if method in MERGING:
+    if method in BY_PRUNER:
         merged = replace(pruned, pruner=method, score=SHIFT, keep="top")
+        if getattr(PRUNERS.get(method), "before_mlp", False):
+            merged = replace(merged, operation=None)  # only one is over there, which is its own
         return replace(merged, keep=pruned.keep) if merged.scores else merged
     return replace(pruned, score=method, keep="top" if method == LIMIT else pruned.keep)  # the limit ranks nothing
 

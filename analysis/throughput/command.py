@@ -37,7 +37,8 @@ def bench(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="dense, shift, cls_attention, mean_attention, norm, random, oracle_free. [default: all it can have]"
+            help="dense, shift, cls_attention, mean_attention, norm, random, oracle_free; or pruners: mnn, tome, "
+            "saliency_merge, cells, even and so on. [default: of the first ones all it can have]"
         ),
     ] = None,
     batch_size: Annotated[

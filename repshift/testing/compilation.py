@@ -48,9 +48,7 @@ def compiled_models_prune_alike_in_any_order(subject: Subject) -> None:
     Raises:
         BackboneError: If the promise is not kept.
     """
-    other = (
-        subject.pruned(keep="bottom") if subject.recipe.scores else subject.pruned(restore=not subject.recipe.restore)
-    )
+    other = subject.pruned(keep="bottom") if subject.recipe.scores else subject.pruned(pruner=None)
     for order in ((subject.model, subject.pruned(), other), (subject.pruned(), other, subject.model)):
         with _fresh_dynamo(), torch.no_grad():
             compiled = [torch.compile(model, backend="aot_eager", fullgraph=True) for model in order]

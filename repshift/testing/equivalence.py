@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from repshift.attention import AttentionScore
 from repshift.calls import Call
 from repshift.drops import Drop
+from repshift.inside import mlp_behind_attention
 from repshift.layouts import first_tensor
-from repshift.pruners import Candidates
+from repshift.pruners import Candidates, SequencePruner, TokenPruner
 from repshift.pruning import prune
 from repshift.selection import Selection
 from repshift.testing.subjects import (
@@ -32,7 +33,7 @@ from repshift.travelling import added_to_mask
 
 
 def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
-    """Keep every token through the whole machinery, by every operation.
+    """Keep every token through the whole machinery, by every operation, behind blocks and inside of them.
 
     Raises:
         BackboneError: If the promise is not kept.
@@ -45,6 +46,10 @@ def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
         for given in ({}, subject.companions()):
             expected = subject.model(subject.images, **given)
             require_equal(kept(subject.images, **given), expected, f"with the operation {operation!r}")
+    structure, drops = subject.structure, subject.recipe.schedule.drops
+    if all(mlp_behind_attention(structure.sites[number]) for number in drops):
+        inside = subject.pruned(operation="attn", pruner=_KeepAllInside(), score="shift", restore=False)
+        require_equal(inside(subject.images), subject.model(subject.images), "between attention and MLP")
 
 
 def gradients_of_nothing_dropped_are_those_of_the_dense_model(subject: Subject) -> None:
@@ -169,13 +174,20 @@ def recorded_and_pruned_by_are_the_same(subject: Subject) -> None:
     tracker = subject.tracker(pruned).run(subject.images)
     require_equal(tracker.shifts[name], recorded.shifts[name], f"at {name}, where nothing was dropped before")
     pruner = subject.recipe.the_pruner(subject.structure.pruner)
-    if is_sequence(subject.structure) and getattr(pruner, "drops_only", False):
+    if isinstance(pruner, (TokenPruner, SequencePruner)):  # others may keep a token for another reason
         kept = tracker.kept[name]
         of_kept = recorded.shifts[name].gather(1, kept)
         others = recorded.shifts[name].scatter(1, kept, -torch.inf if subject.recipe.keep == "top" else torch.inf)
         right = of_kept.amin(1) >= others.amax(1) if subject.recipe.keep == "top" else of_kept.amax(1) <= others.amin(1)
         if not bool(right.all()):
             raise BackboneError(f"what {name} keeps is not what scores {subject.recipe.keep}")
+
+
+@dataclass(frozen=True)
+class _KeepAllInside(KeepAll):
+    """Keeps every token between attention and MLP."""
+
+    before_mlp: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

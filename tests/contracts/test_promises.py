@@ -27,7 +27,8 @@ RECIPES = {
     "norm": Recipe("0.3@0;7@1", score="norm"),
     "restored": Recipe("0.3@0;7@1", restore=True),
     "restored as they left": Recipe("0.3@0;7@1", restore="left"),
-    **{name: Recipe("0.3@0;7@1", pruner=name) for name in ("mnn", "mnn1", "ward", "tome", "merge", "fuse")},
+    **{name: Recipe("0.3@0;7@1", pruner=name) for name in ("cells", "mnn", "mnn1", "ward", "tome", "merge", "fuse")},
+    "saliency_merge": Recipe("0.3@0;7@1", pruner="saliency_merge", operation="attn"),
     "merged and restored": Recipe("0.3@0;7@1", pruner="mnn", restore=True),
 }
 
@@ -70,9 +71,9 @@ def test_every_promise_about_compilation_is_kept_by_models_that_merge(build_vit,
     promise_of_compilation(make_subject(model, images, Recipe("0.3@0;7@1", pruner=merge)))
 
 
-@pytest.mark.parametrize("name", ["mnn", "tome"])
-def test_every_promise_about_compilation_is_kept_by_pruners_that_merge(build_vit, images, promise_of_compilation, name):
-    promise_of_compilation(make_subject(build_vit(depth=3), images, Recipe("0.3@0;7@1", pruner=name)))
+@pytest.mark.parametrize("name", ["mnn", "tome", "saliency_merge"])
+def test_every_promise_about_compilation_is_kept_by_pruners(build_vit, images, promise_of_compilation, name):
+    promise_of_compilation(make_subject(build_vit(depth=3), images, Recipe("0.3@0;7@1", pruner=name, operation="attn")))
 
 
 def test_every_promise_about_compilation_is_kept_by_models_that_are_restored(build_vit, images, promise_of_compilation):

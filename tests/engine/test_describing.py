@@ -8,6 +8,7 @@ from torch import nn
 from repshift import (
     BACKBONES,
     DISTANCES,
+    PRUNERS,
     Recipe,
     RepresentationError,
     ShiftTracker,
@@ -25,7 +26,7 @@ def test_a_description_lists_what_can_be_done(vit):
     assert known.grid(32, 32) == (8, 8)
     assert list(known.operations) == ["mlp", "attn", "block"]
     assert known.scores == ("shift", "norm", "random", "cls_attention", "mean_attention", "oracle_free")
-    assert known.pruners == ("tokens", "mnn", "mnn1", "ward", "tome", "merge", "fuse")
+    assert known.pruners == ("tokens", "cells", "mnn", "mnn1", "ward", "tome", "merge", "fuse", "saliency_merge")
     assert known.why_not is None
 
 
@@ -36,6 +37,8 @@ def test_everything_that_is_listed_works():
         known = describe(model)
         for operation, numbers in known.operations.items():
             for pruner in known.pruners:
+                if getattr(PRUNERS.get(pruner), "before_mlp", False) and operation != "attn":
+                    continue
                 for score in known.scores if Recipe("4@0", pruner=pruner).scores else ["shift"]:
                     tracker = ShiftTracker(model, operation=operation)
                     assert tracker.prune({numbers[0]: 4}, pruner=pruner, score=score)(images).isfinite().all()
@@ -46,7 +49,7 @@ def test_what_is_missing_is_not_listed(build_vit):
     known = describe(known_model)
     assert list(known.operations) == ["block"]
     assert known.scores == ("shift", "norm", "random", "oracle_free")
-    assert "tome" not in known.pruners
+    assert not {"tome", "saliency_merge"}.intersection(known.pruners)
     with pytest.raises(UnsupportedModelError, match=r"no keys to compare tokens by.*'mnn'"):
         ShiftTracker(known_model, operation="block").prune("0.5@0", pruner="tome")
 

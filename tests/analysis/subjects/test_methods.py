@@ -7,6 +7,7 @@ from timm.models import VisionTransformer
 from repshift import Recipe, ScheduleError, UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.methods import choose_methods, recipe_for
+from repshift.analysis.subjects.recipes import measured_columns
 
 PRUNED = Recipe("0.2@0,2")
 
@@ -80,6 +81,25 @@ def test_a_method_prunes_as_asked_but_by_its_own_score():
     pruned = Recipe("0.2@0", operation="attn", distance="l1", residual=True)
     assert recipe_for("norm", pruned) == replace(pruned, score="norm")
     assert recipe_for("dense", pruned) is None
+
+
+def test_a_method_that_is_a_pruner_prunes_as_asked_by_the_shift_or_by_itself():
+    pruned = Recipe("0.2@0", operation="block", score="norm", keep="bottom")
+    assert recipe_for("cells", pruned) == replace(pruned, pruner="cells", score="shift")
+    assert recipe_for("saliency_merge", pruned) == replace(
+        pruned, pruner="saliency_merge", score="shift", operation=None
+    )
+    assert recipe_for("even", pruned) == replace(pruned, pruner="even", score="shift", keep="top")
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"), [("tiny_vit", ["cells", "saliency_merge"]), ("tiny_resnet", ["crop", "centre", "even"])]
+)
+def test_pruners_are_methods_of_the_models_that_they_serve(name, methods):
+    models, notes = choose_methods(load_model(name), Recipe("4@0"), methods)
+    assert list(models) == ["dense", *methods, "oracle_free"]
+    assert notes == []
+    assert [measured_columns(models[method])["pruner"] for method in methods] == methods
 
 
 def test_methods_that_prune_need_a_schedule(small_vit):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from repshift import Recipe
 from repshift.testing import make_subject
 
 
@@ -13,6 +14,11 @@ def few():
 
 def test_every_promise_is_kept(model, few, promise):
     promise(make_subject(model, few))
+
+
+@pytest.mark.parametrize("family", ["timm ResNet-d"], indirect=True)
+def test_every_promise_is_kept_by_lines_that_stay_by_their_places(model, few, promise):
+    promise(make_subject(model, few, Recipe("4@0;2@1", pruner="even")))
 
 
 # bottlenecks with a shortcut that may run twice; a layer between the stages; channels last; blocks without a shortcut

@@ -9,6 +9,7 @@ RECIPES = {
     "the mixer": Recipe("0.25@0;5@1"),
     "whole layers": Recipe("0.25@0;5@1", operation="block", distance="l1"),
     "aligned": Recipe("0.25@0;5@1", pruner="sequence_aligned"),
+    "cells": Recipe("0.25@0;5@1", pruner="cells"),
 }
 
 
