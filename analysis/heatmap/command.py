@@ -52,10 +52,7 @@ def heatmap(
     kept: Annotated[
         bool, typer.Option("--kept", help="Of a pruned model: what is kept, the rest faded, what was merged outlined.")
     ] = False,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="The same of several methods side by side, as shift,mnn; beside maps of the dense model."),
-    ] = None,
+    methods: options.Methods = None,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
     output: options.FigureFile = Path("heatmap.png"),
@@ -116,14 +113,15 @@ def heatmap(
 
 def _recipes(methods: str, chosen: Recipe | None) -> dict[str, Recipe]:
     """Say how each of the methods prunes by the schedule that was chosen."""
-    from repshift.analysis.subjects.methods import DENSE, known_methods, recipe_for
+    from repshift.analysis.subjects.methods import MERGING, SHIFT, recipe_for
     from repshift.registry import suggest
+    from repshift.scores import SCORES
 
     recipes = {}
+    pruning = [SHIFT, *SCORES.names(), *MERGING]
     for name in map(str.strip, methods.split(",")):
-        recipe = recipe_for(name, chosen) if name in known_methods() else None
+        recipe = recipe_for(name, chosen) if name in pruning else None
         if recipe is None:
-            pruning = [method for method in known_methods() if method != DENSE]
             raise UnknownNameError(f"--methods got {name!r}, which does not prune. {suggest(name, pruning)}")
         recipes[name] = recipe
     return recipes

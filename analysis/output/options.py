@@ -67,6 +67,13 @@ Score = Annotated[
     str,
     typer.Option(help="What --drop goes by: shift, norm, random, cls_attention, mean_attention or oracle_free."),
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="What is compared at one schedule, with commas: dense, shift, norm, random, cls_attention, "
+        "mean_attention, oracle_free; pruners that merge, as mnn, mnn1, tome, ward.",
+    ),
+]
 Pruner = Annotated[
     str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
 ]
