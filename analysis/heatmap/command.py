@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from repshift.analysis.output import options
 from repshift.analysis.output.terminal import note, note_random_weights
 from repshift.errors import ScheduleError, UnknownNameError
+
+if TYPE_CHECKING:
+    from repshift import Recipe
 
 
 def heatmap(
@@ -46,7 +49,10 @@ def heatmap(
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
-    kept: Annotated[bool, typer.Option("--kept", help="Of a pruned model: what is kept, the rest faded.")] = False,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="Of a pruned model: what is kept, the rest faded, what was merged outlined.")
+    ] = False,
+    methods: options.Methods = None,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
     output: options.FigureFile = Path("heatmap.png"),
@@ -66,8 +72,14 @@ def heatmap(
     indices = block_numbers(blocks)
     shown: dict[str, Any] = {"operation": operation, "distance": distance, "residual": residual}
     chosen = chosen_recipe(recipe, drop, drop_r, model=model, shown=shown, **shown, score=score, pruner=pruner)
-    if kept and chosen is None:
-        raise ScheduleError("--kept shows what is left, and nothing is dropped. Give --drop, such as 0.2@0,3,6.")
+    if (kept or methods is not None) and chosen is None:
+        option = "--kept" if kept else "--methods"
+        raise ScheduleError(f"{option} shows what is left, and nothing is dropped. Give --drop, such as 0.2@0,3,6.")
+    if methods is not None and (kept or score != "shift" or pruner is not None):
+        raise ScheduleError(
+            f"--methods {methods} shows what each of these leaves. Leave out --kept, --score and --pruner beside it."
+        )
+    compared = {} if methods is None else _recipes(methods, chosen)
     if chosen is not None:
         shown = {name: getattr(chosen, name) for name in shown}
     built = ModelOptions(
@@ -83,7 +95,7 @@ def heatmap(
             "Leave out --operation and --residual."
         )
     figure = heatmap_figure(
-        apply(chosen, loaded).eval(),
+        (loaded if compared else apply(chosen, loaded)).eval(),
         inputs,
         sites or None,
         blocks=indices,
@@ -91,8 +103,25 @@ def heatmap(
         attention=attention,
         overlay=overlay,
         kept=kept,
+        compared={name: apply(each, loaded).eval() for name, each in compared.items()},
         scale=scale,
         row_titles=[path.stem for path in paths],
     )
     save_figure(figure, output)
     note(f"figure: {output}")
+
+
+def _recipes(methods: str, chosen: Recipe | None) -> dict[str, Recipe]:
+    """Say how each of the methods prunes by the schedule that was chosen."""
+    from repshift.analysis.subjects.methods import BY_PRUNER, SHIFT, recipe_for
+    from repshift.registry import suggest
+    from repshift.scores import SCORES
+
+    recipes = {}
+    pruning = [SHIFT, *SCORES.names(), *BY_PRUNER]
+    for name in map(str.strip, methods.split(",")):
+        recipe = recipe_for(name, chosen) if name in pruning else None
+        if recipe is None:
+            raise UnknownNameError(f"--methods got {name!r}, which does not prune. {suggest(name, pruning)}")
+        recipes[name] = recipe
+    return recipes

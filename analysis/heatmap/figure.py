@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from repshift.analysis.heatmap.maps import Heatmaps, attention_score, heatmap_array, kept_masks
+from repshift.analysis.heatmap.maps import Heatmaps, attention_score, heatmap_array, token_groups
 from repshift.analysis.heatmap.shown_blocks import attention_blocks
 from repshift.analysis.output.figures import ImageColumn, MapColumn, check_scale, draw_columns
-from repshift.analysis.output.overlays import dim_dropped
+from repshift.analysis.output.overlays import blend_merged, dim_dropped
 from repshift.analysis.samples.images import pixels
 
 
@@ -27,6 +27,7 @@ def heatmap_figure(
     attention: bool = False,
     overlay: bool = False,
     kept: bool = False,
+    compared: Mapping[str, nn.Module] | None = None,
     scale: str = "block",
     row_titles: Sequence[str] | None = None,
 ) -> Figure:
@@ -44,7 +45,9 @@ def heatmap_figure(
         attention: Show beside each shift how much attention the tokens receive from the class token, or from all
             tokens where there is none.
         overlay: Lay the maps over the pictures, which are grey there, so that all colour is the map's.
-        kept: Show what each cut of a pruned model keeps; the rest is faded.
+        kept: Show what each cut of a pruned model keeps; the rest is faded. Places that were merged are outlined and
+            half their mean colour.
+        compared: Pruned models by name: of each, the same behind its last cut.
         scale: Which maps share a colour scale, see :data:`repshift.analysis.output.figures.SCALES`.
         row_titles: Names of the images.
 
@@ -64,11 +67,13 @@ def heatmap_figure(
     ]
     if score is not None:
         shown.append(heatmap_array(model, input_tensor, list(shown[0]), score=score))
-    masks = kept_masks(model, input_tensor, operation=operation) if kept else {}
+    groups = token_groups(model, input_tensor, operation=operation) if kept else {}
+    for name, other in (compared or {}).items():
+        *_, groups[name] = token_groups(other, input_tensor, operation=operation).values()
     seen = pixels(model, input_tensor).float().cpu()
     columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
     columns += _map_columns(shown, _grey(seen) if overlay else None)
-    columns += _kept_columns(masks, seen)
+    columns += [_kept_column(name, each.cpu(), seen) for name, each in groups.items()]
     return draw_columns(columns, row_titles, scale=scale)
 
 
@@ -87,11 +92,13 @@ def _grey(seen: Tensor) -> Tensor:
     return luma.clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 3)
 
 
-def _kept_columns(masks: dict[str, Tensor], seen: Tensor) -> list[ImageColumn]:
-    columns = []
-    for name, mask in masks.items():
-        counts = {int(count) for count in mask.sum((1, 2))}
-        # single positions of a map may come from the same place of the dense one: then each image keeps its own number
-        title = f"{counts.pop()} of {mask[0].numel()} kept, {name}" if len(counts) == 1 else f"kept, {name}"
-        columns.append(ImageColumn(title, dim_dropped(seen, mask.cpu())))
-    return columns
+def _kept_column(name: str, groups: Tensor, seen: Tensor) -> ImageColumn:
+    counts = [len(image[image >= 0].unique()) for image in groups]
+    merged = any(int((image >= 0).sum()) > count for image, count in zip(groups, counts, strict=True))
+    places = groups[0].numel()
+    if len(set(counts)) > 1:  # single positions of a map may come from the same place of the dense one
+        title = "merged" if merged else "kept"
+    else:
+        title = f"{places} merged into {counts[0]}" if merged else f"{counts[0]} of {places} kept"
+    pictures = dim_dropped(blend_merged(seen, groups), groups >= 0)
+    return ImageColumn(f"{title}, {name}", pictures, groups if merged else None)

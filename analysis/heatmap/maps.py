@@ -35,9 +35,9 @@ __all__ = [
     "attention_score",
     "heatmap_array",
     "kept_mask",
-    "kept_masks",
     "shift_maps",
     "show_map_on_image",
+    "token_groups",
 ]
 
 # The range of the values, in words
@@ -209,8 +209,8 @@ def attention_score(model: nn.Module) -> str:
     return "cls_attention" if heads.class_token else "mean_attention"
 
 
-def kept_masks(model: nn.Module, input_tensor: Tensor, *, operation: str | None = None) -> dict[str, Tensor]:
-    """Say which tokens a pruned model keeps.
+def token_groups(model: nn.Module, input_tensor: Tensor, *, operation: str | None = None) -> dict[str, Tensor]:
+    """Say which token of a pruned model each place is part of: a kept one, or the one that it was merged into.
 
     Args:
         model: A pruned model in evaluation mode.
@@ -218,7 +218,8 @@ def kept_masks(model: nn.Module, input_tensor: Tensor, *, operation: str | None 
         operation: By whose change it was pruned, if not the model's own.
 
     Returns:
-        For each block that drops some ``(images, rows, columns)`` bool on the grid of the dense model there.
+        For each block that drops or merges some ``(images, rows, columns)`` int64 on the grid of the dense model
+        there: the number of the token among those left, -1 where it was dropped.
 
     Raises:
         UnsupportedModelError: If the model drops nothing.
@@ -231,8 +232,15 @@ def kept_masks(model: nn.Module, input_tensor: Tensor, *, operation: str | None 
         )
     with ShiftTracker(model, names, operation=operation) as tracker, torch.inference_mode():
         model(input_tensor)
-    grids = {name: tracker.maps[name].shape for name in names}
-    return {name: kept_mask(tracker.kept[name], (grids[name][1], grids[name][2])) for name in names}
+    return {name: _groups(tracker, name).reshape(tracker.maps[name].shape) for name in names}
+
+
+def _groups(tracker: ShiftTracker[nn.Module], name: str) -> Tensor:
+    if name in tracker.joined:
+        return tracker.joined[name]
+    kept, places = tracker.kept[name], tracker.maps[name].flatten(1).shape
+    numbers = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    return torch.full(places, -1, device=kept.device).scatter(1, kept, numbers)
 
 
 def _check_batch(input_tensor: Tensor) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from repshift.analysis.output.files import output_file, write_whole
-from repshift.analysis.output.overlays import COLOURS, show_map_on_image, to_pixels
+from repshift.analysis.output.overlays import COLOURS, group_outlines, show_map_on_image, to_pixels
 from repshift.analysis.output.terminal import printable
 from repshift.errors import DataError, UnknownNameError
 from repshift.registry import suggest
@@ -34,10 +36,14 @@ COLUMN, BAR, TITLES = 2.2, 0.5, 0.6  # inches: width of a column, height of colo
 
 @dataclass(frozen=True)
 class ImageColumn:
-    """A column of pictures: ``(images, rows, columns, 3)`` in 0..1."""
+    """A column of pictures: ``(images, rows, columns, 3)`` in 0..1.
+
+    With ``groups``, ``(images, token rows, token columns)`` int64, thin lines stand between places of different ones.
+    """
 
     title: str
     images: Tensor
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ def draw_columns(
             continue
         for axis, image in zip(shown, column.images, strict=True):
             axis.imshow(image.numpy(), vmin=0, vmax=1, interpolation="nearest")
+        for axis, groups in zip(shown, () if column.groups is None else column.groups, strict=False):
+            _draw_outlines(axis, groups, size)
         for axis in below:
             axis.set_axis_off()
     _label(figure, pictures, row_titles or ())
@@ -147,6 +155,13 @@ def _draw_maps(axes: Sequence[Axes], column: MapColumn, scales: Sequence[Normali
         # a flat map is 0 everywhere; what is missing stays missing
         scaled = np.where(np.isnan(values), np.nan, np.clip(np.asarray(scale(values)), 0, 1))
         axis.imshow(show_map_on_image(column.over[row].numpy(), scaled), interpolation="nearest")
+
+
+def _draw_outlines(axis: Axes, groups: Tensor, size: tuple[int, int]) -> None:
+    lines = group_outlines(groups, size) - 0.5  # matplotlib counts from the middle of the first pixel
+    # white with a dark edge is seen on light and on dark
+    edge = [Stroke(linewidth=1.4, foreground=(0, 0, 0, 0.45)), Normal()]
+    axis.add_collection(LineCollection(lines.tolist(), colors="white", linewidths=0.7, path_effects=edge))
 
 
 def _draw_bars(figure: Figure, axes: Sequence[Axes], unit: str, scales: Sequence[Normalize]) -> None:

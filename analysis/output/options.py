@@ -67,6 +67,13 @@ Score = Annotated[
     str,
     typer.Option(help="What --drop goes by: shift, norm, random, cls_attention, mean_attention or oracle_free."),
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="What is compared at one schedule, with commas: dense, shift, norm, random, cls_attention, "
+        "mean_attention, oracle_free; or pruners: mnn, tome, saliency_merge, cells, even and so on.",
+    ),
+]
 Pruner = Annotated[
     str | None,
     typer.Option(help="tokens, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"),

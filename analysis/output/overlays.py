@@ -14,6 +14,7 @@ from repshift.registry import suggest
 
 COLOURS = "viridis"  # perceptually uniform: equal steps of the shift look equally far apart
 DIMMED = 0.25  # how much is left of the contrast where tokens were dropped
+BLENDED = 0.5  # how much the mean colour of merged places covers of the picture
 
 
 def to_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -56,6 +57,51 @@ def dim_dropped(images: Tensor, kept: Tensor) -> Tensor:
     covered = to_pixels(kept.float(), (images.shape[1], images.shape[2]))
     shade = covered.unsqueeze(-1)
     return images * shade + _faded(images) * (1 - shade)
+
+
+def blend_merged(images: Tensor, groups: Tensor) -> Tensor:
+    """Bring the places of each merged token closer to their mean colour; what stands alone stays as it is.
+
+    Half of the picture is left, so that one sees what was merged as well as that it was.
+
+    Args:
+        images: ``(images, rows, columns, 3)`` in 0..1.
+        groups: ``(images, token rows, token columns)`` int64: which token each place is part of; negative for none.
+
+    Returns:
+        Pictures of the images' shape.
+    """
+    covering = to_pixels(groups.double(), (images.shape[1], images.shape[2])).long()
+    return torch.stack([_blended(*each) for each in zip(images, groups, covering, strict=True)])
+
+
+def _blended(image: Tensor, groups: Tensor, covering: Tensor) -> Tensor:
+    numbers = covering.flatten() + 1  # what is part of no token comes first
+    pixels = numbers.bincount().clamp_min(1).unsqueeze(1)
+    means = image.new_zeros(len(pixels), 3).index_add(0, numbers, image.flatten(0, 1)) / pixels
+    merged = (groups.flatten() + 1).bincount(minlength=len(pixels)) > 1
+    merged[0] = False
+    share = BLENDED * merged[numbers].to(image.dtype).unsqueeze(1)
+    return ((1 - share) * image.flatten(0, 1) + share * means[numbers]).view_as(image)
+
+
+def group_outlines(groups: Tensor, size: tuple[int, int]) -> Tensor:
+    """Find the lines between places of different tokens.
+
+    Args:
+        groups: ``(token rows, token columns)`` int64.
+        size: Rows and columns of the image.
+
+    Returns:
+        ``(lines, 2, 2)`` float32: of each line two ends, of each end the column and the row, counted in pixels from the
+        image's upper left corner.
+    """
+    steps = torch.tensor([size[1] / groups.shape[1], size[0] / groups.shape[0]])
+    row, column = (groups[:, 1:] != groups[:, :-1]).nonzero(as_tuple=True)
+    upright = torch.stack([torch.stack([column + 1, row], 1), torch.stack([column + 1, row + 1], 1)], 1)
+    row, column = (groups[1:] != groups[:-1]).nonzero(as_tuple=True)
+    level = torch.stack([torch.stack([column, row + 1], 1), torch.stack([column + 1, row + 1], 1)], 1)
+    return torch.cat([upright, level]) * steps
 
 
 def _faded(images: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from repshift import DataError, Recipe, Schedule, UnknownNameError, __version__, recipe_of
 from repshift.analysis.curves.points import EVAL, accuracies
@@ -16,6 +17,7 @@ from repshift.analysis.output.results import Results, Row, read_results
 from repshift.analysis.report.charts import make_charts
 from repshift.analysis.report.encoding import (
     encode_colours,
+    encode_groups,
     encode_image,
     encode_map,
     encode_mask,
@@ -149,15 +151,16 @@ def make_report(
             "There is nothing to report. Give results files that eval, bench or ablate wrote in JSON, or --model NAME "
             "with --images."
         )
-    explorer = None
+    explorer, facts = None, []
     if subject is not None and pictures is not None:
         found = examine(subject.model, pictures.inputs, subject.recipe, observe, subject.shift)
         explorer = _explorer(subject, pictures, found)
+        facts = _facts(subject, pictures, merges=explorer["merges"])
     kinds = {file.results.kind for file in files}
     return {
         "version": __version__,
         "heading": subject.name if subject else ", ".join(_models(files)) or "repshift",
-        "facts": _facts(subject, pictures) if subject and pictures else [],
+        "facts": facts,
         "explorer": explorer,
         "charts": [chart.content() for chart in make_charts([file.results for file in files])],
         "tables": [make_table(file.results, file.name).content() for file in files],
@@ -166,7 +169,7 @@ def make_report(
     }
 
 
-def _facts(subject: Subject, pictures: Pictures) -> list[Fact]:
+def _facts(subject: Subject, pictures: Pictures, *, merges: bool) -> list[Fact]:
     """Say in pairs what model this is and how it is pruned."""
     model, pruned = subject.model, apply(subject.recipe, subject.model)
     settled = recipe_of(pruned)
@@ -181,8 +184,8 @@ def _facts(subject: Subject, pictures: Pictures) -> list[Fact]:
     if settled is not None:
         kept = "" if settled.keep == "top" else ", the lowest are kept"
         facts += [
-            ("Dropped", _in_words(settled.schedule, subject.unit)),
-            ("Scored by", f"{settled.score}{kept}"),
+            ("Merged" if merges else "Dropped", _in_words(settled.schedule, subject.unit)),
+            *([("Scored by", f"{settled.score}{kept}")] if settled.scores else []),
             ("Pruner", pruner_in_words(settled)),
         ]
     return [*facts, *_work_facts(model, pruned, (channels, rows, columns))]
@@ -221,20 +224,40 @@ def _explorer(subject: Subject, pictures: Pictures, found: Examination) -> dict[
         "unit": f"shift ({subject.measured})",
         "blockWord": subject.unit,
         "pruned": subject.recipe is not None,
+        "merges": any(block.joined is not None for block in found.blocks),
+        "drops": any(block.kept is not None and not block.kept.all() for block in found.blocks),
         "same": same,
-        "blocks": [_block(block) for block in found.blocks],
+        "blocks": [_block(*each) for each in _with_previous(found)],
         "images": [_image(index, subject, pictures, found) for index in range(len(pictures.names))],
     }
 
 
-def _block(block: BlockMaps) -> dict[str, Any]:
+def _with_previous(found: Examination) -> Iterable[tuple[BlockMaps, BlockMaps | None]]:
+    return zip(found.blocks, (None, *found.blocks), strict=False)
+
+
+def _block(block: BlockMaps, previous: BlockMaps | None) -> dict[str, Any]:
     """Describe a block; how many tokens enter and leave it differs among images where some fall into one place."""
     rows, columns = block.dense.shape[1:]
-    entered = None if block.pruned is None else (~block.pruned.isnan()).sum((1, 2)).tolist()
-    left = None if block.kept is None else block.kept.sum((1, 2)).tolist()
+    entered = None if block.pruned is None else (~block.pruned.isnan()).sum((1, 2))
+    if previous is not None and previous.joined is not None:
+        entered = previous.left
     low, high = rounded(float(block.dense.min())), rounded(float(block.dense.max()))
-    return {"name": block.name, "rows": rows, "columns": columns, "entered": entered, "left": left,
-            "low": low, "high": high}  # fmt: skip
+    return {"name": block.name, "rows": rows, "columns": columns, "entered": _listed(entered),
+            "left": _listed(block.left), "low": low, "high": high}  # fmt: skip
+
+
+def _listed(values: Tensor | None) -> list[int] | None:
+    return None if values is None else values.tolist()
+
+
+def _joined(index: int, block: BlockMaps, previous: BlockMaps | None) -> str | None:
+    """Encode who joined whom in an image, where that differs from behind the block before."""
+    if block.joined is None:
+        return None
+    before = None if previous is None else previous.joined
+    same = before is not None and torch.equal(block.joined[index], before[index])
+    return None if same else encode_groups(block.joined[index])
 
 
 def _image(index: int, subject: Subject, pictures: Pictures, found: Examination) -> dict[str, Any]:
@@ -248,5 +271,6 @@ def _image(index: int, subject: Subject, pictures: Pictures, found: Examination)
         "dense": [encode_map(block.dense[index]) for block in found.blocks],
         "pruned": [None if block.pruned is None else encode_map(block.pruned[index]) for block in found.blocks],
         "kept": [None if block.kept is None else encode_mask(block.kept[index]) for block in found.blocks],
+        "joined": [_joined(index, *each) for each in _with_previous(found)],
         "predictions": predictions,
     }

@@ -40,6 +40,20 @@ def encode_mask(mask: Tensor) -> str:
     return _base64(np.packbits(mask.flatten().numpy()).tobytes())
 
 
+def encode_groups(groups: Tensor) -> str:
+    """Write which token each place is part of.
+
+    Args:
+        groups: ``(rows, columns)`` int64, -1 where a token was dropped.
+
+    Returns:
+        Row by row, in base64: a byte a place, or two, the lower first, if there are more tokens than that; all bits are
+        set where a token was dropped.
+    """
+    kind = np.dtype("u1" if int(groups.max()) < np.iinfo("u1").max else "<u2")
+    return _base64(groups.numpy().astype(kind).tobytes())
+
+
 def encode_image(seen: Tensor) -> dict[str, Any]:
     """Write an image as a data address: small ones as PNG, others as JPEG, at most :data:`LARGEST` pixels a side.
 

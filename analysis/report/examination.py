@@ -49,13 +49,22 @@ class BlockMaps:
         dense: The shift in the dense model, ``(images, rows, columns)`` float32.
         pruned: The same in the pruned model, NaN where a token was dropped before; ``None`` without a pruned model, or
             where its tokens cannot be laid out.
-        kept: Which tokens are left behind the block, ``(images, rows, columns)`` bool; ``None`` as ``pruned``.
+        kept: Which tokens are left behind the block, also as part of others, ``(images, rows, columns)`` bool; ``None``
+            as ``pruned``.
+        joined: Of which token behind the block each place is part, ``(images, rows, columns)`` int64, by its number, -1
+            where it was dropped; ``None`` as long as none were merged.
     """
 
     name: str
     dense: Tensor
     pruned: Tensor | None = None
     kept: Tensor | None = None
+    joined: Tensor | None = None
+
+    @property
+    def left(self) -> Tensor | None:
+        """How many tokens are left behind the block, ``(images,)``; ``None`` as ``pruned``."""
+        return None if self.kept is None else _count(self.kept, self.joined)
 
 
 @dataclass(frozen=True)
@@ -154,8 +163,13 @@ def _examine_batch(
     observing = shift.tracker(pruned, names)
     with observing, torch.inference_mode():
         pruned_logits = pruned(images)
-    blocks = tuple(_compared(name, maps[name], observing) for name in names)
-    return Examination(blocks, _probabilities(model, dense_logits), _probabilities(model, pruned_logits))
+    compared: list[BlockMaps] = []
+    joined = None
+    for name in names:
+        if name in observing.joined:
+            joined = observing.joined[name]  # and stays so until something else joins
+        compared.append(_compared(name, maps[name], observing, joined))
+    return Examination(tuple(compared), _probabilities(model, dense_logits), _probabilities(model, pruned_logits))
 
 
 def _require_finite(maps: dict[str, Tensor]) -> None:
@@ -164,10 +178,17 @@ def _require_finite(maps: dict[str, Tensor]) -> None:
             raise RepresentationError(f"The shift across {name!r} is not finite. Check the weights and the images.")
 
 
-def _compared(name: str, dense: Tensor, observing: ShiftTracker[nn.Module]) -> BlockMaps:
+def _count(kept: Tensor, joined: Tensor | None) -> Tensor:
+    return kept.sum((1, 2)) if joined is None else joined.amax((1, 2)) + 1
+
+
+def _compared(name: str, dense: Tensor, observing: ShiftTracker[nn.Module], joined: Tensor | None) -> BlockMaps:
     found = _map_of(observing, name)
     if found is None or found.shape != dense.shape:
         return BlockMaps(name, dense.cpu())
+    if joined is not None:
+        joined = joined.view(found.shape).cpu()
+        return BlockMaps(name, dense.cpu(), found.cpu(), joined >= 0, joined)
     kept = ~found.isnan()
     if name in observing.kept:
         kept &= kept_mask(observing.kept[name], (found.shape[1], found.shape[2]))
@@ -189,6 +210,7 @@ def _joined(parts: Sequence[Examination]) -> Examination:
             torch.cat([block.dense for block in same]),
             _cat([block.pruned for block in same]),
             _cat([block.kept for block in same]),
+            _cat([block.joined for block in same]),
         )
         for same in zip(*(part.blocks for part in parts), strict=True)
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from repshift.analysis.output.files import write_text
 
-SCRIPTS = ("elements.js", "maps.js", "explorer.js", "charts.js", "tables.js", "start.js")
+SCRIPTS = ("elements.js", "maps.js", "groups.js", "explorer.js", "charts.js", "tables.js", "start.js")
 
 
 def make_page(title: str, content: Mapping[str, Any]) -> str:

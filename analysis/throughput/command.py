@@ -34,13 +34,7 @@ def bench(
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="dense, shift, cls_attention, mean_attention, norm, random, oracle_free; or pruners: mnn, tome, "
-            "saliency_merge, cells, even and so on. [default: of the first ones all it can have]"
-        ),
-    ] = None,
+    methods: options.Methods = None,
     batch_size: Annotated[
         list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
     ] = None,

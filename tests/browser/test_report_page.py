@@ -158,6 +158,100 @@ def test_a_token_is_read_by_touch(open_page, report):
     assert not page.locator("#reading").inner_text().startswith("row")
 
 
+# --- who joined whom ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """Two canvases seen by tiny_vit, dense and merged; and of the first, what joined what behind the second cut."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        settings = ("--model", "tiny_vit", "--pretrained", "--drop", SCHEDULE, "--pruner", "mnn", "--num-images", 2)
+        path = write_report(monkeypatch, tmp_path_factory.mktemp("merged"), *settings)
+    model = load_model("tiny_vit", pretrained=True)
+    images = normalised(model, evaluation_canvases().images[:2])
+    tracker = ShiftTracker(ShiftTracker(model).prune(SCHEDULE, pruner="mnn")).run(images)
+    return path, tracker.joined["blocks.2"][0].numpy()
+
+
+def lone_and_merged(joined):
+    """A place that stands alone, and one of a group of three or more that is no row of neighbours."""
+    places = [np.flatnonzero(joined == joined[place]) for place in range(256)]
+    merged = next(place for place in range(16, 240) if len(places[place]) > 2 and np.diff(places[place]).max() > 1)
+    return next(place for place in range(256) if len(places[place]) == 1), merged
+
+
+@pytest.mark.parametrize(("by", "scheme"), [("pointer", "light"), ("keys", "dark"), ("touch", "light")])
+def test_pointing_at_a_patch_shows_its_group_and_says_how_many_are_in_it(open_page, merged, by, scheme):
+    path, joined = merged
+    page = open_page(path, width=360, height=740, color_scheme=scheme, has_touch=by == "touch")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.locator("#block").fill("3")  # a block that merges none shows what was merged before
+    for place in lone_and_merged(joined):
+        group = (joined == joined[place]).reshape(16, 16)
+        page.locator("#block").focus()
+        page.mouse.move(0, 0)
+        before = {name: drawn(page, f"map-{name}") for name in ("kept", "dense", "pruned")}
+        canvas = page.locator("#map-kept")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        spot = box["x"] + box["width"] * (place % 16 + 0.5) / 16, box["y"] + box["height"] * (place // 16 + 0.5) / 16
+        if by == "pointer":
+            page.mouse.move(*spot)
+        elif by == "touch":
+            page.touchscreen.tap(*spot)
+        else:
+            canvas.focus()
+            for key, times in (("ArrowRight", 1 + place % 16), ("ArrowDown", place // 16)):
+                for _ in range(times):
+                    page.keyboard.press(key)
+        size = int(group.sum())
+        words = "a token of its own" if size == 1 else f"one of {size} patches in a token"
+        assert page.locator("#reading").inner_text().endswith(f" · {words}")
+        after = {name: drawn(page, f"map-{name}") for name in before}
+        side = 28
+        for name in before:  # the outline is white beside every patch of the group that has a neighbour outside
+            changed = (after[name] != before[name]).any(-1)
+            centres = changed[side // 2 :: side, side // 2 :: side]
+            assert (centres == (~group if name == "kept" else False)).all(), name
+            sides = group & ~np.roll(group, 1, 0)
+            for row, column in zip(*sides.nonzero(), strict=True):
+                if row:
+                    assert (after[name][row * side, column * side + side // 2] > 200).all()
+
+
+def test_a_merged_model_is_told_as_such(open_page, merged):
+    path, joined = merged
+    page = open_page(path)
+    assert "Merged\n20 % after block 0, 2, 4" in page.locator("#facts").inner_text()
+    assert "Scored by" not in page.locator("#facts").inner_text()
+    assert "dropped" not in page.locator(".legend").first.inner_text()
+    page.locator("#block").fill("2")
+    assert page.locator("#block-told").inner_text() == "2 of 0 to 5 (blocks.2): 164 of 256 tokens stay"
+    label = f": 164 of 256 tokens stay. The largest stands for {np.bincount(joined).max()} patches."
+    assert page.locator("#map-kept").get_attribute("aria-label").endswith(label)
+    assert page.locator(".steps .cuts").count() == 3
+    held = json.loads(page.locator("#data").inner_text())["explorer"]["images"]
+    assert [[text is not None for text in image["joined"]] for image in held] == [[True, False] * 3] * 2
+    page.locator("#map-kept").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#reading").inner_text().startswith("row 0, column 0 · dense ")
+
+
+def test_merged_patches_come_half_way_to_their_mean_colour(open_page, merged):
+    path, joined = merged
+    page = open_page(path)
+    page.locator("#block").fill("2")
+    canvas = evaluation_canvases().images[0, 0].numpy().astype(float)
+    patches = canvas.reshape(16, 4, 16, 4).swapaxes(1, 2).reshape(256, 4, 4)
+    for group in range(joined.max() + 1):
+        own = joined == group
+        if own.sum() > 1:
+            patches[own] = (patches[own] + patches[own].mean()) / 2
+    expected = np.kron(patches.reshape(16, 16, 4, 4).swapaxes(1, 2).reshape(64, 64), np.ones((7, 7)))
+    inside = np.kron(np.ones((16, 16)), np.pad(np.ones((22, 22)), 3)).astype(bool)  # without the lines
+    assert np.abs(drawn(page, "map-kept").mean(-1) - expected)[inside].max() < 3
+
+
 def test_predictions_are_those_of_the_two_models(open_page, report):
     page = open_page(report)
     model = load_model("tiny_vit", pretrained=True)

@@ -101,10 +101,14 @@ def test_what_each_token_joined_is_told_for_all_that_there_were(vit, images, mer
         assert joined == [next(number for number, group in enumerate(where) if token in group) for token in range(64)]
 
 
-def test_maps_paint_a_merged_token_over_all_its_places(vit, images, merge):
-    tracker = ShiftTracker(ShiftTracker(vit).prune(DROPS, pruner=merge)).run(images)
-    expected = tracker.shifts["blocks.3"].gather(1, tracker.joined["blocks.2"])
-    assert torch.equal(tracker.maps["blocks.3"].flatten(1), expected)
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 4}, {"class_token": False, "global_pool": "avg"}], ids=str)
+@pytest.mark.parametrize("pruner", ["merge", "mnn", "tome"])
+def test_maps_paint_a_merged_token_over_all_its_places(build_vit, pruner, options):
+    pruned = ShiftTracker(build_vit(img_size=(24, 40), **options)).prune(DROPS, pruner=pruner)
+    tracker = ShiftTracker(pruned).run(torch.randn(2, 3, 24, 40))
+    for name, cut in (("blocks.1", "blocks.0"), ("blocks.2", "blocks.0"), ("blocks.3", "blocks.2")):
+        expected = tracker.shifts[name].gather(1, tracker.joined[cut])
+        assert torch.equal(tracker.maps[name], expected.view(2, 6, 10))
 
 
 def test_dropping_after_merging_takes_all_that_had_joined(vit, images, merge):

@@ -25,7 +25,7 @@ class Explorer {
     const { same, images, pruned, blockWord } = this.data;
     const others = same === images.length ? "" : "; a dot marks the others";
     const agree = same === null ? "" : ` Dense and pruned model name the same class for ${same} of ${images.length} images${others}.`;
-    const kept = pruned ? "what it keeps of the image, " : "";
+    const kept = !pruned ? "" : this.data.merges ? "which of them it merges, " : "what it keeps of the image, ";
     return [
       element("h2", { id: "explorer-title" }, `${capital(blockWord)} by ${blockWord}`),
       element("p", { class: "hint" }, `How much every ${blockWord} changes every token, ${kept}and what the model makes of it.${agree}`),
@@ -82,7 +82,7 @@ class Explorer {
 
   panels() {
     const { pruned } = this.data;
-    const titles = { kept: pruned ? "Kept tokens" : "Image", dense: "Shift, dense" };
+    const titles = { kept: pruned ? this.data.merges ? "Merged tokens" : "Kept tokens" : "Image", dense: "Shift, dense" };
     if (pruned) titles.pruned = "Shift, pruned";
     this.canvases = {};
     const figures = Object.entries(titles).map(([key, title]) => {
@@ -108,9 +108,12 @@ class Explorer {
   }
 
   legend() {
-    if (!this.data.pruned) return null;
+    const { pruned, merges, drops, blockWord } = this.data;
+    if (!pruned) return null;
     const entry = (kind, words) => element("li", {}, element("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), words);
-    return element("ul", { class: "legend" }, entry("before", "dropped before"), entry("now", `dropped behind this ${this.data.blockWord}`));
+    return element("ul", { class: "legend" },
+      merges ? entry("merged", "patches of one token: outlined, and nearer to their mean colour") : null,
+      ...(drops || !merges ? [entry("before", "dropped before"), entry("now", `dropped behind this ${blockWord}`)] : []));
   }
 
   readout() {
@@ -141,6 +144,9 @@ class Explorer {
     const pruned = image.pruned[this.block], kept = image.kept[this.block];
     this.values.pruned = pruned && valuesOf(pruned);
     this.kept = kept && maskOf(kept, block.rows * block.columns);
+    this.groups = groupsBehind(image, this.block, block);
+    this.groupsBefore = groupsBehind(image, this.block - 1, block);
+    this.means = this.groups && meanColours(this.pictures[this.image], block, this.groups);
     this.drawCanvases(image, block);
     this.tell(image, block);
     this.listPredictions(image);
@@ -150,12 +156,16 @@ class Explorer {
     const picture = this.pictures[this.image], range = this.range(image), over = this.over.checked;
     const on = (key) => this.canvases[key].getContext("2d");
     drawKept(on("kept"), picture, block, this.values.pruned, this.kept);
+    if (this.groups) drawGroups(on("kept"), block, this.groups, this.means, this.token);
     drawMap(on("dense"), picture, block, this.values.dense, range, this.colours, over);
     if (this.data.pruned) {
       if (this.values.pruned) drawMap(on("pruned"), picture, block, this.values.pruned, range, this.colours, over);
       else drawAbsent(on("pruned"));
     }
-    if (this.token !== null) for (const key of Object.keys(this.canvases)) drawCursor(on(key), block, this.token);
+    if (this.token !== null) for (const key of Object.keys(this.canvases)) {
+      drawCursor(on(key), block, this.token);
+      if (this.groups) drawGroup(on(key), block, this.groups, this.token);
+    }
     this.low.textContent = written(range.low);
     this.high.textContent = written(range.high);
   }
@@ -177,7 +187,7 @@ class Explorer {
     this.slider.setAttribute("aria-valuetext", words);
     this.name.textContent = image.name;
     this.tellSteps();
-    this.canvases.kept.setAttribute("aria-label", `${image.name}${left}`);
+    this.canvases.kept.setAttribute("aria-label", `${image.name}${left}${this.groups ? largestGroup(this.groups) : ""}`);
     for (const key of ["dense", "pruned"]) {
       const values = this.values[key], canvas = this.canvases[key];
       if (!canvas) continue;
@@ -188,14 +198,16 @@ class Explorer {
 
   tellToken(block) {
     if (this.token === null) {
-      this.reading.textContent = "Point at a token, or move with the arrow keys on a map, to read its values.";
+      const joined = this.data.merges ? " and see what it was merged with" : "";
+      this.reading.textContent = `Point at a token, or move with the arrow keys on a map, to read its values${joined}.`;
       return;
     }
     const row = Math.floor(this.token / block.columns), column = this.token % block.columns;
     const parts = [`row ${row}, column ${column}`, `dense ${written(this.values.dense[this.token])}`];
     const pruned = this.values.pruned?.[this.token];
     if (pruned !== undefined) parts.push(Number.isNaN(pruned) ? "dropped before" : `pruned ${written(pruned)}`);
-    if (this.kept && !Number.isNaN(pruned)) parts.push(this.kept[this.token] ? "kept" : `dropped behind this ${this.data.blockWord}`);
+    if (this.groups?.[this.token] >= 0) parts.push(groupInWords(this.groups, this.groupsBefore, this.token));
+    else if (this.kept && !Number.isNaN(pruned)) parts.push(this.kept[this.token] ? "kept" : `dropped behind this ${this.data.blockWord}`);
     this.reading.textContent = parts.join(" · ");
   }
 

@@ -54,8 +54,23 @@ def test_the_schedule_may_have_an_entry_a_block_and_another_score(run, make_imag
     assert titles[0][0] == ["image", "shift, blocks.1", "128 of 256 kept, blocks.0"]
 
 
+def test_methods_stand_side_by_side_with_maps_of_the_dense_model(run, make_image, titles):
+    options = ["--drop", "0.3@0,3", "--methods", "shift, mnn,norm", "--blocks", "5"]
+    code, _, err = run("-m", "tiny_vit", "--pretrained", "--image", make_image("a.png"), *options)
+    assert (code, err) == (0, "")
+    left = ["126 of 256 kept, shift", "256 merged into 126, mnn", "126 of 256 kept, norm"]
+    assert titles[0][0] == ["image", "shift, blocks.5", *left]
+
+
 BAD = {
     "kept of a dense model": (["--kept"], ["--kept", "Give --drop"]),
+    "methods of a dense model": (["--methods", "mnn"], ["--methods", "Give --drop"]),
+    "unknown method": (["--methods", "shift,mn", "--drop", "0.2@0"], ["'mn'", "'mnn'"]),
+    "method that does not prune": (["--methods", "dense", "--drop", "0.2@0"], ["'dense'", "does not prune"]),
+    "methods and a pruner": (
+        ["--methods", "mnn", "--drop", "0.2@0", "--pruner", "mnn"],
+        ["--methods mnn", "Leave out --kept, --score and --pruner"],
+    ),
     "score of a dense model": (["--score", "norm"], ["--score", "Give --drop"]),
     "unknown scale": (["--scale", "mep"], ["'mep'", "'map'"]),
     "two schedules": (["--drop", "0.2@0", "--drop-r", "[0.2,0,0,0,0,0]"], ["--drop-r", "one of them"]),

@@ -5,7 +5,8 @@ from torch import nn
 
 from repshift import ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.heatmap.figure import heatmap_figure
-from repshift.analysis.heatmap.maps import heatmap_array
+from repshift.analysis.heatmap.maps import heatmap_array, token_groups
+from repshift.analysis.output.overlays import blend_merged, group_outlines
 from repshift.analysis.samples.images import pixels
 
 WIDE = (24, 40)
@@ -83,6 +84,36 @@ def test_a_pruned_model_shows_what_every_cut_keeps_and_blanks_what_is_gone(small
         assert blank.sum() == 8 * 64
         faded = 0.25 * seen[image].numpy() + 0.375
         assert np.allclose(kept, np.where(blank[..., None], faded, seen[image].numpy()), atol=1e-6)
+
+
+def outlines(figure):
+    return [sum(len(each.get_segments()) for each in axis.collections) for axis in figure.axes if axis.images]
+
+
+def test_a_model_that_merges_shows_its_groups_outlined(small_vit, inputs):
+    merging = ShiftTracker(small_vit).prune({0: 5, 2: 3}, pruner="mnn")
+    figure = heatmap_figure(merging, inputs, blocks=[3], kept=True)
+    titles, rows = grid(figure)
+    assert titles[1:] == ["shift, blocks.3", "15 merged into 10, blocks.0", "15 merged into 7, blocks.2"]
+    seen = pixels(small_vit, inputs)
+    groups = token_groups(merging, inputs)
+    for image, (_, shift, *shown) in enumerate(rows):
+        assert np.isfinite(shift).all()  # painted over all places
+        for picture, each in zip(shown, groups.values(), strict=True):
+            assert np.allclose(picture, blend_merged(seen, each)[image], atol=1e-6)
+    expected = [[0, 0, *(len(group_outlines(each[image], WIDE)) for each in groups.values())] for image in (0, 1)]
+    assert outlines(figure) == [count for row in expected for count in row]
+    assert min(expected[0][2:]) > 5
+
+
+def test_methods_are_compared_by_what_they_leave_behind_their_last_cut(small_vit, inputs):
+    compared = {name: ShiftTracker(small_vit).prune({0: 5, 2: 3}, pruner=name) for name in ("tokens", "mnn")}
+    figure = heatmap_figure(small_vit, inputs, blocks=[2], compared=compared)
+    titles, rows = grid(figure)
+    assert titles[1:] == ["shift, blocks.2", "7 of 15 kept, tokens", "15 merged into 7, mnn"]
+    whole = grid(heatmap_figure(small_vit, inputs, blocks=[2]))[1]
+    assert np.array_equal(rows[0][1], whole[0][1])  # the dense model's
+    assert [count > 0 for count in outlines(figure)] == [False, False, False, True] * 2
 
 
 def test_what_single_positions_leave_is_shown_without_a_number_where_it_differs():

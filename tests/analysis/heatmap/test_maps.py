@@ -7,9 +7,9 @@ from repshift.analysis.heatmap.maps import (
     NORMALISATIONS,
     attention_score,
     heatmap_array,
-    kept_masks,
     shift_maps,
     show_map_on_image,
+    token_groups,
 )
 
 
@@ -181,32 +181,46 @@ def test_normalised_arrays_can_be_laid_over_a_picture(small_vit):
 # --- what is kept -----------------------------------------------------------------------------------------------
 
 
-def test_kept_masks_are_the_kept_positions_of_every_cut(small_vit):
+def test_kept_tokens_are_groups_of_their_own_at_every_cut(small_vit):
     pruned = ShiftTracker(small_vit).prune({0: 5, 2: 3})
     images = torch.rand(2, 3, 24, 40)
-    with ShiftTracker(pruned) as tracker, torch.no_grad():
-        pruned(images)
-    masks = kept_masks(pruned, images)
-    assert list(masks) == ["blocks.0", "blocks.2"]
-    for name, mask in masks.items():
-        expected = [[position in kept for position in range(15)] for kept in tracker.kept[name].tolist()]
-        assert mask.flatten(1).tolist() == expected
+    tracker = ShiftTracker(pruned).run(images)
+    groups = token_groups(pruned, images)
+    assert list(groups) == ["blocks.0", "blocks.2"]
+    for name, numbers in groups.items():
+        assert numbers.shape == (2, 3, 5)
+        for image, kept in zip(numbers.flatten(1).tolist(), tracker.kept[name].tolist(), strict=True):
+            assert image == [kept.index(place) if place in kept else -1 for place in range(15)]
 
 
-def test_kept_masks_of_a_convolutional_network_are_whole_rows_and_columns():
+@pytest.mark.parametrize("pruner", ["mnn", "tome", "fuse"])
+def test_merged_tokens_are_one_group_over_all_their_places(small_vit, pruner):
+    pruned = ShiftTracker(small_vit).prune({0: 5, 2: 3}, pruner=pruner)
+    images = torch.rand(2, 3, 24, 40)
+    groups = token_groups(pruned, images)
+    shifts = ShiftTracker(pruned).run(images).maps["blocks.3"]
+    assert [[len(image.unique()) for image in each] for each in groups.values()] == [[10, 10], [7, 7]]
+    for numbers, values in zip(groups["blocks.2"], shifts, strict=True):
+        assert numbers.min() == 0
+        assert all(len(values[numbers == number].unique()) == 1 for number in range(7))
+
+
+def test_kept_tokens_of_a_convolutional_network_are_whole_rows_and_columns():
     pruned = ShiftTracker(load_model("tiny_resnet", pretrained=True)).prune({0: 4, 1: 2})
-    masks = kept_masks(pruned, torch.rand(2, 3, 64, 64))
-    assert {name: tuple(mask.shape) for name, mask in masks.items()} == {"layer1": (2, 32, 32), "layer2": (2, 16, 16)}
-    first = masks["layer1"]
+    groups = token_groups(pruned, torch.rand(2, 3, 64, 64))
+    assert {name: tuple(each.shape) for name, each in groups.items()} == {
+        "layer1": (2, 32, 32), "layer2": (2, 16, 16)
+    }  # fmt: skip
+    first = groups["layer1"] >= 0
     rows, columns = first.any(2), first.any(1)
     assert torch.equal(first, rows.unsqueeze(2) & columns.unsqueeze(1))
     assert (rows.sum(1) == 28).all()
     assert (columns.sum(1) == 28).all()
 
 
-def test_kept_masks_of_a_dense_model_are_refused(small_vit):
+def test_groups_of_a_dense_model_are_refused(small_vit):
     with pytest.raises(UnsupportedModelError, match="--drop"):
-        kept_masks(small_vit, torch.rand(1, 3, 24, 40))
+        token_groups(small_vit, torch.rand(1, 3, 24, 40))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------

@@ -5,7 +5,14 @@ import pytest
 import torch
 from matplotlib import colormaps
 
-from repshift.analysis.output.overlays import dim_dropped, kept_mask, show_map_on_image, to_pixels
+from repshift.analysis.output.overlays import (
+    blend_merged,
+    dim_dropped,
+    group_outlines,
+    kept_mask,
+    show_map_on_image,
+    to_pixels,
+)
 from repshift.errors import DataError, UnknownNameError
 
 
@@ -52,6 +59,27 @@ def test_the_mask_marks_exactly_the_kept_positions():
         for row in range(2):
             for column in range(3):
                 assert mask[image, row, column].item() == (row * 3 + column in kept[image].tolist())
+
+
+def test_merged_places_come_half_way_to_their_mean_colour_and_others_stay():
+    images = torch.rand(2, 4, 6, 3)
+    groups = torch.tensor([[[0, 1, 0], [2, -1, -1]], [[3, 3, 3], [0, 1, 2]]])
+    blended = blend_merged(images, groups)
+    expected = images.clone()
+    apart = images[0, :2].reshape(2, 3, 2, 3)[:, ::2]  # the first and the last of three tokens, 2x2 pixels each
+    expected[0, :2].reshape(2, 3, 2, 3)[:, ::2] = (apart + apart.mean((0, 1, 2))) / 2
+    expected[1, :2] = (images[1, :2] + images[1, :2].mean((0, 1))) / 2
+    assert torch.allclose(blended, expected, atol=1e-6)
+
+
+def test_outlines_stand_between_places_of_different_tokens():
+    groups = torch.tensor([[0, 0, 1], [0, 2, 1]])
+    lines = {tuple(map(tuple, line)) for line in group_outlines(groups, (20, 60)).tolist()}
+    assert lines == {
+        ((40, 0), (40, 10)), ((20, 10), (20, 20)), ((40, 10), (40, 20)),  # upright
+        ((20, 10), (40, 10)),  # level
+    }  # fmt: skip
+    assert group_outlines(torch.zeros(2, 3, dtype=torch.int64), (20, 60)).shape == (0, 2, 2)
 
 
 def test_what_is_kept_stays_as_it_is_and_what_is_dropped_turns_grey():

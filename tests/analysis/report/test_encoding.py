@@ -11,6 +11,7 @@ from PIL import Image
 from repshift.analysis.report.encoding import (
     DROPPED,
     encode_colours,
+    encode_groups,
     encode_image,
     encode_map,
     encode_mask,
@@ -52,6 +53,13 @@ def test_a_mask_is_a_bit_a_token(tokens):
     bits = "".join(f"{byte:08b}" for byte in decoded(encode_mask(mask)))
     assert [bit == "1" for bit in bits[:tokens]] == mask[0].tolist()
     assert len(bits) < tokens + 8
+
+
+@pytest.mark.parametrize(("tokens", "kind"), [(1, "u1"), (255, "u1"), (256, "<u2"), (1000, "<u2")])
+def test_groups_take_a_byte_a_place_or_two(tokens, kind):
+    groups = torch.cat([torch.arange(tokens), torch.tensor([-1, 0])]).unsqueeze(0)
+    back = np.frombuffer(base64.b64decode(encode_groups(groups)), kind)
+    assert back.tolist() == [*range(tokens), np.iinfo(kind).max, 0]
 
 
 def test_a_small_image_is_kept_exactly():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.models import MlpMixer, VisionTransformer
 
-from repshift import Recipe, RepresentationError, ShiftTracker, UnsupportedModelError, load_model
+from repshift import Recipe, RepresentationError, Selection, ShiftTracker, UnsupportedModelError, load_model
 from repshift.analysis.report.examination import examine
 from repshift.analysis.samples.canvases import evaluation_canvases
 
@@ -42,6 +42,37 @@ def test_a_cut_marks_its_tokens_where_they_stood(small_vit, images):
         pruned(images)
     for image, kept in enumerate(tracker.kept["blocks.3"]):
         assert found.blocks[3].kept[image].flatten().nonzero().flatten().tolist() == kept.tolist()
+
+
+def test_who_joined_whom_is_known_behind_every_block(small_vit, images):
+    found = examine(small_vit, images, Recipe(DROP, pruner="mnn"))
+    tracker = ShiftTracker(ShiftTracker(small_vit).prune(DROP, pruner="mnn"))
+    joined = torch.cat([tracker.run(part).joined.stacked() for part in (images[:16], images[16:])], 1).view(2, 18, 3, 5)
+    for block, expected in zip(found.blocks, joined.repeat_interleave(2, 0), strict=True):
+        assert torch.equal(block.joined, expected)
+        assert block.kept.all()
+    assert [block.left[7] for block in found.blocks] == [10, 10, 5, 5]
+
+
+JOINS = torch.tensor([*range(10), 0, 0, 1, 2, 2])
+
+
+class MergesThenDrops:
+    def choose(self, candidates, drop):
+        if candidates.count < 15:
+            return candidates.highest(candidates.left(drop))
+        return Selection(torch.arange(10).expand(3, -1), joins=JOINS.expand(3, -1))
+
+
+def test_what_is_dropped_after_merging_takes_its_group_along(small_vit, images):
+    blocks = examine(small_vit, images[:3], Recipe(DROP, pruner=MergesThenDrops())).blocks
+    assert torch.equal(blocks[1].joined, JOINS.view(3, 5).expand(3, -1, -1))
+    for joined, pruned in zip(blocks[2].joined, blocks[3].pruned, strict=True):
+        assert torch.equal(joined < 0, pruned.isnan())
+        assert len(joined[joined >= 0].unique()) == 5
+        assert all(len(joined.flatten()[JOINS.eq(number)].unique()) == 1 for number in range(10))
+    assert torch.equal(blocks[3].kept, blocks[2].joined >= 0)
+    assert [block.left.tolist() for block in blocks] == [[10] * 3, [10] * 3, [5] * 3, [5] * 3]
 
 
 def test_without_a_schedule_there_is_no_pruned_model(small_vit, images):
