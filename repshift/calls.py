@@ -40,6 +40,13 @@ class Call:
             "A module was called without an input, so there is nothing to watch. Choose another one."
         )
 
+    def with_first(self, value: Any) -> Call:
+        """Return the call with another value for what :attr:`first` returns."""
+        if self.args:
+            return Call((value, *self.args[1:]), self.kwargs, self.names)
+        name = next(name for name in (*self.names, *self.kwargs) if name in self.kwargs)
+        return Call(self.args, {**self.kwargs, name: value}, self.names)
+
     def get(self, name: str) -> Any:
         """Return what was given for a parameter; ``None`` if nothing was."""
         if name in self.kwargs:

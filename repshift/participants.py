@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from repshift.calls import Call, positional_names
 from repshift.images import explain, refuse_symbolic_tracing
+from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, TakeImages
 
 
@@ -50,7 +51,7 @@ class Participant(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # the generated class cannot be found by name, so rebuild it from the module's own class
-        return _rebuild, (own_class(self), isinstance(self, Receiver)), dict(vars(self))
+        return _rebuild, (own_class(self), *_kind_of(self.repshift_roles)), dict(vars(self))
 
 
 class Receiver(Participant):
@@ -71,7 +72,7 @@ class Receiver(Participant):
 
 def take_part(module: nn.Module, roles: tuple[Role, ...]) -> None:
     """Let a module play roles."""
-    module.__class__ = _participant(type(module), any(isinstance(role, TakeImages) for role in roles))
+    module.__class__ = _participant(type(module), *_kind_of(roles))
     module.repshift_roles = roles  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
 
 
@@ -103,20 +104,41 @@ def cuts(model: nn.Module) -> dict[str, Cut]:
     }
 
 
-_participants: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+_participants: dict[tuple[type[nn.Module], bool, tuple[str, ...]], type[nn.Module]] = {}
 
 
-def _participant(base: type[nn.Module], receives: bool) -> type[nn.Module]:
+def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...]]:
+    """Say what a subclass is generated for, beside the class: whether it takes images, what it reads resampled."""
+    receives = any(isinstance(role, TakeImages) for role in roles)
+    return receives, tuple(role.table for role in roles if isinstance(role, ReadResampled))
+
+
+def _participant(base: type[nn.Module], receives: bool, tables: tuple[str, ...] = ()) -> type[nn.Module]:
     """Generate the subclass, once for each class, so that compiled code recognises it."""
-    if (base, receives) not in _participants:
+    kept = base, receives, tables
+    if kept not in _participants:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
         own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
         kind = Receiver if receives else Participant
         own["forward"] = _forward_of(kind, base)
+        own |= {table: _resampled(table) for table in tables}  # a property goes before torch's own look-up
         # of two threads that come here at once, the first one's class is everybody's
-        _participants.setdefault((base, receives), type(base.__name__, (kind, base), own))
-    return _participants[base, receives]
+        _participants.setdefault(kept, type(base.__name__, (kind, base), own))
+    return _participants[kept]
+
+
+def _resampled(table: str) -> property:
+    """Make the attribute that stands in front of a parameter, as ``torch.nn.utils.parametrize`` does it."""
+
+    def read(module: Participant) -> Tensor | None:
+        parameter = module._parameters[table]
+        for role in module.repshift_roles:
+            if isinstance(role, ReadResampled) and role.table == table and parameter is not None:
+                return role.resample(parameter)
+        return parameter
+
+    return property(read)
 
 
 def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
@@ -128,6 +150,6 @@ def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
     return forward
 
 
-def _rebuild(base: type[nn.Module], receives: bool) -> nn.Module:
-    generated = _participant(base, receives)
+def _rebuild(base: type[nn.Module], receives: bool, tables: tuple[str, ...] = ()) -> nn.Module:
+    generated = _participant(base, receives, tables)
     return generated.__new__(generated)

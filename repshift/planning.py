@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -21,8 +22,10 @@ from repshift.travelling import Carry, End, Restore, Start, Weigh
 class Plan:
     """Which modules play which roles, for one recipe."""
 
-    def __init__(self, structure: Structure, recipe: Recipe, pruner: Pruner) -> None:
-        self.structure, self.recipe, self.pruner = structure, recipe, pruner
+    def __init__(
+        self, structure: Structure, recipe: Recipe, pruner: Pruner, resizing: Iterable[tuple[str, Role]] = ()
+    ) -> None:
+        self.structure, self.recipe, self.pruner, self.resizing = structure, recipe, pruner, resizing
         self.score = recipe.the_score
         self.streams = Streams()
         self.played: dict[str, list[Role]] = {}
@@ -34,9 +37,13 @@ class Plan:
 
     def roles(self) -> dict[str, list[Role]]:
         """Assign the roles; within a module they are played in this order."""
-        structure, schedule = self.structure, self.recipe.schedule
+        structure, drops = self.structure, self.recipe.drops
         self._play(structure.embedding, TakeImages(structure.images))
-        first = min(schedule.drops)
+        for name, role in self.resizing:
+            self._play(name, role)
+        if not drops:
+            return self.played
+        first = min(drops)
         if self.follows or structure.companions:
             start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
             self._play(structure.sites[first].name, start)
@@ -44,21 +51,21 @@ class Plan:
             if number > first and (self.follows or structure.companions):
                 carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
                 self._play(site.name, carry)
-            if number in schedule.drops:
-                self._cut(site, schedule.drops[number])
+            if number in drops:
+                self._cut(site, drops[number])
         self._finish()
         return self.played
 
     def say_second_residual(self) -> None:
         """Warn if the residual is contained in what is scored already."""
-        sites = [self.structure.sites[number] for number in self.recipe.schedule.drops]
+        sites = [self.structure.sites[number] for number in self.recipe.drops]
         operations = (site.operations.get(self.recipe.operation or "") for site in sites)
         if self.recipe.residual and not isinstance(self.score, (AttentionScore, PlaceScore)):
             say_second_residual(operation for operation in operations if operation is not None)
 
     def replays(self, pruned: nn.Module) -> dict[str, nn.Module]:
         """List the modules that may run a second time, by the name of their block."""
-        sites = [self.structure.sites[number] for number in self.recipe.schedule.drops]
+        sites = [self.structure.sites[number] for number in self.recipe.drops]
         if isinstance(self.score, AttentionScore) or self.score not in READ_ONLY:
             return {}
         operations = {site.name: site.operations.get(self.recipe.operation or "") for site in sites}

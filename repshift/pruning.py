@@ -11,11 +11,13 @@ from torch import nn
 
 from repshift.errors import UnsupportedModelError
 from repshift.finding import refuse_wrappers
+from repshift.images import read_size
 from repshift.modules import refuse_compiled, require_model
-from repshift.participants import cuts, participants, take_leave, take_part
+from repshift.participants import participants, take_leave, take_part
 from repshift.planning import Plan, with_replay
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
+from repshift.resizing import forget_size, take_size
 from repshift.roles import Role
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Structure
@@ -33,20 +35,26 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         UnknownNameError: If a name in the recipe is not known.
     """
     refuse_compiled(model)
-    if cuts(model):
+    if any(participants(model)):
         raise UnsupportedModelError(
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
     refuse_wrappers(model, structure.root)
     recipe, pruner = _settled(structure, recipe)
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner)
-    recipe.schedule.check(len(structure.sites), structure.tokens, structure.unit)
+    pruned: Model | None = None
+    resizing: list[tuple[str, Role]] = []
+    if recipe.input_size is not None:  # of another size there may be other numbers of tokens
+        pruned = share_weights(model)
+        structure, resizing = take_size(pruned, structure, read_size(recipe.input_size))
+    if recipe.schedule is not None:
+        recipe.schedule.check(len(structure.sites), structure.tokens, structure.unit)
     if recipe.restore and structure.restores is None:
         raise UnsupportedModelError(
             f"The tokens of {type(model).__name__} cannot have their places back: nothing behind its {structure.unit}s "
             "has one for each. Leave restore out."
         )
-    plan = Plan(structure, recipe, pruner)
+    plan = Plan(structure, recipe, pruner, resizing)
     roles = plan.roles()
     plan.say_second_residual()
     if not plan.follows:  # then these would only follow a companion that is seldom given
@@ -55,7 +63,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         }
     blocks = [site.name for site in structure.sites]
     _require_own_forward(model, roles, blocks)
-    pruned = share_weights(model)
+    pruned = share_weights(model) if pruned is None else pruned
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
@@ -63,7 +71,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         take_part(pruned.get_submodule(name), tuple(played))
     inside = pruned.get_submodule(structure.root)
     inside.repshift_recipe = recipe  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
-    for method in structure.grid_methods:
+    for method in structure.grid_methods if recipe.drops else ():
         setattr(inside, method, partial(_refuse_grid, method))
     return pruned
 
@@ -114,6 +122,7 @@ def dense(model: Model) -> Model:
     whole = share_weights(model)
     for _, participant in list(participants(whole)):
         take_leave(participant)
+    forget_size(whole)
     for module in whole.modules():
         if "repshift_recipe" in vars(module):
             del module.repshift_recipe
@@ -125,6 +134,8 @@ def dense(model: Model) -> Model:
 def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
     """Fill in what the recipe leaves to the model."""
     pruner = recipe.the_pruner(structure.pruner)
+    if recipe.schedule is None:
+        return recipe, pruner
     return (
         replace(
             recipe,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from repshift.attention import AttentionScore
 from repshift.distances import DISTANCES
+from repshift.drops import FORMS, Drop
 from repshift.errors import RecipeError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path, read_text, write_json
+from repshift.images import read_size
 from repshift.pruners import PRUNERS, Pruner
 from repshift.registry import Registry, read, written
 from repshift.roles import Restoring
@@ -27,7 +29,8 @@ class Recipe:
     """How a model is pruned: one word for all that :meth:`repshift.ShiftTracker.prune` can be told.
 
     Attributes:
-        schedule: What goes after which block, in any form that :meth:`repshift.Schedule.of` reads.
+        schedule: What goes after which block, in any form that :meth:`repshift.Schedule.of` reads; ``None`` drops
+            nothing, which takes an ``input_size`` to mean anything.
         operation: Which change is scored, by its name; ``None`` for the model's own.
         distance: ``"l2"``, ``"l1"``, ``"cosine"``, or a function of the tokens before and after.
         residual: Whether ``x + F(x)`` is compared with ``x``, or ``F(x)`` alone.
@@ -36,6 +39,9 @@ class Recipe:
         keep: ``"top"`` keeps what scores highest, ``"bottom"`` what scores lowest.
         restore: ``True`` gives every token its place back behind the last block: merged ones what their group became,
             dropped ones what the kept token became that was most similar. ``"left"``: dropped ones as they were.
+        input_size: A number of pixels or ``(rows, columns)``: the model is given the images that the dense one takes,
+            resizes them to this size (bicubic, with antialias) and its table of positions as timm does. ``None``
+            leaves both alone, and so does the model's own size.
 
     What is registered under a name is kept as that name, so that two recipes of the same are equal.
 
@@ -52,7 +58,7 @@ class Recipe:
         True
     """
 
-    schedule: Any
+    schedule: Any = None
     operation: str | None = None
     distance: str | Score = "l2"
     residual: bool = False
@@ -60,9 +66,11 @@ class Recipe:
     pruner: str | Pruner | None = None
     keep: Literal["top", "bottom"] = "top"
     restore: Restoring = False
+    input_size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", Schedule.of(self.schedule))
+        object.__setattr__(self, "schedule", None if self.schedule is None else Schedule.of(self.schedule))
+        object.__setattr__(self, "input_size", None if self.input_size is None else read_size(self.input_size))
         object.__setattr__(self, "distance", _named(DISTANCES, self.distance))
         score = self.score if isinstance(self.score, str) and self.score == "shift" else _named(SCORES, self.score)
         object.__setattr__(self, "score", score)
@@ -80,6 +88,8 @@ class Recipe:
                 f"keep is 'top' or 'bottom' of the scores, got {self.keep!r}. Leave it out for 'top'."
             )
         self._refuse_scores_beside_a_choice()
+        if self.schedule is None:
+            self._refuse_words_about_nothing()
         if isinstance(self.the_score, PlaceScore) and self.keep == "bottom":
             raise UnsupportedModelError("oracle_free ranks nothing, so it has no bottom. Leave keep out.")
 
@@ -97,6 +107,26 @@ class Recipe:
                 f"The pruner {self.pruner!r} chooses by itself and looks at no scores, so {' and '.join(said)} would "
                 "say nothing. Leave that out, or give pruner='merge', which merges by a score."
             )
+
+    def _refuse_words_about_nothing(self) -> None:
+        if self.input_size is None:
+            raise ScheduleError(
+                f"A recipe without a schedule and without an input_size changes nothing. Give one of them. {FORMS}"
+            )
+        own = ("schedule", "input_size")
+        if said := [each.name for each in fields(self) if each.name not in own and self._says(each)]:
+            raise ScheduleError(
+                f"Nothing is dropped without a schedule, so {' and '.join(said)} would say nothing. Give a schedule, "
+                "or leave that out."
+            )
+
+    def _says(self, field: Field[Any]) -> bool:
+        return bool(getattr(self, field.name) != field.default)
+
+    @property
+    def drops(self) -> Mapping[int, Drop]:
+        """What goes after which block; nothing without a schedule. What is repeated is not in it before it is used."""
+        return {} if self.schedule is None else self.schedule.drops
 
     @property
     def the_score(self) -> Score | AttentionScore:
@@ -129,13 +159,13 @@ class Recipe:
             RecipeError: If a distance, score or pruner has no name: a function cannot be written down.
         """
         schedule = self.schedule
-        entries = (
-            None if schedule.entries is None else [schedule.drops.get(block, 0) for block in range(schedule.entries)]
-        )
-        plain: dict[str, Any] = {"schedule": entries or str(schedule)}
+        plain: dict[str, Any] = {"schedule": None if schedule is None else str(schedule)}
+        if schedule is not None and schedule.entries is not None:
+            plain["schedule"] = [schedule.drops.get(block, 0) for block in range(schedule.entries)]
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             plain[field.name] = written(REGISTRIES[field.name], value) if field.name in REGISTRIES else value
+        plain["input_size"] = None if self.input_size is None else list(plain["input_size"])
         return plain
 
     @classmethod
@@ -204,11 +234,8 @@ class Recipe:
 
     def __repr__(self) -> str:
         """Name the schedule and what is not as by default."""
-        said = [repr(str(self.schedule))]
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if value != field.default:
-                said.append(f"{field.name}={value!r}")
+        said = [repr(self.schedule and str(self.schedule))]
+        said += [f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)[1:] if self._says(field)]
         return f"{type(self).__name__}({', '.join(said)})"
 
 

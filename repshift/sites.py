@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from repshift.attention import AttentionScore, Heads
 from repshift.companions import Companion
 from repshift.errors import RepshiftWarning, UnknownNameError, UnsupportedModelError
-from repshift.images import Images
+from repshift.images import Images, Resizing
 from repshift.layouts import Layout
 from repshift.registry import suggest
 
@@ -139,6 +139,9 @@ class Structure:
         restores: Name of the module behind which dropped and merged tokens can have their places back.
         root: Name of the module that all this was found in; empty for the model itself.
         images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
+        resizes: How the model takes images of another size (rows, columns): asked once for each size, it raises
+            :class:`UnsupportedModelError` for one that does not fit. ``None`` if that is not described. The model is
+            described anew when its attributes have changed.
     """
 
     sites: tuple[Site, ...]
@@ -160,6 +163,7 @@ class Structure:
     restores: str | None = None
     root: str = ""
     images: Images | None = None
+    resizes: Callable[[tuple[int, int]], Resizing] | None = None
 
     def at(self, site: Site, operation: str) -> Operation:
         """Return an operation of one of the sites.
