@@ -9,6 +9,7 @@ from torch import nn
 
 from repshift.attention import Heads
 from repshift.backbones.positions import fitting_grid, resampled_table
+from repshift.backbones.vit_reading import reading_of
 from repshift.calls import positional_names
 from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
@@ -69,6 +70,7 @@ class VisionTransformer:
             weighs_prefix=bool(getattr(model, "pool_include_prefix", False)),
             restores=f"blocks.{len(model.blocks) - 1}",
             resizes=partial(_resizing, model),
+            reading=reading_of(model),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from types import FunctionType
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from repshift.calls import Call, positional_names
 from repshift.images import explain, refuse_symbolic_tracing
+from repshift.reading import ReadOnly
 from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, TakeImages
 
@@ -35,7 +37,9 @@ class Participant(nn.Module):
             call = Call(args, kwargs, self.repshift_names)
             for role in roles:
                 call = role.enter(call)
-            output = super().forward(*call.args, **call.kwargs)
+            other = next((role.run for role in roles if isinstance(role, ReadOnly)), None)
+            own = super().forward if other is None else partial(other, self)
+            output = own(*call.args, **call.kwargs)
             for role in roles:
                 output = role.leave(output)
             failed = False

@@ -11,6 +11,7 @@ from repshift.attention import AttentionScore
 from repshift.drops import Drop
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
+from repshift.reading import reading_roles
 from repshift.recipes import Recipe
 from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
@@ -39,7 +40,10 @@ class Plan:
         """Assign the roles; within a module they are played in this order."""
         structure, drops = self.structure, self.recipe.drops
         self._play(structure.embedding, TakeImages(structure.images))
-        for name, role in self.resizing:
+        reading: list[tuple[str, Role]] = []
+        if self.recipe.read == "head":
+            reading = reading_roles(structure, self.recipe, self.streams)
+        for name, role in (*self.resizing, *reading):
             self._play(name, role)
         if not drops:
             return self.played

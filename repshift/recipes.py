@@ -22,6 +22,16 @@ from repshift.scores import SCORES, PlaceScore, Score
 
 VERSION = 1
 REGISTRIES = {"distance": DISTANCES, "score": SCORES, "pruner": PRUNERS}
+CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "keep": (("top", "bottom"), "'top' or 'bottom' of the scores"),
+    "restore": (
+        (False, True, "left"),
+        "False, True (each dropped token becomes what the most similar kept one became) or 'left' (as it was when it "
+        "was dropped)",
+    ),
+    "read": (("all", "head"), "'all' or 'head' (the last block computes only what the head reads)"),
+}
+BESIDE = ("input_size", "read")  # which are something to do without a schedule
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Recipe:
 
     Attributes:
         schedule: What goes after which block, in any form that :meth:`repshift.Schedule.of` reads; ``None`` drops
-            nothing, which takes an ``input_size`` to mean anything.
+            nothing, which takes an ``input_size`` or ``read="head"`` to mean anything.
         operation: Which change is scored, by its name; ``None`` for the model's own.
         distance: ``"l2"``, ``"l1"``, ``"cosine"``, or a function of the tokens before and after.
         residual: Whether ``x + F(x)`` is compared with ``x``, or ``F(x)`` alone.
@@ -42,6 +52,8 @@ class Recipe:
         input_size: A number of pixels or ``(rows, columns)``: the model is given the images that the dense one takes,
             resizes them to this size (bicubic, with antialias) and its table of positions as timm does. ``None``
             leaves both alone, and so does the model's own size.
+        read: ``"head"`` lets the last block compute only what the head reads, where that is the class token alone:
+            the same answers for less work. Whatever asks for tokens is refused then. ``"all"`` computes all.
 
     What is registered under a name is kept as that name, so that two recipes of the same are equal.
 
@@ -67,6 +79,7 @@ class Recipe:
     keep: Literal["top", "bottom"] = "top"
     restore: Restoring = False
     input_size: int | tuple[int, int] | None = None
+    read: Literal["all", "head"] = "all"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", None if self.schedule is None else Schedule.of(self.schedule))
@@ -78,14 +91,13 @@ class Recipe:
         if self.operation is not None and (not isinstance(self.operation, str) or not self.operation):
             raise UnknownNameError(f"An operation is asked for by its name, got {self.operation!r}. Give a string.")
         check_residual(self.residual)
-        if not isinstance(self.restore, bool) and self.restore != "left":
-            raise UnknownNameError(
-                f"restore is False, True (each dropped token becomes what the most similar kept one became) or 'left' "
-                f"(as it was when it was dropped), got {self.restore!r}."
-            )
-        if not isinstance(self.keep, str) or self.keep not in ("top", "bottom"):
-            raise UnknownNameError(
-                f"keep is 'top' or 'bottom' of the scores, got {self.keep!r}. Leave it out for 'top'."
+        for name, (choices, words) in CHOICES.items():
+            given = getattr(self, name)
+            if not any(type(given) is type(choice) and given == choice for choice in choices):
+                raise UnknownNameError(f"{name} is {words}, got {given!r}. Leave it out for {choices[0]!r}.")
+        if self.restore and self.read == "head":
+            raise UnsupportedModelError(
+                "restore gives every token its place back, and read='head' computes none of them. Leave one out."
             )
         self._refuse_scores_beside_a_choice()
         if self.schedule is None:
@@ -109,12 +121,12 @@ class Recipe:
             )
 
     def _refuse_words_about_nothing(self) -> None:
-        if self.input_size is None:
+        said = [each.name for each in fields(self) if self._says(each)]
+        if not set(BESIDE).intersection(said):
             raise ScheduleError(
-                f"A recipe without a schedule and without an input_size changes nothing. Give one of them. {FORMS}"
+                "A recipe without a schedule, an input_size and read='head' changes nothing. Give one of them. " + FORMS
             )
-        own = ("schedule", "input_size")
-        if said := [each.name for each in fields(self) if each.name not in own and self._says(each)]:
+        if said := [name for name in said if name not in BESIDE]:
             raise ScheduleError(
                 f"Nothing is dropped without a schedule, so {' and '.join(said)} would say nothing. Give a schedule, "
                 "or leave that out."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from repshift.attention import AttentionScore, Heads
 from repshift.companions import Companion
@@ -112,6 +113,20 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the head reads of the tokens.
+
+    Attributes:
+        forward: Runs instead of the last block's own forward, called with the block and its arguments, and returns only
+            the tokens in front that the head reads. It must be such that it can be pickled. ``None`` if there is none.
+        why: Why there is none.
+    """
+
+    forward: Callable[..., Any] | None = None
+    why: str = "what it reads is not described"
+
+
+@dataclass(frozen=True)
 class Structure:
     """What the engine needs to know about one model.
 
@@ -142,6 +157,7 @@ class Structure:
         resizes: How the model takes images of another size (rows, columns): asked once for each size, it raises
             :class:`UnsupportedModelError` for one that does not fit. ``None`` if that is not described. The model is
             described anew when its attributes have changed.
+        reading: What the head reads of what the last block returns.
     """
 
     sites: tuple[Site, ...]
@@ -164,6 +180,7 @@ class Structure:
     root: str = ""
     images: Images | None = None
     resizes: Callable[[tuple[int, int]], Resizing] | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def at(self, site: Site, operation: str) -> Operation:
         """Return an operation of one of the sites.

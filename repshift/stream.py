@@ -58,6 +58,8 @@ class Stream:
         queries: Of the block's attention.
         keys: Of the block's attention, ``(batch, tokens, channels)``, averaged over heads.
         listeners: Who wants to see the cuts of this thread; they stay until they are taken off.
+        answering: Whether the whole model runs, from images to answers; only watched where only the head's own tokens
+            are computed.
     """
 
     origin: Origin | None
@@ -73,6 +75,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
+        self.answering: bool | None = None
         self.clear()
 
     def clear(self) -> None:

@@ -20,7 +20,7 @@ from repshift.finding import find_structure_if_served
 
 # What a recipe says beside its schedule, and what it says by default: the options of the commands
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name != "schedule"}
-UNASKED = ("restore", "input_size")  # what only a file says
+UNASKED = ("restore", "input_size", "read")  # what only a file says
 
 
 def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
@@ -48,7 +48,7 @@ def method_name(recipe: Recipe | None) -> str:
     if recipe is None:
         return "dense"
     if recipe.schedule is None:
-        return "lowres"
+        return "dense (read=head)" if recipe.input_size is None else "lowres"
     if not recipe.scores:
         return pruner_in_words(recipe)
     return str(recipe.score) if recipe.keep == "top" else f"{recipe.score} (bottom)"
@@ -97,6 +97,7 @@ def in_words(recipe: Recipe) -> str:
     """Say in a title what a recipe does."""
     drops, size = schedule_of(recipe), recipe.input_size
     words = [f"{drops} dropped" if drops else "", f"images of {size[0]}x{size[1]}" if isinstance(size, tuple) else ""]
+    words.append("" if recipe.read == "all" else f"read={recipe.read}")
     return ", ".join(filter(None, words))
 
 

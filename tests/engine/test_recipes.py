@@ -34,6 +34,7 @@ RECIPES = [
     Recipe("8@0;4@1", pruner=SequencePruner(align=True)),
     Recipe("2@0", input_size=(48, 64)),
     Recipe(input_size=48),
+    Recipe(read="head"),
 ]
 
 
@@ -70,6 +71,7 @@ def test_what_has_a_name_is_kept_as_that_name():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"read": "tokens"}, UnknownNameError, "read is 'all' or 'head'"),
         ({"distance": "l3"}, UnknownNameError, "Unknown distance 'l3'. Did you mean"),
         ({"score": "norms"}, UnknownNameError, "Unknown score 'norms'. Did you mean 'norm'"),
         ({"pruner": "token"}, UnknownNameError, "Unknown pruner 'token'. Did you mean 'tokens'"),
@@ -102,7 +104,7 @@ def test_what_cannot_be_meant_is_refused(options, error, message):
         ('{"schedule": "0.2@0", "score": ["norm"]}', "names its score"),
         ('{"schedule": "0.2@0", "score": "normal"}', "cannot be read: Unknown score 'normal'"),
         ('{"schedule": "2.5@0"}', "cannot be read: Block 0 should drop a share"),
-        ('{"schedule": null}', "cannot be read: A recipe without a schedule and without an input_size changes nothing"),
+        ('{"schedule": null}', "cannot be read: A recipe without a schedule, an input_size and read='head' changes"),
         ('{"schedule": null, "input_size": 48, "score": "norm"}', "so score would say nothing"),
         ('{"schedule": "0.2@0", "input_size": "48"}', "cannot be read: input_size is a number of pixels"),
         ('{"schedule": {"0": 0.5}}', "cannot be read: A schedule names blocks by number"),
