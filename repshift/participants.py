@@ -8,8 +8,8 @@ leave the names of modules and keys of ``state_dict`` alone, pickle and export.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from types import FunctionType
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from repshift.calls import Call, positional_names
 from repshift.images import explain, refuse_symbolic_tracing
+from repshift.intermediates import LayOut
 from repshift.reading import ReadOnly
 from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, TakeImages
@@ -108,18 +109,21 @@ def cuts(model: nn.Module) -> dict[str, Cut]:
     }
 
 
-_participants: dict[tuple[type[nn.Module], bool, tuple[str, ...]], type[nn.Module]] = {}
+_participants: dict[tuple[type[nn.Module], bool, tuple[str, ...], tuple[str, ...]], type[nn.Module]] = {}
 
 
-def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...]]:
-    """Say what a subclass is generated for, beside the class: whether it takes images, what it reads resampled."""
+def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Say what a subclass is generated for: whether it takes images, what it reads resampled, its grid methods."""
     receives = any(isinstance(role, TakeImages) for role in roles)
-    return receives, tuple(role.table for role in roles if isinstance(role, ReadResampled))
+    tables = tuple(role.table for role in roles if isinstance(role, ReadResampled))
+    return receives, tables, next((role.methods for role in roles if isinstance(role, LayOut)), ())
 
 
-def _participant(base: type[nn.Module], receives: bool, tables: tuple[str, ...] = ()) -> type[nn.Module]:
+def _participant(
+    base: type[nn.Module], receives: bool, tables: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+) -> type[nn.Module]:
     """Generate the subclass, once for each class, so that compiled code recognises it."""
-    kept = base, receives, tables
+    kept = base, receives, tables, methods
     if kept not in _participants:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
         own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
@@ -127,6 +131,7 @@ def _participant(base: type[nn.Module], receives: bool, tables: tuple[str, ...] 
         kind = Receiver if receives else Participant
         own["forward"] = _forward_of(kind, base)
         own |= {table: _resampled(table) for table in tables}  # a property goes before torch's own look-up
+        own |= {method: _laid_out(getattr(base, method)) for method in methods}
         # of two threads that come here at once, the first one's class is everybody's
         _participants.setdefault(kept, type(base.__name__, (kind, base), own))
     return _participants[kept]
@@ -154,6 +159,20 @@ def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
     return forward
 
 
-def _rebuild(base: type[nn.Module], receives: bool, tables: tuple[str, ...] = ()) -> nn.Module:
-    generated = _participant(base, receives, tables)
+def _laid_out(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the method that lays out the tokens of a model that has dropped some and restores them."""
+
+    @wraps(method)
+    def laying_out(module: Participant, *args: Any, **kwargs: Any) -> Any:
+        role = next(role for role in module.repshift_roles if isinstance(role, LayOut))
+        with role.laid_out():
+            return method(module, *args, **kwargs)
+
+    return laying_out
+
+
+def _rebuild(
+    base: type[nn.Module], receives: bool, tables: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+) -> nn.Module:
+    generated = _participant(base, receives, tables, methods)
     return generated.__new__(generated)

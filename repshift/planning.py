@@ -9,6 +9,7 @@ from torch import nn
 
 from repshift.attention import AttentionScore
 from repshift.drops import Drop
+from repshift.intermediates import LayOut, Resume, Show
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
 from repshift.reading import reading_roles
@@ -33,6 +34,10 @@ class Plan:
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
         self.follows = bool(wanted or recipe.restore or joins)
+        # all tokens are back behind the last block, so what stands behind it and averages needs no weights
+        self.lays_out = bool(
+            recipe.restore and structure.grid_methods and structure.restores == structure.sites[-1].name
+        )
         sized = joins and getattr(pruner, "size_attention", True)
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
 
@@ -52,11 +57,15 @@ class Plan:
             start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
             self._play(structure.sites[first].name, start)
         for number, site in enumerate(structure.sites):
+            if number > first and self.lays_out:
+                self._play(site.name, Resume(self.streams))
             if number > first and (self.follows or structure.companions):
                 carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
                 self._play(site.name, carry)
             if number in drops:
                 self._cut(site, drops[number])
+            if number >= first and self.lays_out and site != structure.sites[-1]:
+                self._play(site.name, Show(self.streams, structure.layout))
         self._finish()
         return self.played
 
@@ -135,7 +144,9 @@ class Plan:
     def _finish(self) -> None:
         """Use and forget what is known of the tokens, behind the last block."""
         structure, ends = self.structure, self.structure.sites[-1].name
-        if self.follows and structure.weighs:
+        if self.lays_out:
+            self._play(structure.root, LayOut(self.streams, structure.grid_methods))
+        elif self.follows and structure.weighs:
             ends, prefix = structure.weighs, self._prefix() if structure.weighs_prefix else 0
             if structure.weighs_bias:
                 self._play(ends, Carry(self.streams, (), structure.weighs_bias, prefix, always=True))

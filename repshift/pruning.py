@@ -71,7 +71,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         take_part(pruned.get_submodule(name), tuple(played))
     inside = pruned.get_submodule(structure.root)
     inside.repshift_recipe = recipe  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
-    for method in structure.grid_methods if recipe.drops else ():
+    for method in structure.grid_methods if recipe.drops and not plan.lays_out else ():
         setattr(inside, method, partial(_refuse_grid, method))
     return pruned
 
@@ -173,8 +173,8 @@ def _require_own_forward(model: nn.Module, names: Iterable[str], blocks: Iterabl
 
 def _refuse_grid(method: str, *args: Any, **kwargs: Any) -> None:
     raise UnsupportedModelError(
-        f"{method} lays all tokens out on their grid, and this model has dropped some. Use the model it was pruned "
-        "from, forward_features, or ShiftTracker(pruned), whose maps say where the tokens were."
+        f"{method} lays all tokens out on their grid, and this model has dropped some. Prune with restore=True, which "
+        "gives them their places back; or use forward_features, or the maps of ShiftTracker(pruned)."
     )
 
 

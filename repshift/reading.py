@@ -50,8 +50,8 @@ class ReadOnly(Bystander):
         """
         if self.streams.own.answering is None and not is_repeated():
             raise UnsupportedModelError(
-                "This model was pruned with read='head': its last block computes only what the head reads, so it "
-                "has no tokens to give (forward_features, forward_intermediates, get_intermediate_layers). Call the model "
+                "This model was pruned with read='head': its last block computes only what the head reads, so it has "
+                "no tokens to give (forward_features, forward_intermediates, get_intermediate_layers). Call the model "
                 "itself, or prune with read='all'."
             )
         return call

@@ -141,8 +141,9 @@ class Structure:
         pruner: Name of the pruner that suits the layout.
         unit: What the sites are called in this kind of model.
         parts: Further modules that are watched in a way of their own, though nothing is dropped behind them.
-        grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model refuses them,
-            because the tokens that are left may happen to fit another grid.
+        grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model that does
+            not restore refuses them, because the tokens that are left may happen to fit another grid. They must take
+            what the blocks return token by token, such as by a norm.
         rounds_up: Whether strides take half of an odd side of a feature map rounded up, or down.
         companions: Arguments of the blocks that have an entry for each token.
         bias: The argument of the blocks that is added to attention's logits, ``(batch, heads, queries, keys)``: there

@@ -58,6 +58,8 @@ class Stream:
         queries: Of the block's attention.
         keys: Of the block's attention, ``(batch, tokens, channels)``, averaged over heads.
         listeners: Who wants to see the cuts of this thread; they stay until they are taken off.
+        left: What the last block returned, where a restored value was shown instead of it.
+        laid_out: Whether the blocks run for somebody who lays their tokens out on their grid.
         answering: Whether the whole model runs, from images to answers; only watched where only the head's own tokens
             are computed.
     """
@@ -65,6 +67,7 @@ class Stream:
     origin: Origin | None
     sizes: Tensor | None
     cuts: tuple[PastCut, ...]
+    left: Any
     block: str | None
     before: Tensor | None
     source: Tensor | None
@@ -76,12 +79,14 @@ class Stream:
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
         self.answering: bool | None = None
+        self.laid_out: bool | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forget everything of a forward."""
         self.origin = self.sizes = None
         self.cuts = ()
+        self.left = None
         self.leave_block()
 
     def leave_block(self) -> None:
