@@ -30,7 +30,7 @@ UNPRUNED |= {
 }
 # What holds a model and does not go with a pruned one
 WRAPPERS = {
-    "FeatureGetterNet": "(features_only=True) lays all tokens out on their grid, and some would be gone",
+    "FeatureGetterNet": "(features_only=True) lays all tokens out on their grid, which takes restore=True",
     "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
 }
 # Tokens do not stand in row order inside the blocks

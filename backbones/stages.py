@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from repshift.errors import UnsupportedModelError
-from repshift.images import Images
+from repshift.images import Images, Resizing
 from repshift.layouts import FeatureMap
 from repshift.modules import children, has_class
 from repshift.sites import Operation, Site, Structure
@@ -112,6 +112,7 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
         layout=FeatureMap(channels_last),
         embedding=embedding,
         images=Images.of(model.get_submodule(embedding)),
+        resizes=lambda size: Resizing(embedding),  # convolutions take any
         grid=None,
         tokens=None,
         operation="stage",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift.images import Images
+from repshift.images import Images, Resizing
 from repshift.modules import has_class
 from repshift.residual_pairs import ResidualPair
 from repshift.sites import Operation, Site, Structure
@@ -31,9 +31,19 @@ class VisionMamba:
 
     def structure(self, model: Any) -> Structure:
         """List the layers."""
+        from repshift.backbones.vim_embedding import class_index, grid_at, resampled_positions
         from repshift.backbones.vim_model import State
 
         embedding = model.patch_embed
+
+        def resizing(size: tuple[int, int]) -> Resizing:
+            old, (rows, columns) = tuple(embedding.grid_size), grid_at(embedding, size)
+            sizes = {"img_size": size, "grid_size": (rows, columns), "num_patches": rows * columns}
+            index = class_index(rows * columns, model.class_position)
+            resample = partial(resampled_positions, grid=(rows, columns), old_grid=old, position=model.class_position)
+            attributes: dict[str, dict[str, Any]] = {"patch_embed": sizes, "": {"class_index": index}}
+            return Resizing("patch_embed", tuple(embedding.img_size), attributes, {"pos_embed": resample})
+
         return Structure(
             sites=tuple(_site(f"layers.{index}") for index in range(len(model.layers))),
             layout=ResidualPair(protected="protected", decay=State.aligned),
@@ -44,6 +54,7 @@ class VisionMamba:
             operation="mixer",
             pruner="sequence",
             unit="layer",
+            resizes=resizing,
         )
 
 

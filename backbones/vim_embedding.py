@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from repshift.backbones.positions import fitting_grid, resampled_table
 from repshift.errors import RepresentationError
 
 ClassPosition = Literal["head", "middle"]
@@ -38,14 +39,21 @@ class PatchEmbed(nn.Module):
             RepresentationError: If not even one patch fits into them.
         """
         rows, columns = (img_size, img_size) if isinstance(img_size, int) else img_size
-        (patch, _), (stride, _) = self.proj.kernel_size, self.proj.stride
+        self.img_size, self.grid_size = (rows, columns), self.grid_at((rows, columns))
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def grid_at(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of patches of images of a size.
+
+        Raises:
+            RepresentationError: If not even one patch fits into them.
+        """
+        (patch, _), (stride, _), (rows, columns) = self.proj.kernel_size, self.proj.stride, size
         if min(rows, columns) < patch:
             raise RepresentationError(
-                f"Images of {rows}x{columns} pixels hold no patch of {patch}x{patch}. Give a larger img_size."
+                f"Images of {rows}x{columns} pixels hold no patch of {patch}x{patch}. Give a larger size."
             )
-        self.img_size = (rows, columns)
-        self.grid_size = ((rows - patch) // stride + 1, (columns - patch) // stride + 1)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        return (rows - patch) // stride + 1, (columns - patch) // stride + 1
 
     def forward(self, images: Tensor) -> Tensor:
         """Return tokens ``(batch, patches, channels)`` in row-major order.
@@ -70,6 +78,16 @@ def _of_size(images: Tensor, size: tuple[int, int]) -> Tensor:
     return images
 
 
+def grid_at(embedding: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of patches that an embedding, ours or timm's, makes of images of a size.
+
+    Raises:
+        RepresentationError: If not even one patch fits into them.
+        UnsupportedModelError: If a size does not come to whole patches of one of timm's embeddings.
+    """
+    return embedding.grid_at(size) if isinstance(embedding, PatchEmbed) else fitting_grid(embedding, size)
+
+
 def class_index(patches: int, position: ClassPosition) -> int:
     """Say before which patch the class token stands."""
     return patches // 2 if position == "middle" else 0
@@ -89,13 +107,11 @@ def resampled_positions(
     Returns:
         ``(1, rows * columns + 1, channels)`` of the same dtype.
     """
-    from timm.layers import resample_abs_pos_embed
-
     patches = table.shape[1] - 1
     side = math.isqrt(patches)
     old_grid = old_grid or (side, side)
     index = class_index(patches, position)
     rows = torch.cat([table[:, :index], table[:, index + 1 :]], dim=1)
-    rows = resample_abs_pos_embed(rows, list(grid), list(old_grid), num_prefix_tokens=0)
+    rows = resampled_table(rows, grid, old_grid, prefix=0)
     new = class_index(grid[0] * grid[1], position)
     return torch.cat([rows[:, :new], table[:, index : index + 1], rows[:, new:]], dim=1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from repshift.attention import Heads
+from repshift.backbones.positions import fitting_grid, resampled_table
+from repshift.backbones.vit_reading import reading_of
 from repshift.calls import positional_names
 from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
-from repshift.images import Images
+from repshift.images import FixedGrid, Images, Resizing
 from repshift.layouts import TokenSequence
 from repshift.modules import children, has_class
 from repshift.participants import own_class
@@ -46,16 +49,19 @@ class VisionTransformer:
         fixed = not model.dynamic_img_size and model.pos_embed is not None
         # all blocks take a mask, or none is told of it
         masked = all("attn_mask" in positional_names(own_class(block).forward) for block in model.blocks)
+        # images of any size may all be resized to one
+        grid = embedding.dynamic_feat_size
+        tokens = embedding.num_patches if fixed else grid.rows * grid.columns if isinstance(grid, FixedGrid) else None
         pool = model.attn_pool
         pooled = pool is not None and "attn_mask" in positional_names(own_class(pool).forward)
         return Structure(
             sites=tuple(_site(model, f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
             layout=TokenSequence(prefix),
             embedding="patch_embed",
-            grid=embedding.dynamic_feat_size,
+            grid=grid,
             images=Images.of(embedding, fixed=fixed),
             grid_methods=("forward_intermediates", "get_intermediate_layers"),
-            tokens=embedding.num_patches if fixed else None,
+            tokens=tokens,
             companions=(_mask(model, prefix),) if masked else (),
             bias="attn_mask" if masked else None,
             # the head averages what the last norm returns, or pools it by attention
@@ -63,10 +69,27 @@ class VisionTransformer:
             weighs_bias="attn_mask" if pooled else None,
             weighs_prefix=bool(getattr(model, "pool_include_prefix", False)),
             restores=f"blocks.{len(model.blocks) - 1}",
+            resizes=partial(_resizing, model),
+            reading=reading_of(model),
         )
 
 
 VIT = VisionTransformer()
+
+
+def _resizing(model: Any, size: tuple[int, int]) -> Resizing:
+    """Say how a model takes images of another size; it resamples a table of positions itself if its size is dynamic."""
+    embedding, table = model.patch_embed, model.pos_embed
+    rows, columns = fitting_grid(embedding, size)
+    attributes: dict[str, Any] = {"dynamic_feat_size": FixedGrid(rows, columns)}
+    if model.dynamic_img_size:
+        return Resizing("patch_embed", attributes={"patch_embed": attributes})
+    attributes |= {"img_size": size, "grid_size": (rows, columns), "num_patches": rows * columns}
+    if table is None:
+        return Resizing("patch_embed", embedding.img_size, {"patch_embed": attributes})
+    prefix = table.shape[1] - embedding.num_patches
+    resample = partial(resampled_table, grid=(rows, columns), old_grid=tuple(embedding.grid_size), prefix=prefix)
+    return Resizing("patch_embed", embedding.img_size, {"patch_embed": attributes}, {"pos_embed": resample})
 
 
 def _mask(model: Any, prefix: int) -> Companion:

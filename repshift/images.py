@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
-from repshift.errors import RepresentationError, UnsupportedModelError, first_line
+from repshift.errors import RepresentationError, UnknownNameError, UnsupportedModelError, first_line
+
+# where an embedding keeps the size of the images that it is given, if it computes with another one
+OWN_SIZE = "repshift_own_size"
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Images:
             images: What it was given.
             embedding: The module that takes them.
         """
-        shape, size = tuple(images.shape), getattr(embedding, "img_size", None) if self.fixed else None
+        shape, size = tuple(images.shape), _own_size(embedding) if self.fixed else None
         weight = next((each for each in embedding.parameters() if each.is_floating_point()), None)
         rows, columns = size or ("rows", "columns")
         takes = f"The model takes images (batch, {self.channels}, {rows}, {columns})"
@@ -94,6 +98,50 @@ class Images:
                 f"{takes} of {weight.dtype}, as its weights are, got {images.dtype}. Convert them with images.to(...)."
             )
         return None
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """How a model takes images of another size; names are counted from the model itself.
+
+    Attributes:
+        embedding: The module that takes the images.
+        own: Rows and columns of the model's images; ``None`` if it takes any.
+        attributes: What its modules then have otherwise, by name: plain values, no tensors.
+        tables: Parameters that have an entry for each place, and what makes of each the table of the other size. A
+            function of a tensor that can be pickled, such as a ``functools.partial`` of one at the top of a file.
+    """
+
+    embedding: str
+    own: tuple[int, int] | None = None
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tables: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FixedGrid:
+    """Rows and columns of tokens, whatever the images: an embedding resizes them all to one size."""
+
+    rows: int
+    columns: int
+
+    def __call__(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid."""
+        return self.rows, self.columns
+
+
+def read_size(given: Any) -> tuple[int, int]:
+    """Read rows and columns from one number or two.
+
+    Raises:
+        UnknownNameError: If it is neither.
+    """
+    sides = given if isinstance(given, (tuple, list)) else (given, given)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise UnknownNameError(
+            f"input_size is a number of pixels or (rows, columns), got {given!r}. Give input_size=182, say."
+        )
+    return (sides[0], sides[1])
 
 
 RESIZE = "Resize the images, or build the model with img_size=(rows, columns)."
@@ -153,6 +201,10 @@ def require_floating_point(value: Any) -> None:
         )
 
 
+def _own_size(embedding: nn.Module) -> Any:
+    return getattr(embedding, OWN_SIZE, None) or getattr(embedding, "img_size", None)
+
+
 def _size(embedding: nn.Module) -> str:
-    size = getattr(embedding, "img_size", None)
+    size = _own_size(embedding)
     return "x".join(map(str, size)) if isinstance(size, (tuple, list)) else "one size of"

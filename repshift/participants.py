@@ -8,14 +8,18 @@ leave the names of modules and keys of ``state_dict`` alone, pickle and export.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from types import FunctionType
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from repshift.calls import Call, positional_names
 from repshift.images import explain, refuse_symbolic_tracing
+from repshift.intermediates import LayOut
+from repshift.reading import ReadOnly
+from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, TakeImages
 
 
@@ -34,7 +38,9 @@ class Participant(nn.Module):
             call = Call(args, kwargs, self.repshift_names)
             for role in roles:
                 call = role.enter(call)
-            output = super().forward(*call.args, **call.kwargs)
+            other = next((role.run for role in roles if isinstance(role, ReadOnly)), None)
+            own = super().forward if other is None else partial(other, self)
+            output = own(*call.args, **call.kwargs)
             for role in roles:
                 output = role.leave(output)
             failed = False
@@ -50,7 +56,7 @@ class Participant(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # the generated class cannot be found by name, so rebuild it from the module's own class
-        return _rebuild, (own_class(self), isinstance(self, Receiver)), dict(vars(self))
+        return _rebuild, (own_class(self), *_kind_of(self.repshift_roles)), dict(vars(self))
 
 
 class Receiver(Participant):
@@ -71,7 +77,7 @@ class Receiver(Participant):
 
 def take_part(module: nn.Module, roles: tuple[Role, ...]) -> None:
     """Let a module play roles."""
-    module.__class__ = _participant(type(module), any(isinstance(role, TakeImages) for role in roles))
+    module.__class__ = _participant(type(module), *_kind_of(roles))
     module.repshift_roles = roles  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
 
 
@@ -103,20 +109,45 @@ def cuts(model: nn.Module) -> dict[str, Cut]:
     }
 
 
-_participants: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+_participants: dict[tuple[type[nn.Module], bool, tuple[str, ...], tuple[str, ...]], type[nn.Module]] = {}
 
 
-def _participant(base: type[nn.Module], receives: bool) -> type[nn.Module]:
+def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Say what a subclass is generated for: whether it takes images, what it reads resampled, its grid methods."""
+    receives = any(isinstance(role, TakeImages) for role in roles)
+    tables = tuple(role.table for role in roles if isinstance(role, ReadResampled))
+    return receives, tables, next((role.methods for role in roles if isinstance(role, LayOut)), ())
+
+
+def _participant(
+    base: type[nn.Module], receives: bool, tables: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+) -> type[nn.Module]:
     """Generate the subclass, once for each class, so that compiled code recognises it."""
-    if (base, receives) not in _participants:
+    kept = base, receives, tables, methods
+    if kept not in _participants:
         # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
         own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
         kind = Receiver if receives else Participant
         own["forward"] = _forward_of(kind, base)
+        own |= {table: _resampled(table) for table in tables}  # a property goes before torch's own look-up
+        own |= {method: _laid_out(getattr(base, method)) for method in methods}
         # of two threads that come here at once, the first one's class is everybody's
-        _participants.setdefault((base, receives), type(base.__name__, (kind, base), own))
-    return _participants[base, receives]
+        _participants.setdefault(kept, type(base.__name__, (kind, base), own))
+    return _participants[kept]
+
+
+def _resampled(table: str) -> property:
+    """Make the attribute that stands in front of a parameter, as ``torch.nn.utils.parametrize`` does it."""
+
+    def read(module: Participant) -> Tensor | None:
+        parameter = module._parameters[table]
+        for role in module.repshift_roles:
+            if isinstance(role, ReadResampled) and role.table == table and parameter is not None:
+                return role.resample(parameter)
+        return parameter
+
+    return property(read)
 
 
 def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
@@ -128,6 +159,20 @@ def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
     return forward
 
 
-def _rebuild(base: type[nn.Module], receives: bool) -> nn.Module:
-    generated = _participant(base, receives)
+def _laid_out(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the method that lays out the tokens of a model that has dropped some and restores them."""
+
+    @wraps(method)
+    def laying_out(module: Participant, *args: Any, **kwargs: Any) -> Any:
+        role = next(role for role in module.repshift_roles if isinstance(role, LayOut))
+        with role.laid_out():
+            return method(module, *args, **kwargs)
+
+    return laying_out
+
+
+def _rebuild(
+    base: type[nn.Module], receives: bool, tables: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+) -> nn.Module:
+    generated = _participant(base, receives, tables, methods)
     return generated.__new__(generated)

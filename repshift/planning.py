@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -9,8 +10,10 @@ from torch import nn
 from repshift.attention import AttentionScore
 from repshift.drops import Drop
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
+from repshift.intermediates import LayOut, Resume, Show
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
 from repshift.pruners import Pruner
+from repshift.reading import reading_roles
 from repshift.recipes import Recipe
 from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
@@ -22,8 +25,10 @@ from repshift.travelling import Carry, End, Restore, Start, Weigh
 class Plan:
     """Which modules play which roles, for one recipe."""
 
-    def __init__(self, structure: Structure, recipe: Recipe, pruner: Pruner) -> None:
-        self.structure, self.recipe, self.pruner = structure, recipe, pruner
+    def __init__(
+        self, structure: Structure, recipe: Recipe, pruner: Pruner, resizing: Iterable[tuple[str, Role]] = ()
+    ) -> None:
+        self.structure, self.recipe, self.pruner, self.resizing = structure, recipe, pruner, resizing
         self.score = recipe.the_score
         self.streams = Streams()
         self.played: dict[str, list[Role]] = {}
@@ -31,6 +36,10 @@ class Plan:
         wanted = tuple(each for each in structure.companions if not each.optional)
         self.placed = getattr(pruner, "wants_places", False)
         self.follows = bool(wanted or recipe.restore or joins or self.placed)
+        # all tokens are back behind the last block, so what stands behind it and averages needs no weights
+        self.lays_out = bool(
+            recipe.restore and structure.grid_methods and structure.restores == structure.sites[-1].name
+        )
         sized = joins and getattr(pruner, "size_attention", True)
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
 
@@ -40,31 +49,42 @@ class Plan:
         Raises:
             UnsupportedModelError: If a block has not what the recipe asks for.
         """
-        structure, schedule = self.structure, self.recipe.schedule
+        structure, drops = self.structure, self.recipe.drops
         self._play(structure.embedding, TakeImages(structure.images))
-        first = min(schedule.drops)
+        reading: list[tuple[str, Role]] = []
+        if self.recipe.read == "head":
+            reading = reading_roles(structure, self.recipe, self.streams)
+        for name, role in (*self.resizing, *reading):
+            self._play(name, role)
+        if not drops:
+            return self.played
+        first = min(drops)
         if self.follows or structure.companions:
             start = Start(self.streams, structure.layout, structure.companions, self.follows, structure.bias)
             self._play(structure.sites[first].name, start)
         for number, site in enumerate(structure.sites):
+            if number > first and self.lays_out:
+                self._play(site.name, Resume(self.streams))
             if number > first and (self.follows or structure.companions):
                 carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
                 self._play(site.name, carry)
-            if number in schedule.drops:
-                self._cut(site, schedule.drops[number])
+            if number in drops:
+                self._cut(site, drops[number])
+            if number >= first and self.lays_out and site != structure.sites[-1]:
+                self._play(site.name, Show(self.streams, structure.layout))
         self._finish()
         return self.played
 
     def say_second_residual(self) -> None:
         """Warn if the residual is contained in what is scored already."""
-        sites = [self.structure.sites[number] for number in self.recipe.schedule.drops]
+        sites = [self.structure.sites[number] for number in self.recipe.drops]
         operations = (site.operations.get(self.recipe.operation or "") for site in sites)
         if self.recipe.residual and not isinstance(self.score, (AttentionScore, PlaceScore)):
             say_second_residual(operation for operation in operations if operation is not None)
 
     def replays(self, pruned: nn.Module) -> dict[str, nn.Module]:
         """List the modules that may run a second time, by the name of their block."""
-        sites = [self.structure.sites[number] for number in self.recipe.schedule.drops]
+        sites = [self.structure.sites[number] for number in self.recipe.drops]
         if isinstance(self.score, AttentionScore) or self.score not in READ_ONLY:
             return {}
         operations = {site.name: site.operations.get(self.recipe.operation or "") for site in sites}
@@ -136,7 +156,9 @@ class Plan:
     def _finish(self) -> None:
         """Use and forget what is known of the tokens, behind the last block."""
         structure, ends = self.structure, self.structure.sites[-1].name
-        if self.follows and structure.weighs:
+        if self.lays_out:
+            self._play(structure.root, LayOut(self.streams, structure.grid_methods))
+        elif self.follows and structure.weighs:
             ends, prefix = structure.weighs, self._prefix() if structure.weighs_prefix else 0
             if structure.weighs_bias:
                 self._play(ends, Carry(self.streams, (), structure.weighs_bias, prefix, always=True))

@@ -11,11 +11,13 @@ from torch import nn
 
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, refuse_wrappers
+from repshift.images import read_size
 from repshift.modules import refuse_compiled, require_model
-from repshift.participants import cuts, participants, take_leave, take_part
+from repshift.participants import participants, take_leave, take_part
 from repshift.planning import Plan, with_replay
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
+from repshift.resizing import forget_size, take_size
 from repshift.roles import Role
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Structure
@@ -33,25 +35,22 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         UnknownNameError: If a name in the recipe is not known.
     """
     refuse_compiled(model)
-    if cuts(model):
+    if any(participants(model)):
         raise UnsupportedModelError(
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
     refuse_wrappers(model, structure.root)
     recipe, pruner = _settled(structure, recipe)
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner)
-    recipe.schedule.check(len(structure.sites), structure.tokens, structure.unit)
-    if recipe.restore and structure.restores is None:
-        raise UnsupportedModelError(
-            f"The tokens of {type(model).__name__} cannot have their places back: nothing behind its {structure.unit}s "
-            "has one for each. Leave restore out."
-        )
-    plan = Plan(structure, recipe, pruner)
-    if plan.placed and structure.grid is None:
-        raise UnsupportedModelError(
-            f"{type(pruner).__name__} asks where the tokens stood, and the rows and columns of {type(model).__name__} "
-            f"are not known. Choose another pruner, such as pruner={structure.pruner!r}."
-        )
+    pruned: Model | None = None
+    resizing: list[tuple[str, Role]] = []
+    if recipe.input_size is not None:  # of another size there may be other numbers of tokens
+        pruned = share_weights(model)
+        structure, resizing = take_size(pruned, structure, read_size(recipe.input_size))
+    if recipe.schedule is not None:
+        recipe.schedule.check(len(structure.sites), structure.tokens, structure.unit)
+    plan = Plan(structure, recipe, pruner, resizing)
+    _require_places(plan, type(model).__name__)
     roles = plan.roles()
     plan.say_second_residual()
     if not plan.follows:  # then these would only follow a companion that is seldom given
@@ -60,7 +59,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         }
     blocks = [site.name for site in structure.sites]
     _require_own_forward(model, roles, blocks)
-    pruned = share_weights(model)
+    pruned = share_weights(model) if pruned is None else pruned
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
     if plan.placed:  # the last to see the images, whatever is done to them before; it asks the copy's own embedding
         roles[structure.embedding] = [*roles[structure.embedding], NoteGrid(plan.streams, _grid_of(pruned, structure))]
@@ -70,7 +69,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         take_part(pruned.get_submodule(name), tuple(played))
     inside = pruned.get_submodule(structure.root)
     inside.repshift_recipe = recipe  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
-    for method in structure.grid_methods:
+    for method in structure.grid_methods if recipe.drops and not plan.lays_out else ():
         setattr(inside, method, partial(_refuse_grid, method))
     return pruned
 
@@ -121,6 +120,7 @@ def dense(model: Model) -> Model:
     whole = share_weights(model)
     for _, participant in list(participants(whole)):
         take_leave(participant)
+    forget_size(whole)
     for module in whole.modules():
         if "repshift_recipe" in vars(module):
             del module.repshift_recipe
@@ -132,6 +132,8 @@ def dense(model: Model) -> Model:
 def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
     """Fill in what the recipe leaves to the model."""
     pruner = recipe.the_pruner(structure.pruner)
+    if recipe.schedule is None:
+        return recipe, pruner
     own = "attn" if getattr(pruner, "before_mlp", False) else structure.operation
     return (
         replace(
@@ -148,6 +150,21 @@ def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, in
     grid = (find_structure(pruned) or structure).grid
     assert grid is not None
     return grid
+
+
+def _require_places(plan: Plan, model: str) -> None:
+    """Refuse a recipe that asks for the places of tokens where these are not known."""
+    structure = plan.structure
+    if plan.recipe.restore and structure.restores is None:
+        raise UnsupportedModelError(
+            f"The tokens of {model} cannot have their places back: nothing behind its {structure.unit}s has one for "
+            "each. Leave restore out."
+        )
+    if plan.placed and structure.grid is None:
+        raise UnsupportedModelError(
+            f"{type(plan.pruner).__name__} asks where the tokens stood, and the rows and columns of {model} are not "
+            f"known. Choose another pruner, such as pruner={structure.pruner!r}."
+        )
 
 
 def _only_follows(played: Iterable[Role]) -> bool:
@@ -176,8 +193,8 @@ def _require_own_forward(model: nn.Module, names: Iterable[str], blocks: Iterabl
 
 def _refuse_grid(method: str, *args: Any, **kwargs: Any) -> None:
     raise UnsupportedModelError(
-        f"{method} lays all tokens out on their grid, and this model has dropped some. Use the model it was pruned "
-        "from, forward_features, or ShiftTracker(pruned), whose maps say where the tokens were."
+        f"{method} lays all tokens out on their grid, and this model has dropped some. Prune with restore=True, which "
+        "gives them their places back; or use forward_features, or the maps of ShiftTracker(pruned)."
     )
 
 

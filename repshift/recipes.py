@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from repshift.attention import AttentionScore
 from repshift.distances import DISTANCES
+from repshift.drops import FORMS, Drop
 from repshift.errors import RecipeError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path, read_text, write_json
+from repshift.images import read_size
 from repshift.pruners import PRUNERS, Pruner
 from repshift.registry import Registry, read, written
 from repshift.roles import Restoring
@@ -20,6 +22,16 @@ from repshift.scores import SCORES, PlaceScore, Score
 
 VERSION = 1
 REGISTRIES = {"distance": DISTANCES, "score": SCORES, "pruner": PRUNERS}
+CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "keep": (("top", "bottom"), "'top' or 'bottom' of the scores"),
+    "restore": (
+        (False, True, "left"),
+        "False, True (each dropped token becomes what the most similar kept one became) or 'left' (as it was when it "
+        "was dropped)",
+    ),
+    "read": (("all", "head"), "'all' or 'head' (the last block computes only what the head reads)"),
+}
+BESIDE = ("input_size", "read")  # which are something to do without a schedule
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Recipe:
     """How a model is pruned: one word for all that :meth:`repshift.ShiftTracker.prune` can be told.
 
     Attributes:
-        schedule: What goes after which block, in any form that :meth:`repshift.Schedule.of` reads.
+        schedule: What goes after which block, in any form that :meth:`repshift.Schedule.of` reads; ``None`` drops
+            nothing, which takes an ``input_size`` or ``read="head"`` to mean anything.
         operation: Which change is scored, by its name; ``None`` for the model's own.
         distance: ``"l2"``, ``"l1"``, ``"cosine"``, or a function of the tokens before and after.
         residual: Whether ``x + F(x)`` is compared with ``x``, or ``F(x)`` alone.
@@ -36,6 +49,11 @@ class Recipe:
         keep: ``"top"`` keeps what scores highest, ``"bottom"`` what scores lowest.
         restore: ``True`` gives every token its place back behind the last block: merged ones what their group became,
             dropped ones what the kept token became that was most similar. ``"left"``: dropped ones as they were.
+        input_size: A number of pixels or ``(rows, columns)``: the model is given the images that the dense one takes,
+            resizes them to this size (bicubic, with antialias) and its table of positions as timm does. ``None``
+            leaves both alone, and so does the model's own size.
+        read: ``"head"`` lets the last block compute only what the head reads, where that is the class token alone:
+            the same answers for less work. Whatever asks for tokens is refused then. ``"all"`` computes all.
 
     What is registered under a name is kept as that name, so that two recipes of the same are equal.
 
@@ -52,7 +70,7 @@ class Recipe:
         True
     """
 
-    schedule: Any
+    schedule: Any = None
     operation: str | None = None
     distance: str | Score = "l2"
     residual: bool = False
@@ -60,9 +78,12 @@ class Recipe:
     pruner: str | Pruner | None = None
     keep: Literal["top", "bottom"] = "top"
     restore: Restoring = False
+    input_size: int | tuple[int, int] | None = None
+    read: Literal["all", "head"] = "all"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", Schedule.of(self.schedule))
+        object.__setattr__(self, "schedule", None if self.schedule is None else Schedule.of(self.schedule))
+        object.__setattr__(self, "input_size", None if self.input_size is None else read_size(self.input_size))
         object.__setattr__(self, "distance", _named(DISTANCES, self.distance))
         score = self.score if isinstance(self.score, str) and self.score == "shift" else _named(SCORES, self.score)
         object.__setattr__(self, "score", score)
@@ -70,16 +91,17 @@ class Recipe:
         if self.operation is not None and (not isinstance(self.operation, str) or not self.operation):
             raise UnknownNameError(f"An operation is asked for by its name, got {self.operation!r}. Give a string.")
         check_residual(self.residual)
-        if not isinstance(self.restore, bool) and self.restore != "left":
-            raise UnknownNameError(
-                f"restore is False, True (each dropped token becomes what the most similar kept one became) or 'left' "
-                f"(as it was when it was dropped), got {self.restore!r}."
-            )
-        if not isinstance(self.keep, str) or self.keep not in ("top", "bottom"):
-            raise UnknownNameError(
-                f"keep is 'top' or 'bottom' of the scores, got {self.keep!r}. Leave it out for 'top'."
+        for name, (choices, words) in CHOICES.items():
+            given = getattr(self, name)
+            if not any(type(given) is type(choice) and given == choice for choice in choices):
+                raise UnknownNameError(f"{name} is {words}, got {given!r}. Leave it out for {choices[0]!r}.")
+        if self.restore and self.read == "head":
+            raise UnsupportedModelError(
+                "restore gives every token its place back, and read='head' computes none of them. Leave one out."
             )
         self._refuse_scores_beside_a_choice()
+        if self.schedule is None:
+            self._refuse_words_about_nothing()
         if isinstance(self.the_score, PlaceScore) and self.keep == "bottom":
             raise UnsupportedModelError("oracle_free ranks nothing, so it has no bottom. Leave keep out.")
 
@@ -97,6 +119,26 @@ class Recipe:
                 f"The pruner {self.pruner!r} chooses by itself and looks at no scores, so {' and '.join(said)} would "
                 "say nothing. Leave that out, or give pruner='merge', which merges by a score."
             )
+
+    def _refuse_words_about_nothing(self) -> None:
+        said = [each.name for each in fields(self) if self._says(each)]
+        if not set(BESIDE).intersection(said):
+            raise ScheduleError(
+                "A recipe without a schedule, an input_size and read='head' changes nothing. Give one of them. " + FORMS
+            )
+        if said := [name for name in said if name not in BESIDE]:
+            raise ScheduleError(
+                f"Nothing is dropped without a schedule, so {' and '.join(said)} would say nothing. Give a schedule, "
+                "or leave that out."
+            )
+
+    def _says(self, field: Field[Any]) -> bool:
+        return bool(getattr(self, field.name) != field.default)
+
+    @property
+    def drops(self) -> Mapping[int, Drop]:
+        """What goes after which block; nothing without a schedule. What is repeated is not in it before it is used."""
+        return {} if self.schedule is None else self.schedule.drops
 
     @property
     def the_score(self) -> Score | AttentionScore:
@@ -129,13 +171,13 @@ class Recipe:
             RecipeError: If a distance, score or pruner has no name: a function cannot be written down.
         """
         schedule = self.schedule
-        entries = (
-            None if schedule.entries is None else [schedule.drops.get(block, 0) for block in range(schedule.entries)]
-        )
-        plain: dict[str, Any] = {"schedule": entries or str(schedule)}
+        plain: dict[str, Any] = {"schedule": None if schedule is None else str(schedule)}
+        if schedule is not None and schedule.entries is not None:
+            plain["schedule"] = [schedule.drops.get(block, 0) for block in range(schedule.entries)]
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             plain[field.name] = written(REGISTRIES[field.name], value) if field.name in REGISTRIES else value
+        plain["input_size"] = None if self.input_size is None else list(plain["input_size"])
         return plain
 
     @classmethod
@@ -204,11 +246,8 @@ class Recipe:
 
     def __repr__(self) -> str:
         """Name the schedule and what is not as by default."""
-        said = [repr(str(self.schedule))]
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if value != field.default:
-                said.append(f"{field.name}={value!r}")
+        said = [repr(self.schedule and str(self.schedule))]
+        said += [f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)[1:] if self._says(field)]
         return f"{type(self).__name__}({', '.join(said)})"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from repshift.attention import AttentionScore, Heads
 from repshift.companions import Companion
 from repshift.errors import RepshiftWarning, UnknownNameError, UnsupportedModelError
-from repshift.images import Images
+from repshift.images import Images, Resizing
 from repshift.layouts import Layout
 from repshift.registry import suggest
 
@@ -112,6 +113,20 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the head reads of the tokens.
+
+    Attributes:
+        forward: Runs instead of the last block's own forward, called with the block and its arguments, and returns only
+            the tokens in front that the head reads. It must be such that it can be pickled. ``None`` if there is none.
+        why: Why there is none.
+    """
+
+    forward: Callable[..., Any] | None = None
+    why: str = "what it reads is not described"
+
+
+@dataclass(frozen=True)
 class Structure:
     """What the engine needs to know about one model.
 
@@ -126,8 +141,9 @@ class Structure:
         pruner: Name of the pruner that suits the layout.
         unit: What the sites are called in this kind of model.
         parts: Further modules that are watched in a way of their own, though nothing is dropped behind them.
-        grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model refuses them,
-            because the tokens that are left may happen to fit another grid.
+        grid_methods: Names of the model's methods that lay all tokens out on the grid; a pruned model that does
+            not restore refuses them, because the tokens that are left may happen to fit another grid. They must take
+            what the blocks return token by token, such as by a norm.
         rounds_up: Whether strides take half of an odd side of a feature map rounded up, or down.
         companions: Arguments of the blocks that have an entry for each token.
         bias: The argument of the blocks that is added to attention's logits, ``(batch, heads, queries, keys)``: there
@@ -139,6 +155,10 @@ class Structure:
         restores: Name of the module behind which dropped and merged tokens can have their places back.
         root: Name of the module that all this was found in; empty for the model itself.
         images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
+        resizes: How the model takes images of another size (rows, columns): asked once for each size, it raises
+            :class:`UnsupportedModelError` for one that does not fit. ``None`` if that is not described. The model is
+            described anew when its attributes have changed.
+        reading: What the head reads of what the last block returns.
     """
 
     sites: tuple[Site, ...]
@@ -160,6 +180,8 @@ class Structure:
     restores: str | None = None
     root: str = ""
     images: Images | None = None
+    resizes: Callable[[tuple[int, int]], Resizing] | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def at(self, site: Site, operation: str) -> Operation:
         """Return an operation of one of the sites.

@@ -71,12 +71,17 @@ class Stream:
         halfway: What is left of the value between attention and MLP, if it is cut there.
         beyond: The same with what the MLP adds: what the block returns.
         listeners: Who wants to see the cuts of this thread; they stay until they are taken off.
+        left: What the last block returned, where a restored value was shown instead of it.
+        laid_out: Whether the blocks run for somebody who lays their tokens out on their grid.
+        answering: Whether the whole model runs, from images to answers; only watched where only the head's own tokens
+            are computed.
     """
 
     origin: Origin | None
     sizes: Tensor | None
     grid: tuple[int, int] | None
     cuts: tuple[PastCut, ...]
+    left: Any
     block: str | None
     before: Tensor | None
     source: Tensor | None
@@ -89,12 +94,15 @@ class Stream:
 
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
+        self.answering: bool | None = None
+        self.laid_out: bool | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forget everything of a forward."""
         self.origin = self.sizes = self.grid = None
         self.cuts = ()
+        self.left = None
         self.leave_block()
 
     def leave_block(self) -> None:

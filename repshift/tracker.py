@@ -24,7 +24,7 @@ from repshift.roles import Restoring
 from repshift.schedules import ScheduleLike
 from repshift.scores import Score, resolve_distance, resolve_score
 from repshift.sites import OPERATIONS, say_second_residual
-from repshift.watching import watched_attention, watched_operations
+from repshift.watching import refuse_unread, watched_attention, watched_operations
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -108,6 +108,7 @@ class ShiftTracker(Generic[Model]):
             watched = watched_operations(model, self._structure, sites, self.operation)
             if residual:
                 say_second_residual(each.operation for each in watched)
+        refuse_unread(model, self._structure, watched)
         self._recorder = Recorder(model, self._structure, watched, measured, residual)
         self._stack: ExitStack | None = None
         self.output: Any = None
@@ -211,12 +212,14 @@ class ShiftTracker(Generic[Model]):
 
     def prune(
         self,
-        schedule: ScheduleLike | Recipe,
+        schedule: ScheduleLike | Recipe | None = None,
         *,
         pruner: str | Pruner | None = None,
         score: str | Score | AttentionScore | None = None,
         keep: Literal["top", "bottom"] = "top",
         restore: Restoring = False,
+        input_size: int | tuple[int, int] | None = None,
+        read: Literal["all", "head"] = "all",
     ) -> Model:
         """Make a pruned model that shares the weights of this one.
 
@@ -232,6 +235,10 @@ class ShiftTracker(Generic[Model]):
             keep: ``"top"`` keeps what scores highest; ``"bottom"`` keeps the lowest, the paper's control.
             restore: ``True`` gives every token its place back behind the last block, ``"left"`` with the value that
                 it had when it was dropped; see :class:`repshift.Recipe`.
+            input_size: Rows and columns, or one number for both, to which the pruned model resizes its images before
+                it computes with them; it takes those that this model takes. The schedule may then be left out.
+            read: ``"head"`` lets the last block compute only what the head reads, where that is the class token alone;
+                the schedule may then be left out, too. Nothing can ask such a model for tokens.
 
         Returns:
             A model of the same class (where tokens are merged or restored, or blocks can be given masks or tables of
@@ -261,21 +268,23 @@ class ShiftTracker(Generic[Model]):
         """
         structure = self._structure or require_structure(self.model)
         if isinstance(schedule, Recipe):
-            if self._is_told or (pruner, score, keep, restore) != (None, None, "top", False):
+            if self._is_told or (pruner, score, keep, restore, input_size, read) != (
+                None,
+                None,
+                "top",
+                False,
+                None,
+                "all",
+            ):
                 raise RecipeError(
                     "A recipe says everything, so nothing else can be given beside it, nor to the tracker: its "
                     "operation, distance, residual and score would have no effect. Change the recipe instead: "
                     "dataclasses.replace(recipe, score='norm')."
                 )
             return prune(self.model, structure, schedule)
-        recipe = Recipe(
-            schedule,
-            self._asked_operation,
-            self.distance,
-            self.residual,
-            self.score if score is None else score,
-            pruner,
-            keep,
-            restore,
-        )
+        # what the tracker watches says nothing of a recipe that drops nothing
+        own: tuple[Any, ...] = (self._asked_operation, self.distance, self.residual, self.score)
+        operation, distance, residual, usual = (None, "l2", False, "shift") if schedule is None else own
+        measured = usual if score is None else score
+        recipe = Recipe(schedule, operation, distance, residual, measured, pruner, keep, restore, input_size, read)
         return prune(self.model, structure, recipe)

@@ -14,6 +14,7 @@ from repshift.errors import UnsupportedModelError
 from repshift.finding import why_unserved
 from repshift.layouts import FeatureMap, Layout, TokenSequence, first_tensor, guess_layout
 from repshift.modules import find_modules
+from repshift.pruning import recipe_of
 from repshift.sites import Operation, Structure
 
 
@@ -40,6 +41,24 @@ class Watched:
     operation: Operation
     layout: Layout | None
     attention: AttentionReading | None = None
+
+
+def refuse_unread(model: nn.Module, structure: Structure | None, watched: Iterable[Watched]) -> None:
+    """Refuse to watch the last block of a model that computes there only what its head reads.
+
+    Raises:
+        UnsupportedModelError: If one of the modules is in it.
+    """
+    recipe = recipe_of(model)
+    if structure is None or recipe is None or recipe.read == "all":
+        return
+    last = structure.sites[-1].name
+    for each in watched:
+        if f"{each.name}.".startswith(f"{last}."):
+            raise UnsupportedModelError(
+                f"This model was pruned with read='head': {last} computes only what the head reads, so there is none "
+                "to watch. Watch other modules, ShiftTracker(model, sites=[...]), or prune with read='all'."
+            )
 
 
 def watched_attention(

@@ -15,7 +15,7 @@ from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.samples.preprocessing import evaluation_config
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.models import ModelOptions
-from repshift.analysis.subjects.recipes import apply, measured_columns, method_name, whole_recipe
+from repshift.analysis.subjects.recipes import apply, measured_columns, method_name, schedule_of, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import first_line
 
@@ -90,7 +90,7 @@ def _facts(name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, 
         "crop_pct": config["crop_pct"],
         "interpolation": config["interpolation"],
         "method": method_name(recipe),
-        "schedule": recipe and str(recipe.schedule),
+        "schedule": schedule_of(recipe),
         **measured_columns(pruned),
         "kept_tokens": list(work.tokens) if work.tokens is not None and recipe is not None else None,
         "gmacs": round(work.macs / 1e9, 4),

@@ -86,7 +86,7 @@ def finetune(
     from repshift.analysis.finetuning.training import finetune as run
     from repshift.analysis.finetuning.training import is_main_process
     from repshift.analysis.subjects.models import model_options
-    from repshift.analysis.subjects.recipes import chosen_recipe
+    from repshift.analysis.subjects.recipes import chosen_recipe, in_words
     from repshift.folders import folder_of
 
     built = model_options(num_classes, model_kwargs)
@@ -116,7 +116,7 @@ def finetune(
     note_data(done.notes)
     if not pretrained and checkpoint is None and folder_of(model) is None:
         note("note: the weights were random at first; give --pretrained or --checkpoint for trained ones.")
-    table = Table(title=f"{model}, {done.recipe.schedule} dropped, on {dataset or data}", title_justify="left")
+    table = Table(title=f"{model}, {in_words(done.recipe)}, on {dataset or data}", title_justify="left")
     table.add_column("model")
     table.add_column("weights")
     table.add_column("top-1 %", justify="right")

@@ -37,6 +37,7 @@ from repshift.analysis.finetuning.settings import (
     create_scheduler,
 )
 from repshift.analysis.output.files import all_or_none, output_folder, write_text
+from repshift.analysis.subjects.recipes import in_words
 from repshift.analysis.subjects.sizes import size_option
 from repshift.folders import describe_folder
 
@@ -263,7 +264,7 @@ class FineTuning:
                 "versions": {name: version(name) for name in ("repshift", "torch", "timm", "accelerate")},
             }
             with all_or_none():
-                self.checkpoints.write_best(f"{settings.model}, fine-tuned with {recipe.schedule} dropped", target)
+                self.checkpoints.write_best(f"{settings.model}, fine-tuned with {in_words(recipe)}", target)
                 describe_folder(self.output, name, recipe, **options)
                 write_text(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.accelerator.wait_for_everyone()

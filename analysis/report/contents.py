@@ -183,11 +183,14 @@ def _facts(subject: Subject, pictures: Pictures, *, merges: bool) -> list[Fact]:
     ]
     if settled is not None:
         kept = "" if settled.keep == "top" else ", the lowest are kept"
-        facts += [
-            ("Merged" if merges else "Dropped", _in_words(settled.schedule, subject.unit)),
-            *([("Scored by", f"{settled.score}{kept}")] if settled.scores else []),
-            ("Pruner", pruner_in_words(settled)),
-        ]
+        if isinstance(settled.input_size, tuple):
+            facts.append(("Computes with", f"{settled.input_size[0]} x {settled.input_size[1]} pixels"))
+        if settled.schedule is not None:
+            facts += [
+                ("Merged" if merges else "Dropped", _in_words(settled.schedule, subject.unit)),
+                *([("Scored by", f"{settled.score}{kept}")] if settled.scores else []),
+                ("Pruner", pruner_in_words(settled)),
+            ]
     return [*facts, *_work_facts(model, pruned, (channels, rows, columns))]
 
 

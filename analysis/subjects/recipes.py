@@ -20,6 +20,7 @@ from repshift.finding import find_structure_if_served
 
 # What a recipe says beside its schedule, and what it says by default: the options of the commands
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name != "schedule"}
+UNASKED = ("restore", "input_size", "read")  # what only a file says
 
 
 def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
@@ -40,9 +41,14 @@ def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
 
 
 def method_name(recipe: Recipe | None) -> str:
-    """Name a recipe in a table: ``dense``, the score, ``bottom`` of the score, or the pruner that needs none."""
+    """Name a recipe in a table: ``dense``, the score, ``bottom`` of the score, or the pruner that needs none.
+
+    One that drops nothing and only takes smaller images is ``lowres``.
+    """
     if recipe is None:
         return "dense"
+    if recipe.schedule is None:
+        return "dense (read=head)" if recipe.input_size is None else "lowres"
     if not recipe.scores:
         return pruner_in_words(recipe)
     return str(recipe.score) if recipe.keep == "top" else f"{recipe.score} (bottom)"
@@ -55,10 +61,15 @@ def settings_of(recipe: Recipe | None) -> dict[str, Any]:
         RecipeError: If it cannot be written down.
     """
     said = {"schedule": None, **DEFAULTS} if recipe is None else recipe.to_dict()
-    settings = {"drop": None if recipe is None else str(recipe.schedule)}
+    settings: dict[str, Any] = {"drop": schedule_of(recipe)}
     settings |= {name: said[name] for name in ("score", "operation", "distance", "residual", "pruner", "keep")}
-    # which no option says, so that files from before it could be said are still equal
-    return {**settings, "restore": said["restore"]} if said["restore"] else settings
+    # which no option says, so that files from before they could be said are still equal
+    return settings | {name: said[name] for name in UNASKED if said[name] != DEFAULTS[name]}
+
+
+def schedule_of(recipe: Recipe | None) -> str | None:
+    """Return what a recipe drops in the words of ``--drop``; ``None`` if it drops nothing."""
+    return None if recipe is None or recipe.schedule is None else str(recipe.schedule)
 
 
 def measured_columns(model: nn.Module) -> dict[str, Any]:
@@ -67,7 +78,7 @@ def measured_columns(model: nn.Module) -> dict[str, Any]:
     What only the shift knows is ``None`` beside another score, and so is the pruner that suits the model by default.
     """
     recipe, structure = recipe_of(model), find_structure_if_served(model)
-    if recipe is None:
+    if recipe is None or recipe.schedule is None:
         return dict.fromkeys(("operation", "distance", "residual", "pruner"))
     said, by_shift, pruner = recipe.to_dict(), recipe.score == "shift" and recipe.scores, pruner_in_words(recipe)
     return {
@@ -80,6 +91,14 @@ def whole_recipe(model: nn.Module) -> dict[str, Any] | None:
     """Return the whole recipe that a model was pruned by, as results files hold it; ``None`` for a dense one."""
     recipe = recipe_of(model)
     return None if recipe is None else recipe.to_dict()
+
+
+def in_words(recipe: Recipe) -> str:
+    """Say in a title what a recipe does."""
+    drops, size = schedule_of(recipe), recipe.input_size
+    words = [f"{drops} dropped" if drops else "", f"images of {size[0]}x{size[1]}" if isinstance(size, tuple) else ""]
+    words.append("" if recipe.read == "all" else f"read={recipe.read}")
+    return ", ".join(filter(None, words))
 
 
 def pruner_in_words(recipe: Recipe) -> str:
@@ -133,7 +152,7 @@ def chosen_recipe(
         return Recipe(schedule, **options)
     own = own_recipe(model)
     if own is not None:
-        _refuse_beside(f"the recipe of {model}", changed, f"give --drop {own.schedule} with them")
+        _refuse_beside(f"the recipe of {model}", changed, f"give --drop {schedule_of(own) or 'SCHEDULE'} with them")
     useless = [name for name in options if name not in shown]
     if own is None and any(name in useless for name in changed):
         raise DataError(

@@ -15,7 +15,7 @@ from repshift import Recipe, recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
 from repshift.analysis.subjects.methods import DENSE, LIMIT, recipe_for
-from repshift.analysis.subjects.recipes import measured_columns, whole_recipe
+from repshift.analysis.subjects.recipes import measured_columns, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
@@ -146,7 +146,7 @@ class Comparison:
             "efficiency": efficiency and round(efficiency.median, 3),
             "speedup_quartiles": [round(speedup.low, 3), round(speedup.high, 3)],
             "efficiency_quartiles": efficiency and [round(efficiency.low, 3), round(efficiency.high, 3)],
-            "schedule": "" if recipe is None else str(recipe.schedule),
+            "schedule": schedule_of(recipe) or "",
             **measured_columns(model),
             "kept_tokens": None if work.tokens is None else list(work.tokens),
             "precision": self.setup.precision,

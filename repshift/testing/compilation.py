@@ -66,7 +66,7 @@ def graph_breaks_change_nothing(subject: Subject) -> None:
     pruned = subject.pruned()
     with torch.no_grad():
         expected = pruned(subject.images)
-    blocks = [pruned.get_submodule(subject.structure.sites[n].name) for n in sorted(subject.recipe.schedule.drops)]
+    blocks = [pruned.get_submodule(subject.structure.sites[n].name) for n in sorted(subject.recipe.drops)]
     leaves = [[module for module in block.modules() if not list(module.children())] for block in blocks]
     for what, broken in BREAKS.items():
         # in each block at another place: first thing, in the middle, last thing
@@ -93,7 +93,7 @@ def a_tracker_does_not_disturb_compiled_models(subject: Subject) -> None:
     pruned = subject.pruned()
     with torch.no_grad():
         expected = pruned(subject.images)
-    block = pruned.get_submodule(subject.structure.sites[min(subject.recipe.schedule.drops)].name)
+    block = pruned.get_submodule(subject.structure.sites[min(subject.recipe.drops)].name)
     inside = [module for module in block.modules() if not list(module.children())]
     for before, breaks in ((True, False), (False, True)):
         with ExitStack() as stack:

@@ -69,7 +69,7 @@ def merged_tokens_count_for_all_that_they_are(subject: Subject) -> None:
     if not _merges(subject):
         return
     last = len(subject.structure.sites) - 1
-    numbers = (last,) if subject.structure.bias is None else (min(subject.recipe.schedule.drops), last)
+    numbers = (last,) if subject.structure.bias is None else (min(subject.recipe.drops), last)
     for number in dict.fromkeys(numbers):
         pruned = _merging(subject, number)
         with torch.no_grad():
@@ -90,7 +90,7 @@ def restored_tokens_have_their_places_back(subject: Subject) -> None:
     if structure.restores is None or not _merges(subject):
         return
     last = len(structure.sites) - 1
-    number = last if structure.bias is None else min(subject.recipe.schedule.drops)
+    number = last if structure.bias is None else min(subject.recipe.drops)
     pruned = _merging(subject, number, restore=True)
     seen: dict[str, Any] = {}
 

@@ -40,13 +40,13 @@ def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
     """
     for operation in dict.fromkeys(name for site in subject.structure.sites for name in site.operations):
         recipe = replace(subject.recipe, operation=operation, pruner=KeepAll(), score="shift", restore=False)
-        if not all(operation in subject.structure.sites[number].operations for number in recipe.schedule.drops):
+        if not all(operation in subject.structure.sites[number].operations for number in recipe.drops):
             continue
         kept = prune(subject.model, subject.structure, recipe)
         for given in ({}, subject.companions()):
             expected = subject.model(subject.images, **given)
             require_equal(kept(subject.images, **given), expected, f"with the operation {operation!r}")
-    structure, drops = subject.structure, subject.recipe.schedule.drops
+    structure, drops = subject.structure, subject.recipe.drops
     if all(mlp_behind_attention(structure.sites[number]) for number in drops):
         inside = subject.pruned(operation="attn", pruner=_KeepAllInside(), score="shift", restore=False)
         require_equal(inside(subject.images), subject.model(subject.images), "between attention and MLP")
@@ -80,7 +80,7 @@ def what_is_left_is_treated_as_in_the_dense_model(subject: Subject) -> None:
         return
     pruned = subject.pruned(pruner="tokens", restore=False)
     tracker = subject.tracker(pruned).run(subject.images)
-    numbers = sorted(subject.recipe.schedule.drops)
+    numbers = sorted(subject.recipe.drops)
     last = structure.sites[-1].name
     prefix = int(getattr(structure.layout, "prefix", 0))
     seen: dict[str, Tensor] = {}
@@ -111,7 +111,7 @@ def places_do_not_matter_behind_a_cut(subject: Subject) -> None:
     structure = subject.structure
     if structure.pruner != "tokens" or not is_sequence(structure):
         return
-    number = min(subject.recipe.schedule.drops)
+    number = min(subject.recipe.drops)
     if number == len(structure.sites) - 1:
         return
     last = structure.sites[-1].name
@@ -133,7 +133,7 @@ def as_many_tokens_are_left_as_the_schedule_says(subject: Subject) -> None:
     Raises:
         BackboneError: If the promise is not kept.
     """
-    if not is_sequence(subject.structure) or not subject.recipe.schedule.drops:
+    if not is_sequence(subject.structure) or not subject.recipe.drops:
         return
     tracker = subject.tracker(subject.pruned()).run(subject.images)
     tokens = subject.tracker(subject.model).run(subject.images).shifts.stacked().shape[-1]
@@ -167,10 +167,10 @@ def recorded_and_pruned_by_are_the_same(subject: Subject) -> None:
     """
     if isinstance(subject.recipe.the_score, AttentionScore) or subject.recipe.score != "shift":
         return
-    number = min(subject.recipe.schedule.drops)
+    number = min(subject.recipe.drops)
     name = subject.structure.sites[number].name
     recorded = subject.tracker(subject.model).run(subject.images)
-    pruned = subject.pruned(schedule={number: subject.recipe.schedule.drops[number]})
+    pruned = subject.pruned(schedule={number: subject.recipe.drops[number]})
     tracker = subject.tracker(pruned).run(subject.images)
     require_equal(tracker.shifts[name], recorded.shifts[name], f"at {name}, where nothing was dropped before")
     pruner = subject.recipe.the_pruner(subject.structure.pruner)

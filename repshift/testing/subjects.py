@@ -105,6 +105,8 @@ def make_subject(model: nn.Module, images: Tensor, recipe: Recipe | None = None)
         )
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = Recipe(recipe)
+    if recipe is not None and recipe.schedule is None:
+        raise ScheduleError("A backbone is checked by what it drops, and the recipe drops nothing. Give a schedule.")
     with _blamed_on_the_backbone(model, "as it is described cannot be pruned"):
         return Subject(model, images, recipe or usual_recipe(model, images, structure), structure)
 

@@ -32,6 +32,9 @@ RECIPES = [
     Recipe([0.2, 0, 0, 16], score="norm", pruner="tokens", restore=True),
     Recipe(Schedule.every(0.1, 2), score="random", restore="left"),
     Recipe("8@0;4@1", pruner=SequencePruner(align=True)),
+    Recipe("2@0", input_size=(48, 64)),
+    Recipe(input_size=48),
+    Recipe(read="head"),
 ]
 
 
@@ -47,7 +50,8 @@ def test_json_goes_both_ways(recipe, tmp_path):
 def test_recipes_are_values(recipe):
     assert pickle.loads(pickle.dumps(recipe)) == recipe
     assert hash(replace(recipe)) == hash(recipe)
-    assert eval(repr(recipe), {"Recipe": Recipe}) == recipe or recipe.schedule.entries
+    again = eval(repr(recipe), {"Recipe": Recipe})
+    assert again == recipe or (recipe.schedule.entries and again.drops == recipe.drops)
 
 
 def test_only_what_is_not_as_by_default_is_printed():
@@ -67,6 +71,7 @@ def test_what_has_a_name_is_kept_as_that_name():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"read": "tokens"}, UnknownNameError, "read is 'all' or 'head'"),
         ({"distance": "l3"}, UnknownNameError, "Unknown distance 'l3'. Did you mean"),
         ({"score": "norms"}, UnknownNameError, "Unknown score 'norms'. Did you mean 'norm'"),
         ({"pruner": "token"}, UnknownNameError, "Unknown pruner 'token'. Did you mean 'tokens'"),
@@ -99,7 +104,9 @@ def test_what_cannot_be_meant_is_refused(options, error, message):
         ('{"schedule": "0.2@0", "score": ["norm"]}', "names its score"),
         ('{"schedule": "0.2@0", "score": "normal"}', "cannot be read: Unknown score 'normal'"),
         ('{"schedule": "2.5@0"}', "cannot be read: Block 0 should drop a share"),
-        ('{"schedule": null}', "cannot be read: This is no schedule"),
+        ('{"schedule": null}', "cannot be read: A recipe without a schedule, an input_size and read='head' changes"),
+        ('{"schedule": null, "input_size": 48, "score": "norm"}', "so score would say nothing"),
+        ('{"schedule": "0.2@0", "input_size": "48"}', "cannot be read: input_size is a number of pixels"),
         ('{"schedule": {"0": 0.5}}', "cannot be read: A schedule names blocks by number"),
         ('{"schedule": "0.2@0", "pruner": {"name": "toke"}}', "A pruner with settings has a name"),
         ('{"schedule": "0.2@0", "pruner": {"name": "sequence", "aligned": 1}}', "cannot be made"),
