@@ -57,7 +57,7 @@ def heatmap(
     from repshift.analysis.samples.images import load_images
     from repshift.analysis.samples.preprocessing import evaluation_config
     from repshift.analysis.subjects.models import ModelOptions, model_options
-    from repshift.analysis.subjects.recipes import apply, block_numbers, chosen_recipe
+    from repshift.analysis.subjects.recipes import apply, block_numbers, chosen_recipe, with_tokens
     from repshift.analysis.subjects.sizes import build_model
     from repshift.finding import find_structure
 
@@ -83,7 +83,7 @@ def heatmap(
             "Leave out --operation and --residual."
         )
     figure = heatmap_figure(
-        apply(chosen, loaded).eval(),
+        apply(with_tokens(chosen), loaded).eval(),
         inputs,
         sites or None,
         blocks=indices,

@@ -223,7 +223,7 @@ def _explorer(subject: Subject, pictures: Pictures, found: Examination) -> dict[
     return {
         "unit": f"shift ({subject.measured})",
         "blockWord": subject.unit,
-        "pruned": subject.recipe is not None,
+        "pruned": found.pruned is not None,
         "same": same,
         "blocks": [_block(block) for block in found.blocks],
         "images": [_image(index, subject, pictures, found) for index in range(len(pictures.names))],
