@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repshift.participants import own_class
 from repshift.sites import Reading
+from repshift.travelling import added_to_mask
 
 TIMM = "timm.models.vision_transformer"
 ATTENTIONS = ("timm.layers.attention.Attention.forward", f"{TIMM}.Attention.forward")
@@ -60,11 +62,18 @@ def _attention(attention: Any, x: Tensor, attn_mask: Tensor | None, is_causal: b
     q, k = attention.q_norm(q), attention.k_norm(k)
     # a mask with one row for all keeps it
     mask = None if attn_mask is None else attn_mask[..., :rows, :]
-    dropped = attention.attn_drop.p if attention.training else 0.0
-    # a causal mask begins at the first token, whose rows these are
-    x_read = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropped, is_causal=is_causal, scale=attention.scale
-    )
+    if attention.fused_attn:
+        dropped = attention.attn_drop.p if attention.training else 0.0
+        # a causal mask begins at the first token, whose rows these are
+        x_read = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropped, is_causal=is_causal, scale=attention.scale
+        )
+    else:
+        logits = (q * attention.scale) @ k.mT
+        if is_causal:
+            mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        logits = logits if mask is None else added_to_mask(mask, logits)
+        x_read = attention.attn_drop(logits.softmax(-1)) @ v
     x_read = attention.norm(x_read.transpose(1, 2).reshape(batch, rows, width))
     if getattr(attention, "gate", None) is not None:
         x_read = x_read * attention.gate(x[:, :rows]).sigmoid()

@@ -204,7 +204,8 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, names: Sequence[str],
         if "error" in row:
             typer.echo(f"error: {row['model']}: {row['error']}", err=True)
             continue
-        dropped = f", {row['schedule']} dropped by {row['method']}" if row["schedule"] else ""
+        method = "" if row["method"] == "dense" else f", {row['method']}"
+        dropped = f", {row['schedule']} dropped by {row['method']}" if row["schedule"] else method
         note(f"{row['model']}{dropped}: {row['samples']} samples, {row['gmacs']:.2f} GMACs")
         note(f" * Acc@1 {row['top1']:.3f} ({row['top1_err']:.3f}) Acc@5 {row['top5']:.3f} ({row['top5_err']:.3f})")
         if "dense_top1" in row:

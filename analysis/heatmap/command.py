@@ -63,7 +63,7 @@ def heatmap(
     from repshift.analysis.samples.images import load_images
     from repshift.analysis.samples.preprocessing import evaluation_config
     from repshift.analysis.subjects.models import ModelOptions, model_options
-    from repshift.analysis.subjects.recipes import apply, block_numbers, chosen_recipe
+    from repshift.analysis.subjects.recipes import apply, block_numbers, chosen_recipe, with_tokens
     from repshift.analysis.subjects.sizes import build_model
     from repshift.finding import find_structure
 
@@ -95,7 +95,7 @@ def heatmap(
             "Leave out --operation and --residual."
         )
     figure = heatmap_figure(
-        (loaded if compared else apply(chosen, loaded)).eval(),
+        (loaded if compared else apply(with_tokens(chosen), loaded)).eval(),
         inputs,
         sites or None,
         blocks=indices,
@@ -103,7 +103,7 @@ def heatmap(
         attention=attention,
         overlay=overlay,
         kept=kept,
-        compared={name: apply(each, loaded).eval() for name, each in compared.items()},
+        compared={name: apply(with_tokens(each), loaded).eval() for name, each in compared.items()},
         scale=scale,
         row_titles=[path.stem for path in paths],
     )

@@ -226,7 +226,7 @@ def _explorer(subject: Subject, pictures: Pictures, found: Examination) -> dict[
     return {
         "unit": f"shift ({subject.measured})",
         "blockWord": subject.unit,
-        "pruned": subject.recipe is not None,
+        "pruned": found.pruned is not None,
         "merges": any(block.joined is not None for block in found.blocks),
         "drops": any(block.kept is not None and not block.kept.all() for block in found.blocks),
         "same": same,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repshift import Recipe, RepresentationError, ShiftTracker, UnsupportedModelError, repeated_blocks
 from repshift.analysis.heatmap.maps import kept_mask
-from repshift.analysis.subjects.recipes import apply
+from repshift.analysis.subjects.recipes import apply, with_tokens
 from repshift.finding import find_structure
 from repshift.scores import Score
 
@@ -103,7 +103,7 @@ def examine(
             pruned; the message says why.
         ScheduleError: If the schedule does not fit the model.
     """
-    shift = shift or MeasuredShift.of(recipe)
+    shift, recipe = shift or MeasuredShift.of(recipe), with_tokens(recipe)
     names = _names(model, inputs[:1], shift)
     pruned = None if recipe is None else apply(recipe, model).eval()
     parts = []

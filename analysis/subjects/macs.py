@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from repshift.finding import find_structure_if_served
 from repshift.hooks import Hook, attached
 from repshift.layouts import Layout
+from repshift.pruning import recipe_of
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,19 @@ def _count(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
     counter = FlopCounterMode(display=False)
     structure = find_structure_if_served(on_meta)
     names = [site.name for site in structure.sites] if structure else []
-    tokens: dict[str, int] = {}
+    recipe, tokens = recipe_of(on_meta), dict[str, int]()
+    # behind a last block that computes only what the head reads, no token is left
+    unread = names[-1:] if recipe is not None and recipe.read == "head" else []
     hooks: list[Hook] = []
     if structure:
         hooks = [
-            (on_meta.get_submodule(name), "after", _counts_tokens(tokens, name, structure.layout)) for name in names
+            (on_meta.get_submodule(name), "after", _counts_tokens(tokens, name, structure.layout))
+            for name in names
+            if name not in unread
         ]
     with torch.no_grad(), attached(hooks), counter:
         on_meta(torch.empty(1, *input_size, dtype=dtype, device="meta"))
+    tokens |= dict.fromkeys(unread, 0)
     left = tuple(tokens[name] for name in names) if names and len(tokens) == len(names) else None
     return Work(int(counter.get_total_flops()) // 2, left)
 

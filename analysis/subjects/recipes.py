@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,13 @@ def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
         (True, 'random', 'dense')
     """
     return model if recipe is None else ShiftTracker(model).prune(recipe)
+
+
+def with_tokens(recipe: Recipe | None) -> Recipe | None:
+    """Return the recipe of the same answers whose model can show all its tokens; ``None`` for a dense one."""
+    if recipe is None or recipe.read == "all":
+        return recipe
+    return None if recipe.schedule is None and recipe.input_size is None else replace(recipe, read="all")
 
 
 def method_name(recipe: Recipe | None) -> str:

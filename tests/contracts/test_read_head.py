@@ -65,8 +65,11 @@ def test_it_saves_queries_and_mlp_of_what_is_not_read(vit, images):
     assert flops(vit, images) - flops(pruned, images) == 2 * len(images) * saved
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @torch.no_grad()
-def test_masks_and_sizes_are_honoured(model, images):
+def test_masks_and_sizes_are_honoured(model, images, fused):
+    for block in model.blocks:
+        block.attn.fused_attn = fused
     tokens = 64 + model.num_prefix_tokens
     hidden = torch.rand(len(images), 1, tokens, tokens) < 0.8
     hidden[..., 0] = True

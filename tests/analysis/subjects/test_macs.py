@@ -127,6 +127,15 @@ def test_a_pruned_model_keeps_what_its_schedule_says(small_vit):
     assert count_work(ShiftTracker(small_vit).prune({0: 0.2, 2: 4}), (3, 24, 40)).tokens == (12, 12, 8, 8)
 
 
+def test_of_smaller_images_and_of_what_the_head_reads_is_counted_what_is_computed():
+    pruned = ShiftTracker(load_model("tiny_vit")).prune("0.5@0", input_size=48, read="head")
+    assert count_work(pruned, (3, 64, 64)).tokens == (72, 72, 72, 72, 72, 0)
+    whole = ShiftTracker(load_model("tiny_vit", img_size=48)).prune("0.5@0")
+    # query, projection and MLP of 72 tokens, and their rows of the attention
+    saved = 72 * (10 * 48**2 + 2 * 73 * 48)
+    assert count_macs(whole, (3, 48, 48)) - count_macs(pruned, (3, 64, 64)) == saved
+
+
 def test_the_positions_of_a_feature_map_count_as_tokens():
     pruned = ShiftTracker(load_model("tiny_resnet")).prune({0: 4})
     assert count_work(pruned, (3, 64, 64)).tokens == (28**2, 14**2, 7**2, 4**2)

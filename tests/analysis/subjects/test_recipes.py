@@ -22,11 +22,13 @@ from repshift.analysis.subjects.recipes import (
     DEFAULTS,
     apply,
     chosen_recipe,
+    in_words,
     measured_columns,
     method_name,
     read_recipe,
     settings_of,
     whole_recipe,
+    with_tokens,
 )
 from repshift.pruners import PRUNERS, SequencePruner, TokenPruner
 
@@ -171,6 +173,19 @@ def test_methods_are_named_by_their_score():
     assert method_name(None) == "dense"
     assert method_name(Recipe("1@0")) == "shift"
     assert method_name(Recipe("1@0", score="norm", keep="bottom")) == "norm (bottom)"
+    assert method_name(Recipe(input_size=48)) == "lowres"
+    assert method_name(Recipe(read="head")) == "dense (read=head)"
+
+
+def test_a_recipe_in_a_title_says_all_that_it_does():
+    assert in_words(Recipe("1@0")) == "1@0 dropped"
+    assert in_words(Recipe("1@0", input_size=48, read="head")) == "1@0 dropped, images of 48x48, read=head"
+
+
+def test_what_shows_tokens_computes_all_of_them():
+    assert with_tokens(Recipe("1@0", read="head")) == Recipe("1@0")
+    assert with_tokens(Recipe(input_size=48, read="head")) == Recipe(input_size=48)
+    assert with_tokens(Recipe(read="head")) is None
 
 
 def test_settings_have_the_names_of_the_options_and_say_more_only_where_no_option_could():
@@ -178,6 +193,8 @@ def test_settings_have_the_names_of_the_options_and_say_more_only_where_no_optio
     assert settings_of(None) == {**dense, "keep": "top"}
     assert settings_of(Recipe("0.2@0,3")) == {**dense, "drop": "0.2@0,3", "keep": "top"}
     assert settings_of(Recipe("1@0", restore="left"))["restore"] == "left"
+    lowres = settings_of(Recipe(input_size=48))
+    assert (lowres["drop"], lowres["input_size"]) == (None, [48, 48])
 
 
 def test_columns_say_what_the_shift_measures_and_what_other_than_the_models_own_pruner_cuts():
@@ -190,6 +207,8 @@ def test_columns_say_what_the_shift_measures_and_what_other_than_the_models_own_
     assert columns("tiny_vit", operation="attn", distance="l1", residual=True) == ("attn", "l1", True, None)
     assert columns("tiny_vit", score="norm", pruner="tokens") == (None, None, None, None)
     assert columns("tiny_resnet", pruner="positions") == ("stage", "l2", False, "positions")
+    smaller = ShiftTracker(load_model("tiny_vit")).prune(input_size=48)
+    assert set(measured_columns(smaller).values()) == {None}
     aligned = SequencePruner(align=True)
     assert columns("tiny_vim", pruner=aligned) == ("mixer", "l2", False, "sequence_aligned")
 
