@@ -180,11 +180,13 @@ def with_replay(role: Role, block: str, module: nn.Module) -> Role:
 
 
 def _in_words(drop: Drop, recipe: Recipe) -> str:
+    # None leaves the pruner to the model, and such ones drop
+    drops = recipe.pruner is None or getattr(recipe.the_pruner(""), "drops_only", False)
+    verb = "drops" if drops else "merges"
     if not recipe.scores:
-        verb = "drops" if getattr(recipe.the_pruner(""), "drops_only", False) else "merges"
         return f"{verb} {drop} by {recipe.pruner if isinstance(recipe.pruner, str) else 'an own pruner'}"
     if recipe.score == "shift":
         by = f"{recipe.distance if isinstance(recipe.distance, str) else 'own distance'} of {recipe.operation}"
     else:
         by = recipe.score if isinstance(recipe.score, str) else "own score"
-    return f"drops {drop} by {by}" + (", keeps the bottom" if recipe.keep == "bottom" else "")
+    return f"{verb} {drop} by {by}" + (", keeps the bottom" if recipe.keep == "bottom" else "")

@@ -203,3 +203,11 @@ def test_a_selection_of_nothing_leaves_the_value_alone(vit, images):
 
     assert torch.equal(ShiftTracker(vit).prune({0: 5}, pruner=Nothing())(images), vit(images))
     assert Selection(torch.zeros(1, 1, dtype=torch.int64)).joins is None
+
+
+@pytest.mark.parametrize(
+    ("pruner", "words"),
+    [(None, "drops 0.2 by l2 of mlp"), ("merge", "merges 0.2 by l2 of mlp"), ("mnn", "merges 0.2 by mnn")],
+)
+def test_a_block_says_what_becomes_of_its_tokens(vit, pruner, words):
+    assert words in repr(ShiftTracker(vit).prune("0.2@0", pruner=pruner))
