@@ -5,6 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """Average what was measured of each image, or its difference between two models.
+
+    Args:
+        values: ``(images,)``.
+
+    Returns:
+        The mean, and its standard error over images; of one image nothing is known of that.
+    """
+    error = float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else None
+    return float(values.double().mean()), error
+
+
 def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """Compare two models on the same images.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 console = Console()
 INTERRUPTED = 130  # the exit code by which shells know it
@@ -20,6 +22,22 @@ INTERRUPTED = 130  # the exit code by which shells know it
 def note(text: str) -> None:
     """Print a line as it is: not coloured, not wrapped, and no bracket of a file's name read as markup."""
     console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def show_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table, the first column to the left; what is no terminal has no width, and gets all of it.
+
+    Args:
+        title: Stands above it.
+        rows: By heading; each row has all of them.
+    """
+    table = Table(title=printable(title), title_justify="left")
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row.values()))
+    wide = console if console.is_terminal else Console(width=200)
+    wide.print(table, highlight=False)
 
 
 def fail(message: str) -> int:

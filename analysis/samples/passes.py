@@ -85,6 +85,26 @@ class Measured:
     values: Tensor
     failures: list[Failure] = field(default_factory=list)
 
+    @property
+    def notes(self) -> list[str]:
+        """Which samples were left out, a line each."""
+        return [f"skipped {failure.name} ({failure.reason})" for failure in self.failures]
+
+    def by_image(self, samples: Samples, columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Lay out the numbers of each sample: a row for each method.
+
+        Args:
+            samples: What was measured.
+            columns: Method and measure of each number.
+        """
+        rows = []
+        for index, values in zip(self.indices, self.values.tolist(), strict=True):
+            found: dict[str, dict[str, Any]] = {}
+            for (method, measure), value in zip(columns, values, strict=True):
+                found.setdefault(method, {"file": samples.file_name(index), "method": method})[measure] = value
+            rows += found.values()
+        return rows
+
 
 class Passes:
     """The passes of one run of a command: they share its processes, its results file and what is kept beside it.
