@@ -19,6 +19,7 @@ from repshift.analysis.heatmap.command import heatmap
 from repshift.analysis.output.overwriting import CarefulCommand
 from repshift.analysis.output.signals import unwinding_by_signals
 from repshift.analysis.output.terminal import console, drop_output, escape_what_cannot_be_shown, fail
+from repshift.analysis.probe.command import probe
 from repshift.analysis.report.command import report
 from repshift.analysis.statistics.command import statistics
 from repshift.analysis.throughput.command import bench
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity):
+for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe):
     app.command(cls=CarefulCommand)(command)
 app.command("eval", cls=CarefulCommand)(evaluate)
 zoo.command(cls=CarefulCommand)(train)

@@ -14,15 +14,17 @@ from repshift.analysis.output.terminal import (
     note_random_weights,
     progress_bar,
     show_table,
+    with_error,
 )
 
 Row = Mapping[str, Any]
 HEADINGS = {
-    "feature_distance": "1 - cos, features · 1000",
+    "feature_distance": "1 - cos · 1000",
     "token_distance": "tokens · 1000",
     "agreement": "same class %",
     "kl": "KL · 1000",
 }
+SCALES = {"agreement": 1}
 
 
 def fidelity(
@@ -122,23 +124,15 @@ def fidelity(
 
 def _show(rows: Sequence[Row]) -> None:
     measures = [measure for measure in HEADINGS if measure in rows[0]]
+    others = [name for name in rows[0] if name.startswith("feature_distance_against_") and not name.endswith("_error")]
     cells = [
         {
             "method": row["method"],
             "GMACs": f"{row['gmacs']:.2f}",
-            **{HEADINGS[measure]: _cell(row, measure) for measure in measures},
-            f"against {rows[0]['method']}": _cell(row, "feature_distance", "_difference"),
+            **{HEADINGS[measure]: with_error(row, measure, SCALES.get(measure, 1000)) for measure in measures},
+            **{other.partition("_against_")[2].join(("- ", "")): with_error(row, other, 1000, "+") for other in others},
         }
         for row in rows
     ]
     show_table(f"{rows[0]['model']}, {rows[0]['samples']} images, dense {rows[0]['dense_gmacs']:.2f} GMACs", cells)
-    note("±: standard error over images; against: the difference of the first column, image by image.")
-
-
-def _cell(row: Row, measure: str, which: str = "") -> str:
-    value, error = row.get(f"{measure}{which}"), row.get(f"{measure}{which}_error")
-    if value is None:
-        return ""
-    scale = 1 if measure == "agreement" else 1000
-    sign = "+" if which else ""
-    return f"{scale * value:{sign}.2f}" + ("" if error is None else f" ± {scale * error:.2f}")
+    note("±: standard error over images; last columns: 1 - cos less that of another method, image by image.")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repshift.analysis.output.paired import mean_and_error
+from repshift.analysis.output.paired import paired_summary
 from repshift.analysis.samples.batches import Batch, seed_batch
 from repshift.analysis.samples.data import Samples
-from repshift.analysis.samples.passes import Passes
+from repshift.analysis.samples.passes import Found, Passes
 from repshift.analysis.subjects.comparing import Subjects, reads_one_token, restoring
 from repshift.analysis.subjects.features import Features, Reader, cosine_distance
 from repshift.analysis.subjects.methods import DENSE
@@ -94,21 +92,6 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-@dataclass(frozen=True)
-class Found:
-    """What came out.
-
-    Attributes:
-        rows: A line of the results a method.
-        images: A line an image and method.
-        notes: On samples that were left out.
-    """
-
-    rows: list[dict[str, Any]]
-    images: list[dict[str, Any]]
-    notes: list[str]
-
-
 def measure_fidelity(subjects: Subjects, samples: Samples, passes: Passes) -> Found:
     """Compare all methods with the dense model on all samples.
 
@@ -119,13 +102,12 @@ def measure_fidelity(subjects: Subjects, samples: Samples, passes: Passes) -> Fo
         facts, measure = subjects.facts(samples.config), Fidelity(subjects, samples.config["input_size"])
     identity = subjects.identity(passes.device, (passes.batch_size, passes.processes.count))
     found = passes.run(0, "comparing", samples, measure, identity)
-    summary = summarise(measure.columns, found.values, subjects.first)
+    summary = paired_summary(measure.columns, found.values, subjects.others)
     rows = [
         {
             "model": subjects.name,
             "method": name,
             **summary[name],
-            "compared_with": None if name == subjects.first else subjects.first,
             "samples": len(found.indices),
             "skipped": len(found.failures),
             **facts[name],
@@ -137,33 +119,3 @@ def measure_fidelity(subjects: Subjects, samples: Samples, passes: Passes) -> Fo
         for name in subjects.pruned
     ]
     return Found(rows, found.by_image(samples, measure.columns), found.notes)
-
-
-def summarise(columns: Sequence[tuple[str, str]], values: Tensor, first: str) -> dict[str, dict[str, Any]]:
-    """Average over images, with standard errors; also the difference from the first method, image by image.
-
-    Args:
-        columns: Method and measure of each number.
-        values: ``(images, numbers)``.
-        first: The method that the others are compared with.
-
-    Returns:
-        By method: each measure, its ``_error``, its ``_difference`` and its ``_difference_error``, the last two but for
-        the first method; ``None`` where it cannot be measured.
-    """
-    places = {column: place for place, column in enumerate(columns)}
-    measures = [measure for measure in MEASURES if any(found == measure for _, found in columns)]
-    summary: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(name for name, _ in columns):
-        row: dict[str, Any] = {}
-        for measure in measures:
-            keys = (measure, f"{measure}_error", f"{measure}_difference", f"{measure}_difference_error")
-            row |= dict.fromkeys(keys)
-            place, other = places.get((name, measure)), places.get((first, measure))
-            if place is None:
-                continue
-            row[keys[0]], row[keys[1]] = mean_and_error(values[:, place])
-            if other is not None and name != first:
-                row[keys[2]], row[keys[3]] = mean_and_error(values[:, place] - values[:, other])
-        summary[name] = row
-    return summary

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -38,6 +39,22 @@ def show_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
         table.add_row(*(Text(printable(cell)) for cell in row.values()))
     wide = console if console.is_terminal else Console(width=200)
     wide.print(table, highlight=False)
+
+
+def with_error(row: Mapping[str, Any], name: str, scale: float = 1, sign: str = "", digits: int = 2) -> str:
+    """Write a number of a result with its standard error, which is called like it and ``_error``.
+
+    Args:
+        row: Of the results.
+        name: Of the number; nothing is written where there is none.
+        scale: What both are multiplied by.
+        sign: ``+`` shows it of positive numbers, too.
+        digits: Behind the point.
+    """
+    value, error = row.get(name), row.get(f"{name}_error")
+    if value is None:
+        return ""
+    return f"{scale * value:{sign}.{digits}f}" + ("" if error is None else f" ± {scale * error:.{digits}f}")
 
 
 def fail(message: str) -> int:

@@ -106,6 +106,21 @@ class Measured:
         return rows
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a command found by its passes.
+
+    Attributes:
+        rows: A line of the results a method.
+        images: A line an image and method.
+        notes: On samples that were left out.
+    """
+
+    rows: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    notes: list[str]
+
+
 class Passes:
     """The passes of one run of a command: they share its processes, its results file and what is kept beside it.
 

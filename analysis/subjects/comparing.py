@@ -21,7 +21,8 @@ from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import DataError, UnknownNameError, UnsupportedModelError, first_line
 
 # What is compared where nothing was asked for, as far as the model can have it
-USUAL = (SHIFT, "norm", "random", "tome", "mnn", "lowres")
+LOWRES = "lowres"  # the same model at a smaller input size: the control that a method should beat
+USUAL = (SHIFT, "norm", "random", "tome", "mnn", LOWRES)
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ class Subjects:
     seed: int
 
     @property
-    def first(self) -> str:
-        """The method that the others are compared with: the shift, or the first one."""
-        return SHIFT if SHIFT in self.pruned else next(iter(self.pruned))
+    def others(self) -> list[str]:
+        """The methods that each is compared with: the shift, or else the first one; and the smaller input, if there."""
+        first = SHIFT if SHIFT in self.pruned else next(iter(self.pruned))
+        return [first, *(name for name in (LOWRES,) if name in self.pruned and name != first)]
 
     def identity(self, device: torch.device, batches: Sequence[int]) -> dict[str, Any]:
         """Return what must be the same for a resumed run to end with the same numbers; files by content.
