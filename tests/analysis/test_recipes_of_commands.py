@@ -44,6 +44,9 @@ class Commands:
         quick = ("--num-bench-iter", 2, "--num-warm-iter", 1, "--threads", 1, "--no-memory", "-b", 1)
         return (*quick, "--methods", "shift", "--results-file", "out.json")
 
+    def _fidelity(self):
+        return (self.photos, "-b", 23, "--methods", "shift", "--results-file", "out.json")
+
     def _heatmap(self):
         return ("--image", self.image, "--kept", "--output", "out.png")
 
