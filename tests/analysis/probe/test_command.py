@@ -12,7 +12,7 @@ from repshift.analysis.probe.classifiers import fit_linear
 from repshift.analysis.samples import passes
 from repshift.analysis.samples.images import data_config
 
-MODEL = ("-m", "tiny_vit", "--pretrained", "--device", "cpu", "--num-classes", "0")
+MODEL = ("-m", "tiny_vit", "--pretrained", "--device", "cpu")
 PRUNED = ("--drop", "0.4@0,2,4", "--methods", "shift,mnn")
 
 
@@ -44,7 +44,7 @@ def read(model, folder):
     files = sorted(folder.rglob("*.png"))
     images = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
     with torch.no_grad():
-        return model(images), torch.tensor([int(file.parent.name) for file in files])
+        return model.forward_head(model.forward_features(images), pre_logits=True), torch.tensor([int(file.parent.name) for file in files])
 
 
 def test_every_method_is_read_by_the_probe_of_dense_features(probe, data, tmp_path):
@@ -53,7 +53,7 @@ def test_every_method_is_read_by_the_probe_of_dense_features(probe, data, tmp_pa
     rows = rows_of(tmp_path / "r.json")
     assert list(rows) == ["dense", "shift", "mnn"]
     assert all(name in out for name in rows)
-    model = load_model("tiny_vit", pretrained=True, num_classes=0)
+    model = load_model("tiny_vit", pretrained=True)
     pruned = ShiftTracker(model).prune("0.4@0,2,4").eval()
     (features, labels), (others, answers) = read(model, data[0]), read(model, data[1])
     linear = fit_linear(features, labels, ["0", "1", "2"])
