@@ -82,7 +82,7 @@ def probe(
     built = ModelOptions(
         pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
     )
-    measured_by = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
+    measured_by: dict[str, Any] = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
     with as_one_command(results_file is not None) as processes:
         with progress_bar(shown=processes.first) as progress:
             task = progress.add_task("loading", total=None)

@@ -97,7 +97,7 @@ class Measured:
             samples: What was measured.
             columns: Method and measure of each number.
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
         for index, values in zip(self.indices, self.values.tolist(), strict=True):
             found: dict[str, dict[str, Any]] = {}
             for (method, measure), value in zip(columns, values, strict=True):

@@ -60,7 +60,13 @@ class Ran:
             self.built.append(build(*args, **more))
             return self.built[-1]
 
-        for module in ("subjects.sizes", "evaluation.models", "finetuning.settings", "throughput.setup", "subjects.comparing"):
+        for module in (
+            "subjects.sizes",
+            "evaluation.models",
+            "finetuning.settings",
+            "throughput.setup",
+            "subjects.comparing",
+        ):
             monkeypatch.setattr(f"repshift.analysis.{module}.build_model", watched)
 
     def arguments(self, command):

@@ -44,7 +44,9 @@ def read(model, folder):
     files = sorted(folder.rglob("*.png"))
     images = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
     with torch.no_grad():
-        return model.forward_head(model.forward_features(images), pre_logits=True), torch.tensor([int(file.parent.name) for file in files])
+        return model.forward_head(model.forward_features(images), pre_logits=True), torch.tensor(
+            [int(file.parent.name) for file in files]
+        )
 
 
 def test_every_method_is_read_by_the_probe_of_dense_features(probe, data, tmp_path):
