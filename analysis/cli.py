@@ -13,11 +13,13 @@ from repshift.analysis.ablation.command import ablate
 from repshift.analysis.curves.command import curves
 from repshift.analysis.demo.command import demo
 from repshift.analysis.evaluation.command import evaluate
+from repshift.analysis.fidelity.command import fidelity
 from repshift.analysis.finetuning.command import finetune
 from repshift.analysis.heatmap.command import heatmap
 from repshift.analysis.output.overwriting import CarefulCommand
 from repshift.analysis.output.signals import unwinding_by_signals
 from repshift.analysis.output.terminal import console, drop_output, escape_what_cannot_be_shown, fail
+from repshift.analysis.probe.command import probe
 from repshift.analysis.report.command import report
 from repshift.analysis.statistics.command import statistics
 from repshift.analysis.throughput.command import bench
@@ -36,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves):
+for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe):
     app.command(cls=CarefulCommand)(command)
 app.command("eval", cls=CarefulCommand)(evaluate)
 zoo.command(cls=CarefulCommand)(train)

@@ -35,6 +35,10 @@ class DataError(RepshiftError, ValueError):
     """Data that cannot be read or does not have the expected form."""
 
 
+class MissingPackageError(RepshiftError, ImportError):
+    """An optional package that is not installed; the message says how to install it."""
+
+
 class RepshiftWarning(UserWarning):
     """Something that was asked for and has no effect."""
 

@@ -14,6 +14,7 @@ from repshift.errors import DataError, ScheduleError
 
 DENSE = "dense"
 EVAL, BENCH = "eval", "bench"
+ACCURACIES = (EVAL, "probe")  # kinds of results that hold accuracies
 OPERATIONS = ("mlp", "stage", "mixer")  # those by default
 
 
@@ -70,7 +71,7 @@ def collect(files: Iterable[Results], batch_size: int | None = None) -> list[Poi
     results = list(files)
     points: dict[tuple[str, str, str], Point] = {}
     for one in results:
-        for point in accuracies(one) if one.kind == EVAL else ():
+        for point in accuracies(one) if one.kind in ACCURACIES else ():
             known = points.setdefault(_key(point), point)
             if known.top1 != point.top1:
                 raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from repshift.analysis.output import options
-from repshift.analysis.output.terminal import interrupted, note, note_data, note_random_weights, printable, progress_bar
-from repshift.errors import DataError, RepshiftError
+from repshift.analysis.output.terminal import note, note_data, note_random_weights, printable, progress_bar
+from repshift.errors import DataError
 
 CHANCE = (
     "guessing would be right as often. The usual causes: the weights are random or of another task; the classes are "
@@ -85,25 +84,21 @@ def evaluate(
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the random score and of random weights.")] = 42,
     retry: options.Retry = False,
-    on_error: Annotated[str, typer.Option(help="stop at an unreadable image, or skip and count it.")] = "stop",
+    on_error: options.OnError = "stop",
     results_file: options.ResultsFile = None,
     results_format: options.ResultsFormat = None,
-    resume: Annotated[
-        bool | None,
-        typer.Option("--resume/--no-resume", help="Go on with the unfinished run of --results-file, or begin anew."),
-    ] = None,
+    resume: options.Resume = None,
 ) -> None:
     """Evaluate models, dense or pruned, on labelled images; options are timm's validate.py's.
 
     On several devices: accelerate launch -m repshift eval ... (or torchrun).
     """
     from repshift.analysis.evaluation.settings import EvaluationSettings, model_names
-    from repshift.analysis.samples.processes import Processes
+    from repshift.analysis.samples.processes import as_one_command
     from repshift.analysis.subjects.models import model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
 
-    processes = Processes.join()
-    try:
+    with as_one_command(results_file is not None) as processes:
         if data is not None and data_dir is not None:
             raise DataError(f"Got the data {data} and --data-dir {data_dir}. Give one of them.")
         names = model_names(model, pretrained)
@@ -158,16 +153,6 @@ def evaluate(
             on_error=on_error,
         )
         failed = _run(settings, names, processes, results_file, results_format, resume)
-    except RepshiftError:
-        if not processes.first:
-            time.sleep(2)  # the first process says why, and launchers end all when one has ended
-            raise typer.Exit(1) from None
-        raise
-    except KeyboardInterrupt:
-        again = "with --resume " if results_file is not None else ""
-        raise interrupted(f"run the same command again {again}to go on", shown=processes.first) from None
-    finally:
-        processes.leave()
     if failed:
         raise typer.Exit(1)
 

@@ -7,7 +7,6 @@ the result of an uninterrupted one, with any number of processes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,16 @@ from torch import nn
 
 from repshift.analysis.evaluation.loop import EvaluationLoop, Part
 from repshift.analysis.evaluation.models import Subject, build_subject, load_classifier
-from repshift.analysis.evaluation.records import (
-    PartialResults,
-    Recorded,
-    Row,
-    check_partial,
-    forget_unfinished,
-    holds_records,
-)
+from repshift.analysis.evaluation.records import PartialResults, Recorded, Row
 from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
 from repshift.analysis.evaluation.summary import is_chance, read_real_labels, real_answers, summarise
 from repshift.analysis.output.files import output_file
+from repshift.analysis.output.partial import forget_unfinished, settle_unfinished, unfinished_folder
 from repshift.analysis.output.results import Results, environment, results_format, write_results
 from repshift.analysis.samples.batches import Failure, Share
 from repshift.analysis.samples.canvases import CANVASES
 from repshift.analysis.samples.data import Samples, open_samples
+from repshift.analysis.samples.passes import told_apart_by
 from repshift.analysis.samples.processes import Processes
 from repshift.analysis.samples.sources import STREAMS, check_source
 from repshift.analysis.samples.streams import Stream, open_stream
@@ -80,7 +74,7 @@ class Evaluation:
     @property
     def partial_folder(self) -> Path | None:
         """Where an unfinished run keeps what it has evaluated: beside the results file."""
-        return self.results and self.results.with_name(f"{self.results.name}.partial")
+        return unfinished_folder(self.results)
 
     def run(self, models: Sequence[str], resume: bool | None = None) -> list[Row]:
         """Evaluate models one after the other and write the results after each.
@@ -96,7 +90,8 @@ class Evaluation:
             RepshiftError: If the only model fails; what was evaluated is kept.
         """
         with self.processes.together():
-            self._check_unfinished(resume)
+            if self.processes.first or self.results is None:
+                settle_unfinished(self.partial_folder, resume)
             chosen = [self.settings.of_model(name) for name in models]
         rows: list[Row] = []
         for number, (name, settings) in enumerate(zip(models, chosen, strict=True)):
@@ -113,26 +108,6 @@ class Evaluation:
         if self.partial_folder is not None and self.processes.first and complete:
             forget_unfinished(self.partial_folder)
         return rows
-
-    def _check_unfinished(self, resume: bool | None) -> None:
-        folder = self.partial_folder
-        if folder is None:
-            if resume:
-                raise DataError(
-                    "--resume goes on beside a results file. Give the --results-file of the unfinished run."
-                )
-            return
-        if not self.processes.first:
-            return
-        check_partial(folder)
-        if not folder.exists() or resume:
-            return
-        if resume is None and holds_records(folder):
-            raise DataError(
-                f"{folder} holds what an unfinished run has evaluated. Go on with it: --resume; or begin anew: "
-                "--no-resume."
-            )
-        forget_unfinished(folder)
 
     def _partial(self, number: int, settings: dict[str, Any]) -> PartialResults | None:
         if self.partial_folder is None:
@@ -200,13 +175,8 @@ class Evaluation:
         self, name: str, settings: EvaluationSettings, config: Mapping[str, Any], samples: Samples | Stream
     ) -> dict[str, Any]:
         """Return what must not have changed when an evaluation is resumed: the settings, and the data found."""
-        files = samples.labelled_files if isinstance(samples, Samples) else None
-        return {
-            **settings.fingerprint(name, self.device, self.processes.count),
-            "preprocessed": {key: value if isinstance(value, str) else str(value) for key, value in config.items()},
-            "samples": samples.count,
-            "files": files and hashlib.sha256("\n".join(files).encode("utf-8", "surrogateescape")).hexdigest(),
-        }
+        fingerprint = settings.fingerprint(name, self.device, self.processes.count)
+        return {**fingerprint, **told_apart_by(samples, config)}
 
     def _row(
         self,

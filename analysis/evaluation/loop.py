@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from timm.utils.decay_batch import decay_batch_step
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from repshift.analysis.evaluation.models import Subject
 from repshift.analysis.evaluation.records import PartialResults, Recorded, SampleRecord
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
-from repshift.analysis.samples.batches import Batch, Failure, Share, unreadable
+from repshift.analysis.samples.batches import Batch, Failure, Share, seed_batch, unreadable
 from repshift.analysis.samples.data import Samples, loader
 from repshift.analysis.samples.streams import Stream
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
@@ -168,8 +167,7 @@ class EvaluationLoop:
     def _predict(self, model: nn.Module, images: Tensor, first: int, timing: Timing) -> list[tuple[int, ...]]:
         """Return the five likeliest classes of each image."""
         if self.settings.draws:
-            # what is drawn for a batch does not depend on the batches before, which may be of an earlier run
-            torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, first)).generate_state(1)[0]))
+            seed_batch(self.settings.seed, first)
         start = time.perf_counter()
         with torch.inference_mode(), self._precision():
             outputs = model(images)

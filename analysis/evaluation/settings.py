@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from repshift import MODELS, DataError, Recipe, UnknownNameError
+from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.samples.preprocessing import OVERRIDES
 from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
 from repshift.analysis.subjects.models import own_recipe, saved_model
@@ -141,11 +141,11 @@ class EvaluationSettings:
             "model": model,
             "data": None if self.data is None else str(self.data),
             **{f"pruning_{name}": value for name, value in settings_of(self.recipe).items()},
-            **{name: value and _digest(Path(value)) for name, value in files.items()},
+            **{name: value and content_of(Path(value)) for name, value in files.items()},
             **{name: repr(getattr(self, name)) for name in _AS_GIVEN},
             "precision": self.precision,
             "device": device.type,
-            "versions": [torch.__version__, *_versions()],
+            "versions": versions(),
             # a random score is drawn batch by batch
             "batches": [self.batch_size, processes] if self.draws else None,
         }
@@ -172,19 +172,6 @@ _AS_GIVEN = (
     "torchcompile",
     "seed",
 )
-
-
-def _digest(path: Path) -> str:
-    # a class map may be named by its place in the data folder, where timm looks for it
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)
-
-
-def _versions() -> list[str]:
-    import timm
-
-    from repshift import __version__
-
-    return [timm.__version__, __version__]
 
 
 def read_valid_labels(path: str | None) -> list[int] | None:

@@ -6,13 +6,9 @@ from typing import Any
 
 import torch
 
-from repshift import DataError, RepshiftError
+from repshift import DataError
 from repshift.analysis.finetuning.settings import TrainingSettings
-from repshift.errors import first_line
-
-
-class MissingPackageError(RepshiftError, ImportError):
-    """An optional package that is not installed; the message says how to install it."""
+from repshift.errors import MissingPackageError, first_line
 
 
 def make_accelerator(settings: TrainingSettings, device: str | None) -> Any:

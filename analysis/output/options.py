@@ -78,6 +78,17 @@ Pruner = Annotated[
     str | None,
     typer.Option(help="tokens, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"),
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="What is compared, between commas: shift, norm, random, cls_attention, mean_attention, oracle_free, mnn, "
+        "mnn1, ward, tome, merge or fuse. [default: shift, norm, random, tome, mnn, as far as the model can have them]"
+    ),
+]
+Compare = Annotated[
+    list[Path] | None,
+    typer.Option(help="A recipe that is compared, too, by the name of its file; repeated for several."),
+]
 Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]
 
 # --- the data -----------------------------------------------------------------------------------------------------
@@ -123,6 +134,7 @@ Amp = Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")]
 AmpDtype = Annotated[str, typer.Option(help="float16 or bfloat16, for --amp; training in float16 takes a GPU.")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels last in memory.")]
 Torchcompile = Annotated[bool, typer.Option("--torchcompile", help="Compile the models.")]
+OnError = Annotated[str, typer.Option(help="stop at an unreadable image, or skip and count it.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try smaller batches when memory runs out.")]
 
 # --- what is written ----------------------------------------------------------------------------------------------
@@ -133,4 +145,11 @@ WeightsFolder = Annotated[
 ]
 FigureFile = Annotated[Path, typer.Option(help="The figure; its ending names the format.")]
 ResultsFile = Annotated[Path | None, typer.Option(help="Write the results here, with what they were measured with.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option("--resume/--no-resume", help="Go on with the unfinished run of --results-file, or begin anew."),
+]
+PerImage = Annotated[
+    Path | None, typer.Option(help="Write what was found of each image here, a line each image and method.")
+]
 ResultsFormat = Annotated[str | None, typer.Option(help="csv, json or md. [default: the file's ending, else csv]")]

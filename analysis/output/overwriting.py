@@ -12,7 +12,7 @@ from repshift.errors import DataError
 from repshift.files import place_of, reason
 from repshift.folders import folder_of
 
-OUTPUTS = ("output", "results_file")  # the options that say where something is written
+OUTPUTS = ("output", "results_file", "per_image")  # the options that say where something is written
 # What commands write into the folder of --output, by the command's name
 FILES = {
     "ablate": ("ablation.csv", "ablation.json", "ablation.md", "ablation.png"),
@@ -22,7 +22,7 @@ FILES = {
     "train": ("{name}.safetensors", "{name}.md", "{name}.training.pt"),
 }
 OF_MODELS = ("repshift.json", "*.safetensors", "*.bin")  # what a folder of a model holds
-IMAGES = ("data", "data_dir", "files", "images", "masks")  # options whose folders hold pictures
+IMAGES = ("data", "data_dir", "files", "images", "masks", "train", "validation")  # options whose folders hold pictures
 OF_DATA = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".gz", ".tar")
 
 

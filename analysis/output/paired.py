@@ -2,7 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """Average what was measured of each image, or its difference between two models.
+
+    Args:
+        values: ``(images,)``.
+
+    Returns:
+        The mean, and its standard error over images; of one image nothing is known of that.
+    """
+    error = float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else None
+    return float(values.double().mean()), error
+
+
+def paired_summary(
+    columns: Sequence[tuple[str, str]], values: Tensor, others: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+    """Average what was measured of each image, with standard errors, and the differences from some of the methods.
+
+    Args:
+        columns: Method and measure of each number.
+        values: ``(images, numbers)``.
+        others: The methods that each is compared with, image by image.
+
+    Returns:
+        By method: each measure and its ``_error``, its ``_against_NAME`` and ``_against_NAME_error``; ``None`` where it
+        was not measured, and of a method against itself.
+    """
+    places = {column: place for place, column in enumerate(columns)}
+    summary: dict[str, dict[str, float | None]] = {}
+    for name in dict.fromkeys(name for name, _ in columns):
+        row = summary[name] = {}
+        for measure in dict.fromkeys(measure for _, measure in columns):
+            place = places.get((name, measure))
+            found = None if place is None else values[:, place]
+            row[measure], row[f"{measure}_error"] = (None, None) if found is None else mean_and_error(found)
+            for other in others:
+                base = None if other == name else places.get((other, measure))
+                key = f"{measure}_against_{other}"
+                row[key], row[f"{key}_error"] = (
+                    (None, None) if found is None or base is None else mean_and_error(found - values[:, base])
+                )
+    return summary
 
 
 def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:

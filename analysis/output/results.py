@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from repshift import DataError, __version__
-from repshift.analysis.output.files import write_text
+from repshift.analysis.output.files import all_or_none, output_file, write_text
 from repshift.errors import first_line
 
 VERSION = 1  # of the layout of the JSON files
@@ -32,7 +32,7 @@ class Results:
     """What one command measured.
 
     Attributes:
-        kind: Which command: ``eval``, ``bench`` or ``ablate``.
+        kind: Which command: ``eval``, ``bench``, ``ablate``, ``fidelity`` or ``probe``.
         rows: One mapping of plain values (strings, numbers, lists of numbers, ``None``) for each line of the table;
             ``recipe`` holds how the row's model was pruned, see :meth:`repshift.Recipe.to_dict`.
         environment: Versions and device, see :func:`environment`.
@@ -94,6 +94,55 @@ def write_results(path: Path, results: Results, wanted: str | None = None) -> No
     """
     writers = {"csv": as_csv, "json": as_json, "md": as_markdown}
     write_text(path, writers[results_format(path, wanted)](results))
+
+
+def check_results_files(path: Path | None, wanted: str | None, images: Path | None) -> None:
+    """Check, before anything is computed, that results and what was found of each image can be written.
+
+    Args:
+        path: The results file.
+        wanted: Its format.
+        images: The file of what was found of each image.
+
+    Raises:
+        DataError: If one cannot be written, there is no such format, or they are one file.
+    """
+    results_format(path, wanted)
+    for file in filter(None, (path, images)):
+        output_file(file)
+    if path is not None and images is not None and path.resolve() == images.resolve():
+        raise DataError(f"--results-file and --per-image both name {path}. Give two names.")
+
+
+def write_with_images(
+    kind: str,
+    rows: Sequence[Row],
+    images: Sequence[Row],
+    device: torch.device,
+    path: Path | None,
+    wanted: str | None,
+    images_path: Path | None,
+) -> None:
+    """Write results, and what was found of each image, where they were asked for: both of them or none.
+
+    Args:
+        kind: Which command.
+        rows: A line a method.
+        images: A line an image and method.
+        device: On which it was measured.
+        path: Of the results.
+        wanted: Their format.
+        images_path: Of what was found of each image; its ending names the format.
+
+    Raises:
+        DataError: If a file cannot be written.
+    """
+    measured = environment(device)
+    with all_or_none():
+        if path is not None:
+            write_results(path, Results(kind, rows, measured), wanted)
+        if images_path is not None:
+            write_results(images_path, Results(f"{kind} by image", images, measured))
 
 
 def as_json(results: Results) -> str:

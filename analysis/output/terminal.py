@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 console = Console()
 INTERRUPTED = 130  # the exit code by which shells know it
@@ -20,6 +23,38 @@ INTERRUPTED = 130  # the exit code by which shells know it
 def note(text: str) -> None:
     """Print a line as it is: not coloured, not wrapped, and no bracket of a file's name read as markup."""
     console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def show_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table, the first column to the left; what is no terminal has no width, and gets all of it.
+
+    Args:
+        title: Stands above it.
+        rows: By heading; each row has all of them.
+    """
+    table = Table(title=printable(title), title_justify="left")
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row.values()))
+    wide = console if console.is_terminal else Console(width=200)
+    wide.print(table, highlight=False)
+
+
+def with_error(row: Mapping[str, Any], name: str, scale: float = 1, sign: str = "", digits: int = 2) -> str:
+    """Write a number of a result with its standard error, which is called like it and ``_error``.
+
+    Args:
+        row: Of the results.
+        name: Of the number; nothing is written where there is none.
+        scale: What both are multiplied by.
+        sign: ``+`` shows it of positive numbers, too.
+        digits: Behind the point.
+    """
+    value, error = row.get(name), row.get(f"{name}_error")
+    if value is None:
+        return ""
+    return f"{scale * value:{sign}.{digits}f}" + ("" if error is None else f" ± {scale * error:.{digits}f}")
 
 
 def fail(message: str) -> int:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from repshift import RepshiftError, Schedule
+from repshift.analysis.curves.points import ACCURACIES, collect, method_of
 from repshift.analysis.curves.points import Point as Measured
-from repshift.analysis.curves.points import collect, method_of
 from repshift.analysis.output.results import Results, Row
 
 # What makes benchmarks different ones, and how a title says it
@@ -89,7 +89,7 @@ def _reads(key: str) -> Callable[[Row], float | None]:
 
 def _accuracies(results: Sequence[Results]) -> Iterable[Chart]:
     """Draw accuracy against work, and against throughput: the benchmarks' if there are any, else the evaluations'."""
-    evaluated = [one for one in results if one.kind == "eval" and any("error" not in row for row in one.rows)]
+    evaluated = [one for one in results if one.kind in ACCURACIES and any("error" not in row for row in one.rows)]
     if not evaluated:
         return
     try:

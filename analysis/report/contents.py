@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift import DataError, Recipe, Schedule, UnknownNameError, __version__, recipe_of
-from repshift.analysis.curves.points import EVAL, accuracies
+from repshift.analysis.curves.points import ACCURACIES, accuracies
 from repshift.analysis.output.results import Results, Row, read_results
 from repshift.analysis.report.charts import make_charts
 from repshift.analysis.report.encoding import (
@@ -89,7 +89,7 @@ def read_results_files(paths: Iterable[Path]) -> list[ResultsFile]:
     """
     files = [ResultsFile(path.name, read_results(path)) for path in paths]
     for file in files:
-        if file.results.kind == EVAL:
+        if file.results.kind in ACCURACIES:
             accuracies(file.results)
     return files
 

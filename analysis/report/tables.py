@@ -9,7 +9,7 @@ from typing import Any
 
 from repshift.analysis.output.results import Results, Row, columns_of
 
-TITLES = {"eval": "Evaluation", "bench": "Benchmark", "ablate": "Ablation"}
+TITLES = {"eval": "Evaluation", "bench": "Benchmark", "ablate": "Ablation", "fidelity": "Fidelity", "probe": "Probe"}
 # Where a name needs its unit, or is timm's
 LABELS = {
     "top1": "top-1 %",
@@ -27,6 +27,10 @@ LABELS = {
     "over_norm_error": "± its error",
     "top1_error": "± its error",
     "agreement": "same class %",
+    "feature_distance": "1 - cos of the features",
+    "token_distance": "1 - cos of the tokens",
+    "kl": "KL(dense || method)",
+    "knn_top1": "k-NN %",
     "samples_per_sec": "images/s",
     "dense_samples_per_sec": "dense images/s",
     "step_time": "ms a batch",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +84,16 @@ def collate(read: Sequence[tuple[int, tuple[Tensor, int] | Failure]], config: Ma
     images = torch.stack([image for _, image, _ in whole]) if whole else torch.empty(0, *config["input_size"])
     failures = [sample for _, sample in read if isinstance(sample, Failure)]
     return Batch([index for index, *_ in whole], images, [label for *_, label in whole], failures)
+
+
+def seed_batch(seed: int, first: int) -> None:
+    """Seed what is drawn for a batch, so that it does not depend on batches before, which may be of an earlier run.
+
+    Args:
+        seed: Of the run.
+        first: Number of the batch's first sample.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, first)).generate_state(1)[0]))
 
 
 def known_label(target: Any, valid_labels: Sequence[int] | None) -> int:

@@ -7,6 +7,7 @@ after the work, so that one backend serves CPUs and GPUs.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import typer
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from repshift.analysis.output.terminal import interrupted
 from repshift.analysis.subjects.devices import choose_device
 from repshift.errors import DataError, RepshiftError, first_line
 
@@ -139,6 +142,28 @@ class Processes:
         """Part from the others."""
         if self.count > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+@contextmanager
+def as_one_command(resumable: bool) -> Iterator[Processes]:
+    """Join the processes of a command; only the first one says what went wrong, and that it was interrupted.
+
+    Args:
+        resumable: Whether the same command goes on with ``--resume``.
+    """
+    processes = Processes.join()
+    try:
+        yield processes
+    except RepshiftError:
+        if not processes.first:
+            time.sleep(2)  # the first process says why, and launchers end all when one has ended
+            raise typer.Exit(1) from None
+        raise
+    except KeyboardInterrupt:
+        again = "with --resume " if resumable else ""
+        raise interrupted(f"run the same command again {again}to go on", shown=processes.first) from None
+    finally:
+        processes.leave()
 
 
 def _problem(error: Exception) -> str:

@@ -16,6 +16,7 @@ from repshift.scores import SCORES
 DENSE, SHIFT, LIMIT = "dense", "shift", "oracle_free"
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
 CONTROLS = ("norm", "random")
+USUAL = (SHIFT, *ATTENTION, *CONTROLS, LIMIT)
 # Pruners, which look at the shift or at no score: those that merge, one that spares every part, lines by their places
 BY_PRUNER = ("mnn", "mnn1", "ward", "tome", "merge", "fuse", "saliency_merge", "cells", "crop", "centre", "even")
 
@@ -43,16 +44,24 @@ def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
 
 
 def choose_methods(
-    model: nn.Module, pruned: Recipe | None, asked: Sequence[str] | None
+    model: nn.Module,
+    pruned: Recipe | None,
+    asked: Sequence[str] | None,
+    *,
+    usual: Sequence[str] = USUAL,
+    limit: bool = True,
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """Make the models that are compared; all share the weights of the dense one.
 
-    Dense and limit are always among them, since the speed-up is against the one and the efficiency against the other.
+    The dense model is always among them, and so is the limit where time is compared: the speed-up is against the one,
+    the efficiency against the other.
 
     Args:
         model: The dense model.
         pruned: Schedule, pruner, and what the shift measures.
-        asked: Names of methods; ``None`` for all that the model can have.
+        asked: Names of methods; ``None`` for those of ``usual`` that the model can have.
+        usual: Names of methods.
+        limit: Whether the limit is always among them.
 
     Returns:
         Models by method, in the order of the table, and notes on what was left out.
@@ -64,7 +73,7 @@ def choose_methods(
     """
     models = {DENSE: model}
     missing: dict[str, list[str]] = {}
-    for name in _checked(asked, pruned):
+    for name in _checked(asked, pruned, usual, limit):
         if asked is None and name == ATTENTION[1] and ATTENTION[0] in models:
             continue
         try:
@@ -76,7 +85,7 @@ def choose_methods(
     return models, [f"without {', '.join(names)}: {reason}" for reason, names in missing.items()]
 
 
-def _checked(asked: Sequence[str] | None, pruned: Recipe | None) -> list[str]:
+def _checked(asked: Sequence[str] | None, pruned: Recipe | None, usual: Sequence[str], limit: bool) -> list[str]:
     known = known_methods()
     for name in asked or ():
         if name not in known:
@@ -89,6 +98,6 @@ def _checked(asked: Sequence[str] | None, pruned: Recipe | None) -> list[str]:
             "dense alone."
         )
     if asked is None:
-        return [SHIFT, *ATTENTION, *CONTROLS, LIMIT]
+        return list(usual)
     chosen = [name for name in dict.fromkeys(asked) if name != DENSE]
-    return chosen if LIMIT in chosen or not chosen else [*chosen, LIMIT]
+    return [*chosen, LIMIT] if limit and chosen and LIMIT not in chosen else chosen

@@ -12,7 +12,7 @@ from repshift.analysis.cli import app
 from repshift.analysis.output import options
 
 # Every command that runs a model, and how it is called besides
-COMMANDS = ("heatmap", "report", "bench", "ablate", "statistics", "finetune", "eval")
+COMMANDS = ("heatmap", "report", "bench", "ablate", "statistics", "finetune", "eval", "fidelity", "probe")
 OPTIONS = {
     "pretrained": None,  # ablate: on without --model
     "checkpoint": options.Checkpoint,
@@ -60,13 +60,20 @@ class Ran:
             self.built.append(build(*args, **more))
             return self.built[-1]
 
-        for module in ("subjects.sizes", "evaluation.models", "finetuning.settings", "throughput.setup"):
+        for module in (
+            "subjects.sizes",
+            "evaluation.models",
+            "finetuning.settings",
+            "throughput.setup",
+            "subjects.comparing",
+        ):
             monkeypatch.setattr(f"repshift.analysis.{module}.build_model", watched)
 
     def arguments(self, command):
         data, out = self.folder / "data", self.folder / "out"
         train = ["--data", data, "--epochs", "1", "--cooldown-epochs", "0", "--batch-size", "2", "--drop", "1@0"]
         once = ["--num-bench-iter", "1", "--num-warm-iter", "1", "--no-memory", "-b", "1", "--methods", "dense"]
+        compared = ["--drop", "1@0", "--methods", "shift", "--device", "cpu"]
         return {
             "heatmap": ["--image", self.picture, "--output", self.folder / "out.png", "--blocks", "0"],
             "report": ["--images", self.picture, "--output", self.folder / "out.html"],
@@ -75,6 +82,8 @@ class Ran:
             "statistics": [data, "--curve-samples", "0", "--output", out],
             "finetune": [*train, "--workers", "0", "--device", "cpu", "--no-aug", "--output", out],
             "eval": [data, "--workers", "0", "--results-file", self.folder / "out.csv"],
+            "fidelity": [data, *compared],
+            "probe": [data / "train", data / "validation", *compared],
         }[command]
 
     def __call__(self, command, *options):

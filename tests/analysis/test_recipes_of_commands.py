@@ -44,6 +44,9 @@ class Commands:
         quick = ("--num-bench-iter", 2, "--num-warm-iter", 1, "--threads", 1, "--no-memory", "-b", 1)
         return (*quick, "--methods", "shift", "--results-file", "out.json")
 
+    def _fidelity(self):
+        return (self.photos, "-b", 23, "--methods", "shift", "--results-file", "out.json")
+
     def _heatmap(self):
         return ("--image", self.image, "--kept", "--output", "out.png")
 
@@ -72,7 +75,7 @@ def saved(tmp_path):
     return "./saved"
 
 
-NAMES = ["eval", "bench", "heatmap", "report"]
+NAMES = ["eval", "bench", "fidelity", "heatmap", "report"]
 MODEL = ("-m", "tiny_vit")
 
 
@@ -137,7 +140,7 @@ def test_results_are_a_recipe_file_for_the_next_command(commands, tmp_path):
 def test_a_folder_is_pruned_by_its_own_recipe(commands, saved, name):
     expected = commands.outcome(name, *MODEL, *weights(name), *OPTIONS)
     found = commands.outcome(name, "-m", saved)
-    if name in ("eval", "bench"):
+    if name in ("eval", "bench", "fidelity"):
         assert {row["model"] for row in found} == {saved}
         found, expected = without(found, "model"), without(expected, "model")
     assert found == expected
@@ -150,7 +153,7 @@ def test_another_schedule_prunes_the_dense_model_of_a_folder(commands, saved, na
         commands.outcome(name, *MODEL, *weights(name), *other),
         commands.outcome(name, "-m", saved, *other),
     )
-    if name in ("eval", "bench"):
+    if name in ("eval", "bench", "fidelity"):
         found, expected = without(found, "model"), without(expected, "model")
     assert found == expected
 
@@ -198,7 +201,7 @@ def test_what_does_not_prune_looks_at_the_dense_model_of_a_folder(run_command, s
 def test_a_schedule_of_every_so_many_blocks_works_and_is_told_block_by_block(commands, name):
     expanded = commands.outcome(name, *MODEL, *weights(name), "--drop", "0.2@0,3")
     assert commands.outcome(name, *MODEL, *weights(name), "--drop", "0.2@0::3") == expanded
-    if name in ("eval", "bench"):
+    if name in ("eval", "bench", "fidelity"):
         assert expanded[-1]["schedule"] == "0.2@0,3"
 
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from repshift.analysis.evaluation import records
+from repshift.analysis.output import partial
 
 ROW = {"model": "tiny_resnet", "samples": 23, "skipped": 0}
 ROW |= dict.fromkeys(("top1", "top1_err", "top5", "top5_err", "gmacs"), 1.0)
@@ -133,7 +133,7 @@ def test_a_deletion_that_is_stopped_leaves_what_can_be_told(unfinished, again, m
     for deleted in range(len(whole)):
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(kept, unfinished)
-        calls, unlink = [], records.Path.unlink
+        calls, unlink = [], partial.Path.unlink
 
         def stopping(path, missing_ok=False, calls=calls, last=deleted, unlink=unlink):
             if path.exists():
@@ -143,9 +143,9 @@ def test_a_deletion_that_is_stopped_leaves_what_can_be_told(unfinished, again, m
             unlink(path, missing_ok=missing_ok)
 
         with monkeypatch.context() as patch:
-            patch.setattr(records.Path, "unlink", stopping)
+            patch.setattr(partial.Path, "unlink", stopping)
             with pytest.raises(stop):
-                records.forget_unfinished(unfinished.parent)
+                partial.forget_unfinished(unfinished.parent)
         left = {path.name for path in unfinished.iterdir()}
         assert "settings.json" in left or not left
     assert again("--resume")[0] == 0

@@ -9,7 +9,7 @@ import torch
 
 from repshift import DataError, RepshiftError, ScheduleError, UnknownNameError
 from repshift.analysis.finetuning import training
-from repshift.analysis.finetuning.accelerators import MissingPackageError
+from repshift.errors import MissingPackageError
 
 
 @pytest.mark.parametrize(

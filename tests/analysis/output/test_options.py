@@ -18,12 +18,13 @@ OWN = {
     "device": {"report"},  # the CPU by default
     "drop": {"finetuning", "report"},  # this or --recipe; by default that of the results
     "epochs": {"finetuning", "zoo"},  # of the data; of canvases, by default the recipe's
+    "methods": {"throughput"},  # the limit, too
     "model": {"ablation", "evaluation", "report"},  # has a default; several; by default that of the results
     "num_samples": {"statistics"},  # never all, and at least 1
     "output": {"report"},  # a page, with a short form
     "pretrained": {"ablation"},  # on without --model
-    "resume": {"evaluation", "finetuning"},  # must be asked for; goes without saying
-    "seed": {"ablation", "evaluation", "finetuning", "statistics", "zoo"},  # of what
+    "resume": {"finetuning"},  # goes without saying
+    "seed": {"ablation", "evaluation", "fidelity", "finetuning", "probe", "statistics", "zoo"},  # of what
     "workers": {"statistics"},  # at least 0
 }
 

@@ -1,0 +1,1 @@
+"""How close pruned models stay to the dense one, on images without labels (``repshift fidelity``)."""

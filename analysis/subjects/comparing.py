@@ -1,0 +1,169 @@
+"""The models that one command compares on the same images, and what its results say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import random_seed
+from torch import nn
+
+from repshift import Recipe, recipe_of
+from repshift.analysis.output.partial import content_of, versions
+from repshift.analysis.subjects.macs import count_work
+from repshift.analysis.subjects.methods import DENSE, SHIFT, choose_methods, known_methods
+from repshift.analysis.subjects.models import ModelOptions, saved_model
+from repshift.analysis.subjects.recipes import apply, measured_columns, read_recipe, settings_of, whole_recipe
+from repshift.analysis.subjects.sizes import build_model
+from repshift.errors import DataError, UnknownNameError, UnsupportedModelError, first_line
+
+# What is compared where nothing was asked for, as far as the model can have it
+LOWRES = "lowres"  # the same model at a smaller input size: the control that a method should beat
+USUAL = (SHIFT, "norm", "random", "tome", "mnn", LOWRES)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The dense model and those that are compared with it; all share its weights.
+
+    Attributes:
+        name: What the model was asked for by.
+        given: How it was built.
+        model: The dense one.
+        pruned: The others, by method, in the order of the table.
+        notes: On what was left out.
+        seed: Of weights that are not loaded, and of what is drawn.
+    """
+
+    name: str
+    given: ModelOptions
+    model: nn.Module
+    pruned: dict[str, nn.Module]
+    notes: list[str]
+    seed: int
+
+    @property
+    def others(self) -> list[str]:
+        """The methods that each is compared with: the shift, or else the first one; and the smaller input, if there."""
+        first = SHIFT if SHIFT in self.pruned else next(iter(self.pruned))
+        return [first, *(name for name in (LOWRES,) if name in self.pruned and name != first)]
+
+    def identity(self, device: torch.device, batches: Sequence[int]) -> dict[str, Any]:
+        """Return what must be the same for a resumed run to end with the same numbers; files by content.
+
+        Args:
+            device: Where the models run.
+            batches: What decides which images make a batch: for these a random score is drawn together.
+        """
+        saved = saved_model(self.name)
+        weights = self.given.checkpoint if saved is None else saved.weights
+        random = any(recipe is not None and recipe.score == "random" for recipe in map(recipe_of, self.pruned.values()))
+        return {
+            "model": self.name,
+            "weights": weights and content_of(Path(weights)),
+            "pretrained": self.given.pretrained,
+            "use_ema": self.given.use_ema,
+            "model_options": repr(sorted(self.given.options.items())),
+            "methods": {name: settings_of(recipe_of(model)) for name, model in self.pruned.items()},
+            "device": device.type,
+            "seed": self.seed,
+            "batches": list(batches) if random else None,
+            "versions": versions(),
+        }
+
+    def facts(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Say of each method, the dense one first, how it prunes and what it computes, as columns of results.
+
+        Args:
+            config: timm's data configuration, for the size of the images.
+
+        Raises:
+            DataError: If the model does not take images of this size.
+        """
+        found = {}
+        for name, model in {DENSE: self.model, **self.pruned}.items():
+            recipe = recipe_of(model)
+            try:
+                work = count_work(model, config["input_size"])
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise DataError(
+                    f"{self.name} does not take images of {config['input_size']} "
+                    f"({type(error).__name__}: {first_line(error)}). Give another --img-size."
+                ) from error
+            found[name] = {
+                "schedule": recipe and str(recipe.schedule),
+                **measured_columns(model),
+                "img_size": config["input_size"][-1],
+                "gmacs": round(work.macs / 1e9, 4),
+                "kept_tokens": list(work.tokens) if work.tokens is not None and recipe is not None else None,
+                "recipe": whole_recipe(model),
+            }
+        return found
+
+
+def build_subjects(
+    name: str,
+    given: ModelOptions,
+    pruned: Recipe | None,
+    methods: str | None = None,
+    files: Sequence[Path] = (),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Subjects:
+    """Build the models that are compared.
+
+    Args:
+        name: Of the model, or its folder.
+        given: The command's options for it.
+        pruned: Schedule, pruner, and what the shift measures.
+        methods: Of ``--methods``: names between commas; by default those of :data:`USUAL` that the model can have.
+        files: Of ``--compare``: further recipes, each a method of its own with the name of its file.
+        seed: Of weights that are not loaded.
+        device: Where they run.
+
+    Raises:
+        RepshiftError: If there is no such model, method or recipe, or the model cannot have it.
+    """
+    random_seed(seed)  # weights that are not loaded are the same in every process, and after a resumption
+    model = build_model(name, given).to(device).eval()
+    asked = None if methods is None else [part.strip() for part in methods.split(",")]
+    further = {file.stem: read_recipe(file) for file in files}
+    if len(further) < len(files) or (taken := further.keys() & {DENSE, *known_methods()}):
+        told = sorted(taken) if len(further) == len(files) else [str(file) for file in files]
+        raise UnknownNameError(
+            f"--compare names each method by its file, and these names are taken: {', '.join(told)}. Rename the files."
+        )
+    models: dict[str, nn.Module] = {}
+    notes: list[str] = []
+    if pruned is not None or asked is not None or not further:
+        usual = [method for method in USUAL if method in known_methods()]
+        models, notes = choose_methods(model, pruned, asked, usual=usual, limit=False)
+    models.pop(DENSE, None)
+    models |= {method: apply(recipe, model).eval() for method, recipe in further.items()}
+    if not models:
+        raise UnknownNameError("Only the dense model would be compared with itself. Give --methods of known methods.")
+    return Subjects(name, given, model, models, notes, seed)
+
+
+def restoring(model: nn.Module, pruned: nn.Module) -> nn.Module | None:
+    """Make the pruned model whose tokens have their places back; ``None`` if that cannot be.
+
+    Args:
+        model: The dense one.
+        pruned: Pruned in any way.
+    """
+    recipe = recipe_of(pruned)
+    if recipe is None or recipe.restore:
+        return pruned
+    try:
+        return apply(replace(recipe, restore=True), model).eval()
+    except UnsupportedModelError:
+        return None
+
+
+def reads_one_token(model: nn.Module) -> bool:
+    """Say whether a head reads the class token alone, so that where the others are is nothing to it."""
+    return getattr(model, "global_pool", None) == "token" and getattr(model, "attn_pool", None) is None
