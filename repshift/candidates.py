@@ -9,8 +9,9 @@ from torch import Tensor
 
 from repshift.drops import Drop, dropped_count
 from repshift.errors import UnsupportedModelError
+from repshift.positions import keep_highest
 from repshift.scores import oracle_free
-from repshift.selection import Selection, keep_highest
+from repshift.selection import Selection
 
 
 @dataclass(frozen=True, eq=False)

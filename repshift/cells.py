@@ -10,7 +10,8 @@ from torch import Tensor
 
 from repshift.candidates import Candidates
 from repshift.drops import Drop, whole_number
-from repshift.selection import Selection, keep_highest
+from repshift.positions import keep_highest
+from repshift.selection import Selection
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repshift.errors import RepresentationError
-from repshift.selection import behind_prefix, pick
+from repshift.positions import behind_prefix, pick
 
 
 @dataclass(frozen=True)

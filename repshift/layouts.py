@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repshift.errors import RepresentationError
-from repshift.selection import Selection, behind_prefix, pick
+from repshift.positions import behind_prefix, pick
+from repshift.selection import Selection
 
 
 class Layout(Protocol):

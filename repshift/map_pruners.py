@@ -12,7 +12,8 @@ from torch import Tensor
 from repshift.candidates import Candidates
 from repshift.drops import Drop, dropped_count
 from repshift.errors import UnknownNameError
-from repshift.selection import Selection, keep_highest
+from repshift.positions import keep_highest
+from repshift.selection import Selection
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from repshift.selection import Selection, compose
+from repshift.positions import compose
+from repshift.selection import Selection
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from repshift.errors import RepresentationError, UnknownNameError
 from repshift.origins import Origin
+from repshift.positions import restore
 from repshift.registry import suggest
-from repshift.selection import restore
 
 
 class PerModule(Mapping[str, Tensor]):

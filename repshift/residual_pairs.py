@@ -11,7 +11,8 @@ from torch import Tensor
 
 from repshift.errors import RepresentationError, UnsupportedModelError
 from repshift.layouts import TokenSequence
-from repshift.selection import Selection, pick
+from repshift.positions import pick
+from repshift.selection import Selection
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift.selection import pick
+from repshift.positions import pick
 from repshift.stream import PastCut
 
 

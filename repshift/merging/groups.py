@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift.selection import Selection, pick
+from repshift.positions import pick
+from repshift.selection import Selection
 
 
 def directions(tokens: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from repshift import Selection
-from repshift.selection import keep_highest, pick
+from repshift.positions import keep_highest, pick
 from repshift.testing import CHECKS, KeepAll
 
 

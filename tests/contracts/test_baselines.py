@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repshift import Selection, ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
+from repshift.positions import keep_highest
 from repshift.pruners import SequencePruner
-from repshift.selection import keep_highest
 
 MODELS = {
     "class token": {},

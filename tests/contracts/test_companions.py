@@ -10,7 +10,7 @@ from torch import nn
 from repshift import Recipe, Selection, ShiftTracker
 from repshift.companions import Companion
 from repshift.layouts import TokenSequence
-from repshift.selection import pick
+from repshift.positions import pick
 from repshift.sites import Operation, Site, Structure
 from repshift.testing import leftovers, make_subject
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from repshift import RepresentationError, Selection
-from repshift.selection import compose, keep_highest, pick, restore
+from repshift.positions import compose, keep_highest, pick, restore
 
 
 def test_the_highest_are_kept_in_ascending_order():
