@@ -86,7 +86,12 @@ def pick(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def out_of_range(error: Exception, values: Tensor) -> Exception:
-    """Say that positions lie outside, if that is what an error says; otherwise return it as it is."""
+    """Say that positions lie outside, if that is what an error says; otherwise return it as it is.
+
+    Args:
+        error: What torch raised.
+        values: ``(batch, length, ...)``, what was picked from.
+    """
     if "out of range" not in str(error) and "out of bounds" not in str(error):
         return error
     return RepresentationError(
