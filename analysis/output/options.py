@@ -67,6 +67,15 @@ Score = Annotated[
     str,
     typer.Option(help="What --drop goes by: shift, norm, random, cls_attention, mean_attention or oracle_free."),
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="What is compared at one schedule, with commas: dense, shift, norm, random, cls_attention, "
+        "mean_attention, oracle_free; pruners that merge, as mnn, mnn1, tome, ward; lowres, the dense model on a "
+        "smaller input of no more GMACs.",
+    ),
+]
+Seeds = Annotated[int | None, typer.Option(help="Draws of the random score, whose mean and spread are shown.")]
 Pruner = Annotated[
     str | None, typer.Option(help="tokens, sequence, lines or positions. [default: what suits the model]")
 ]

@@ -23,7 +23,6 @@ from repshift.analysis.subjects.recipes import (
     apply,
     chosen_recipe,
     measured_columns,
-    method_name,
     read_recipe,
     settings_of,
     whole_recipe,
@@ -165,12 +164,6 @@ def test_results_of_no_recipe_or_several_are_refused(tmp_path, recipes, count):
 
 
 # --- results files ------------------------------------------------------------------------------------------------
-
-
-def test_methods_are_named_by_their_score():
-    assert method_name(None) == "dense"
-    assert method_name(Recipe("1@0")) == "shift"
-    assert method_name(Recipe("1@0", score="norm", keep="bottom")) == "norm (bottom)"
 
 
 def test_settings_have_the_names_of_the_options_and_say_more_only_where_no_option_could():
