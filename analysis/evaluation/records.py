@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,17 @@ class SampleRecord:
         label: Its class.
         predicted: The model's five likeliest classes, the likeliest first (fewer if it has fewer).
         dense: The same of the dense model, if it was compared.
+        others: The same of further methods, and of further draws of a random one.
     """
 
     label: int
     predicted: tuple[int, ...]
     dense: tuple[int, ...] | None = None
+    others: tuple[tuple[int, ...], ...] = ()
+
+    def of(self, column: int) -> SampleRecord:
+        """Return the record of one method or draw alone, by its number."""
+        return SampleRecord(self.label, (self.predicted, *self.others)[column], self.dense)
 
 
 Recorded = dict[int, SampleRecord]  # by the number of the sample, so that none counts twice
@@ -96,7 +102,9 @@ class PartialResults:
         Raises:
             DataError: If they cannot be kept; those of the batches before are.
         """
-        rows = [[index, record.label, record.predicted, record.dense] for index, record in records.items()]
+        rows = [
+            [index, record.label, record.predicted, record.dense, *record.others] for index, record in records.items()
+        ]
         try:
             if self._file is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,26 +134,32 @@ class PartialResults:
             with suppress(OSError):  # other models' folders are beside it
                 self.folder.parent.rmdir()
 
-    def row(self, name: str) -> Row | None:
-        """Read the line of a model in the results, if its evaluation was finished.
+    def rows(self, name: str) -> list[Row] | None:
+        """Read the lines of a model in the results, one for each method, if its evaluation was finished.
 
         Raises:
-            CheckpointError: If it is none.
+            CheckpointError: If they are none.
         """
         check_partial(self.folder)
         path = self.folder / ROW
         if not path.exists():
             return None
-        row = _read_mapping(path)
-        wanted = [*NUMBERS, *(COMPARED if row.get("dense_top1") is not None else ())]
-        if row.get("model") != name or not all(type(row.get(key)) in (int, float) for key in wanted):
-            raise CheckpointError(f"{path} is no line of the results of {name}. {ANEW}")
-        return {"schedule": None, "method": None, **row}
+        rows = _read_mapping(path).get("rows")
+        if not isinstance(rows, list) or not rows or not all(_is_row(row, name) for row in rows):
+            raise CheckpointError(f"{path} holds no lines of the results of {name}. {ANEW}")
+        return [{"schedule": None, "method": None, **row} for row in rows]
 
-    def finish(self, row: Row) -> None:
-        """Keep the model's line of the results."""
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Keep the model's lines of the results."""
         output_folder(self.folder)
-        write_text(self.folder / ROW, json.dumps(row, indent=2) + "\n")
+        write_text(self.folder / ROW, json.dumps({"rows": list(rows)}, indent=2) + "\n")
+
+
+def _is_row(row: Any, name: str) -> bool:
+    if not isinstance(row, dict) or row.get("model") != name:
+        return False
+    wanted = [*NUMBERS, *(COMPARED if row.get("dense_top1") is not None else ())]
+    return all(type(row.get(key)) in (int, float) for key in wanted)
 
 
 def check_partial(folder: Path) -> None:
@@ -240,8 +254,13 @@ def _parse(line: str, file: Path) -> Recorded:
         return {}
     try:
         found = {
-            index: SampleRecord(label, _numbers(predicted), None if dense is None else _numbers(dense))
-            for index, label, predicted, dense in rows
+            index: SampleRecord(
+                label,
+                _numbers(predicted),
+                None if dense is None else _numbers(dense),
+                tuple(_numbers(other) for other in others),
+            )
+            for index, label, predicted, dense, *others in rows
         }
         _numbers([*found, *(record.label for record in found.values()), 0])
     except (ValueError, TypeError) as error:
