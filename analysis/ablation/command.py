@@ -45,6 +45,7 @@ def ablate(
         str | None,
         typer.Option(help="After which blocks (stages, layers), one at a time, counted from zero, as 0,2,4."),
     ] = None,
+    methods: options.Methods = None,
     count: Annotated[
         int | None, typer.Option(help="Tokens to drop, of a CNN rows and columns. [default: a fifth]")
     ] = None,
@@ -59,25 +60,31 @@ def ablate(
     skip_other_files: options.SkipOtherFiles = False,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the random control.")] = 42,
+    seeds: options.Seeds = None,
     output: options.ResultsFolder = Path("repshift-ablation"),
 ) -> None:
     """Drop tokens at one block at a time and compare operation, distance, residual, score, top and bottom half.
 
-    The paper's toy studies on any model and data, with the random and the norm control in each.
+    The paper's toy studies on any model and data, with the controls in each: random, norm, and a smaller input.
+    --methods is what the study of the score compares beside these.
     """
     from repshift.analysis.ablation.reports import write_ablation
-    from repshift.analysis.ablation.settings import choose_studies, plan
+    from repshift.analysis.ablation.settings import choose_studies, plan, with_smaller_inputs
     from repshift.analysis.output.files import output_folder
     from repshift.analysis.output.results import environment
     from repshift.analysis.samples.data import open_samples
     from repshift.analysis.samples.processes import Processes
-    from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
+    from repshift.analysis.subjects.limits import check_batch, check_seed, check_seeds, check_workers
+    from repshift.analysis.subjects.methods import SEEDS, read_methods
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import block_numbers
     from repshift.analysis.subjects.sizes import build_model
     from repshift.finding import require_structure
 
     check_seed(seed)
+    check_seeds(seeds)
+    asked = read_methods(methods)
+    draws = SEEDS if seeds is None else seeds
     check_batch(batch_size)
     check_workers(workers)
     chosen_blocks = block_numbers(blocks)
@@ -103,23 +110,38 @@ def ablate(
     )
     note_data(samples.notes)
     size = samples.config["input_size"]
-    settings = plan(loaded, size, studies, chosen_blocks, count)
+    settings = plan(loaded, size, studies, chosen_blocks, count, asked)
+    settings, remarks = with_smaller_inputs(loaded, size, settings)
+    note_data(remarks)
     if missing := [study for study in studies if study not in {setting.study for setting in settings}]:
         note(f"left out, since {name} has nothing to vary there: {', '.join(missing)}")
     output_folder(output)
     try:
-        points = _measure(loaded, settings, samples, batch_size, workers, seed)
+        points = _measure(loaded, settings, samples, batch_size, workers, seed, draws)
     except KeyboardInterrupt:
         raise interrupted("nothing was written") from None
     unit = require_structure(loaded).unit
-    measured = {"model": name, "data": dataset or data, "batch": batch_size, "seed": seed, **environment(place)}
+    measured = {
+        "model": name,
+        "data": dataset or data,
+        "batch": batch_size,
+        "seed": seed,
+        "seeds": draws,
+        **environment(place),
+    }
     _show(points, f"{name} on {dataset or data}", unit)
     files = write_ablation(output, points, measured, unit)
     note(f"written: {', '.join(path.name for path in files)}   in {output}")
 
 
 def _measure(
-    model: nn.Module, settings: Sequence[StudySetting], samples: Samples, batch_size: int, workers: int, seed: int
+    model: nn.Module,
+    settings: Sequence[StudySetting],
+    samples: Samples,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    draws: int,
 ) -> list[Point]:
     """Run all settings under a bar of progress.
 
@@ -130,7 +152,7 @@ def _measure(
     from repshift.analysis.ablation.settings import device_of
     from repshift.analysis.subjects.memory import fitting
 
-    models = count_models(settings)
+    models = count_models(settings, draws)
     with progress_bar() as progress:
         task = progress.add_task(f"{len(samples)} images, {models} models", total=models * len(samples))
         with fitting(batch_size, str(device_of(model)), retry=False):
@@ -139,6 +161,7 @@ def _measure(
                 settings,
                 labelled_batches(model, samples, batch_size, workers),
                 seed=seed,
+                draws=draws,
                 observe=lambda images: progress.update(task, advance=images),
             )
 

@@ -15,7 +15,8 @@ from repshift.analysis.ablation.settings import CONTROLS, StudySetting, device_o
 from repshift.analysis.ablation.shared_blocks import SharedBlocks
 from repshift.analysis.output.paired import gain
 from repshift.analysis.samples.data import Samples, loader
-from repshift.analysis.subjects.recipes import apply, whole_recipe
+from repshift.analysis.subjects.methods import RANDOM, SHIFT
+from repshift.analysis.subjects.recipes import apply, measured_columns, schedule_of, whole_recipe
 from repshift.finding import require_structure
 
 DENSE = None  # no recipe
@@ -28,7 +29,7 @@ class Point:
     Attributes:
         study: One of :data:`STUDIES`; ``dense`` for the model as it is.
         block: After which block, stage or layer, counted from zero.
-        setting: What is varied; of a control its score.
+        setting: What is varied; of a control its score, or ``lowres``, the dense model on a smaller input.
         operation: Whose change is scored, or at whose input the norm is read; ``None`` where neither is.
         distance: Of the shift.
         residual: Of the shift.
@@ -36,13 +37,18 @@ class Point:
         keep: Which end of its ranking stays, ``top`` or ``bottom``.
         drop: The schedule; of a map it speaks of rows and columns.
         dropped: How many tokens go, of a map how many positions.
-        top1: Accuracy in percent.
+        input_size: Pixels a side of the smaller input, or rows and columns; ``None`` if it is not made smaller.
+        top1: Accuracy in percent; at random its mean over the draws.
         top1_error: Its standard error.
+        top1_spread: Standard deviation of the accuracy over several draws at random.
         delta: Points of accuracy above the dense model.
         over_random: Points of accuracy above dropping as many at this block at random, on the same images.
         over_random_error: Standard error of this paired difference.
         over_norm: The same against keeping the tokens of the largest norm.
         over_norm_error: Its standard error.
+        over_lowres: The same against the dense model on a smaller input, for at most the work of dropping by the
+            shift; ``None`` if there is none.
+        over_lowres_error: Its standard error.
         samples: How many images.
         recipe: All that the model was pruned by, see :meth:`repshift.Recipe.to_dict`.
     """
@@ -65,6 +71,10 @@ class Point:
     over_norm: float | None
     over_norm_error: float | None
     samples: int
+    over_lowres: float | None = None
+    over_lowres_error: float | None = None
+    input_size: int | list[int] | None = None
+    top1_spread: float | None = None
     recipe: dict[str, Any] | None = None
 
 
@@ -74,6 +84,7 @@ def run_ablation(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
+    draws: int = 1,
     observe: Callable[[int], None] = lambda images: None,
 ) -> list[Point]:
     """Measure all settings on the same images, in one pass over them.
@@ -83,6 +94,7 @@ def run_ablation(
         settings: What :func:`plan` returns; what several studies share is computed once.
         batches: Images as the model takes them and labels ``(batch,)``, both on its device.
         seed: Of the random control, which draws anew for each batch: another batch size is another draw.
+        draws: How often it draws; its accuracy is the mean.
         observe: Called with the number of images after each model that has seen a batch.
 
     Returns:
@@ -99,7 +111,7 @@ def run_ablation(
         models[recipe] = apply(recipe, model)
         shared.take_over(models[recipe], block)
     with shared.remembered(), torch.random.fork_rng(), torch.inference_mode():
-        right = _judge(models, batches, seed, observe)
+        right = _judge(models, batches, range(seed, seed + draws), observe)
     return [_dense_point(right[DENSE]), *(_point(setting, right, models) for setting in settings)]
 
 
@@ -118,9 +130,9 @@ def labelled_batches(
         yield batch.images.to(device), torch.tensor(batch.labels, device=device)
 
 
-def count_models(settings: Sequence[StudySetting]) -> int:
-    """Say how many models :func:`run_ablation` compares, the dense one included."""
-    return 1 + len(_recipes_at(settings))
+def count_models(settings: Sequence[StudySetting], draws: int = 1) -> int:
+    """Say how many models :func:`run_ablation` compares, the dense one and every draw included."""
+    return 1 + sum(draws if _drawn(recipe) else 1 for recipe in _recipes_at(settings))
 
 
 def _recipes_at(settings: Sequence[StudySetting]) -> dict[Recipe, int]:
@@ -129,29 +141,37 @@ def _recipes_at(settings: Sequence[StudySetting]) -> dict[Recipe, int]:
         recipe: setting.block
         for setting in settings
         for recipe in (setting.recipe, *(setting.control(score) for score in CONTROLS))
-    }
+        if recipe != setting.lowres
+    } | {setting.lowres: 0 for setting in settings if setting.lowres is not None}  # which shares no block
+
+
+def _drawn(recipe: Recipe | None) -> bool:
+    return recipe is not None and recipe.score == RANDOM
 
 
 def _judge(
     models: Mapping[Recipe | None, nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
-    seed: int,
+    seeds: Sequence[int],
     observe: Callable[[int], None],
 ) -> dict[Recipe | None, Tensor]:
-    """Say which images each model classifies rightly, ``(images,)`` bool; the dense model goes first."""
+    """Say which images each model classifies rightly, ``(draws, images)`` float; the dense model goes first."""
     right: dict[Recipe | None, list[Tensor]] = {recipe: [] for recipe in models}
     for number, (images, labels) in enumerate(batches):
         for recipe, model in models.items():
-            # the same draw for all: what random keeps at the top and at the bottom are each other's complement
-            torch.manual_seed(1_000_003 * seed + number)
-            logits = model(images)
-            if recipe is DENSE:
-                _check_labels(labels, logits.shape[1])
-            right[recipe].append((logits.argmax(1) == labels).cpu())
-            observe(len(labels))
+            draws = []
+            for seed in seeds if _drawn(recipe) else seeds[:1]:
+                # the same draw for all: what random keeps at the top and at the bottom are each other's complement
+                torch.manual_seed(1_000_003 * seed + number)
+                logits = model(images)
+                if recipe is DENSE:
+                    _check_labels(labels, logits.shape[1])
+                draws.append((logits.argmax(1) == labels).float().cpu())
+                observe(len(labels))
+            right[recipe].append(torch.stack(draws))
     if not right[DENSE]:
         raise DataError("There are no images to compare on. Give data that has some.")
-    return {recipe: torch.cat(parts) for recipe, parts in right.items()}
+    return {recipe: torch.cat(parts, 1) for recipe, parts in right.items()}
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
@@ -186,18 +206,24 @@ def _dense_point(right: Tensor) -> Point:
 def _point(
     setting: StudySetting, right: Mapping[Recipe | None, Tensor], models: Mapping[Recipe | None, nn.Module]
 ) -> Point:
-    recipe, own, shift = setting.recipe, right[setting.recipe], setting.recipe.score == "shift"
-    over_random, over_norm = (gain(own, right[setting.control(score)]) for score in CONTROLS)
+    recipe, own = setting.recipe, right[setting.recipe]
+    drops = recipe.schedule is not None and recipe.scores
+    shift = drops and recipe.score == SHIFT
+    over_random, over_norm = (gain(own.mean(0), right[setting.control(score)].mean(0)) for score in CONTROLS)
+    over_lowres: tuple[float | None, float | None] = (None, None)
+    if setting.lowres is not None and recipe != setting.lowres:
+        over_lowres = gain(own.mean(0), right[setting.lowres].mean(0))
+    columns = measured_columns(models[recipe])
     return Point(
         study=setting.study,
         block=setting.block,
         setting=setting.label,
-        operation=recipe.operation if shift or recipe.score == "norm" else None,
+        operation=recipe.operation if shift or (drops and recipe.score == "norm") else None,
         distance=str(recipe.distance) if shift else None,
         residual=recipe.residual if shift else None,
-        score=str(recipe.score),
-        keep=recipe.keep,
-        drop=str(recipe.schedule),
+        score=str(recipe.score) if drops else None,
+        keep=recipe.keep if drops else None,
+        drop=schedule_of(recipe),
         dropped=setting.dropped,
         **_accuracy(own),
         delta=100 * (_share(own) - _share(right[DENSE])),
@@ -205,15 +231,19 @@ def _point(
         over_random_error=over_random[1],
         over_norm=over_norm[0],
         over_norm_error=over_norm[1],
+        over_lowres=over_lowres[0],
+        over_lowres_error=over_lowres[1],
+        input_size=columns.get("input_size"),
         recipe=whole_recipe(models[recipe]),
     )
 
 
 def _accuracy(right: Tensor) -> dict[str, Any]:
     share = _share(right)
-    error = math.sqrt(share * (1 - share) / len(right))
-    return {"top1": 100 * share, "top1_error": 100 * error, "samples": len(right)}
+    error = math.sqrt(share * (1 - share) / right.shape[1])
+    spread = 100 * float(right.mean(1).std()) if len(right) > 1 else None
+    return {"top1": 100 * share, "top1_error": 100 * error, "top1_spread": spread, "samples": right.shape[1]}
 
 
 def _share(right: Tensor) -> float:
-    return int(right.sum()) / len(right)
+    return int(right.sum()) / right.numel()

@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repshift.analysis.ablation.points import Point
-from repshift.analysis.ablation.settings import CONTROLS, STUDIES
+from repshift.analysis.ablation.settings import STUDIES
 from repshift.analysis.output.figures import save_figure
 from repshift.analysis.output.files import all_or_none, write_text
 from repshift.analysis.output.paired import MEANING, verdict
 from repshift.analysis.output.results import Results, write_results
+from repshift.analysis.subjects.methods import LOWRES, RANDOM
 
 WHAT = {
     "operation": "whose change is the shift",
@@ -27,9 +28,10 @@ WHAT = {
 }
 LEGEND = (
     "Top-1 in percent; in brackets how many tokens go (positions, of a map) after that one block, counted from zero, "
-    f"and after no other. Controls: random, norm. {MEANING}"
+    "and after no other. Controls: random (mean and standard deviation of its draws), norm, and lowres, the dense "
+    f"model on a smaller input of no more GMACs than dropping. {MEANING}"
 )
-GREYS = {"random": "0.45", "norm": "0.7"}  # of the controls
+GREYS = {RANDOM: "0.45", "norm": "0.7", LOWRES: "0.85"}  # of the controls
 
 
 def studies_of(points: Sequence[Point]) -> list[str]:
@@ -48,14 +50,15 @@ def table_of(points: Sequence[Point], study: str, unit: str = "block") -> tuple[
     Returns:
         Headings and rows.
     """
-    blocks = {point.block: point.dropped for point in points if point.study == study}
+    blocks = {point.block: point.dropped for point in points if point.study == study and point.setting != LOWRES}
     headings = [study, *(f"{unit} {block} (-{dropped})" for block, dropped in blocks.items()), "mean"]
     rows = []
     for setting, line in _lines(points, study).items():
         top1 = {point.block: point.top1 for point in line}
         mean = sum(top1.values()) / len(top1)
         # a mean over other blocks than those of the other lines would compare what cannot be compared
-        cells = [f"{top1[block]:.1f}" if block in top1 else "" for block in blocks]
+        spread = {point.block: "" if point.top1_spread is None else f" ± {point.top1_spread:.1f}" for point in line}
+        cells = [f"{top1[block]:.1f}{spread[block]}" if block in top1 else "" for block in blocks]
         rows.append([setting, *cells, f"{mean:.1f}" if len(top1) == len(blocks) else ""])
     return headings, rows
 
@@ -68,7 +71,7 @@ def summary(points: Sequence[Point]) -> str:
 
 
 def verdicts(points: Sequence[Point]) -> list[str]:
-    """Say in words how the shift by default compares with the two controls, for better or worse.
+    """Say in words how the shift by default compares with the controls, for better or worse.
 
     A paired difference of less than two standard errors is no difference.
     """
@@ -78,10 +81,10 @@ def verdicts(points: Sequence[Point]) -> list[str]:
             pairs = (
                 (point.over_random, point.over_random_error, "random"),
                 (point.over_norm, point.over_norm_error, "norm"),
+                (point.over_lowres, point.over_lowres_error, LOWRES),
             )
-            lines[str(point.drop)] = f"{point.drop}: the shift " + " and ".join(
-                verdict(points or 0.0, error or 0.0, control) for points, error, control in pairs
-            )
+            told = [verdict(gained, error or 0.0, control) for gained, error, control in pairs if gained is not None]
+            lines[str(point.drop)] = f"{point.drop}: the shift " + " and ".join(told)
     return list(lines.values())
 
 
@@ -141,14 +144,14 @@ def _draw_study(panel: Axes, points: Sequence[Point], study: str) -> None:
     apart = 0.3 / len(lines) * min((later - earlier for earlier, later in pairwise(blocks)), default=1)
     colours: dict[str, str] = {}
     for number, (setting, line) in enumerate(lines.items()):
-        score, top = str(line[0].score), line[0].keep == "top"
-        control = score in CONTROLS
+        kind, top = setting.split(",")[0], line[0].keep != "bottom"
+        control = kind in GREYS
         panel.errorbar(
             # side by side, since several settings often come to the same
             [(point.block or 0) + apart * (number - (len(lines) - 1) / 2) for point in line],
             [point.top1 for point in line],
             yerr=[point.top1_error for point in line],
-            color=GREYS[score] if control else colours.setdefault(setting.split(",")[0], f"C{len(colours)}"),
+            color=GREYS[kind] if control else colours.setdefault(kind, f"C{len(colours)}"),
             linestyle="-" if top else ":",
             linewidth=2.5 if control else 1.2,
             elinewidth=1,

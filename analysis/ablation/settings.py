@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -12,13 +12,16 @@ from torch import nn
 
 from repshift import DISTANCES, Recipe, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError
 from repshift.analysis.subjects.limits import check_blocks
+from repshift.analysis.subjects.methods import DENSE, LIMIT, LOWRES, RANDOM, RECOMMENDED, SHIFT, recipe_for
+from repshift.analysis.subjects.recipes import apply
+from repshift.analysis.subjects.smaller_inputs import SmallerInputs
 from repshift.drops import Drop, dropped_count
 from repshift.finding import require_structure
 from repshift.registry import suggest
 from repshift.sites import Site, Structure
 
 STUDIES = ("operation", "distance", "residual", "score", "half")
-CONTROLS = ("random", "norm")  # a part of every study
+CONTROLS = (RANDOM, "norm")  # a part of every study, and so is a smaller input where there is one
 SHARE = 0.2  # of the tokens: the paper drops 40 of 196
 HALF = 0.5
 
@@ -33,7 +36,9 @@ class StudySetting:
         label: What is varied; of a control its score.
         recipe: How the model is pruned.
         base: As the model is pruned by default, by as much at this block; the controls differ from it in the score.
-        dropped: How many tokens go, of a map how many positions.
+        dropped: How many tokens go, of a map how many positions; none of a smaller input.
+        lowres: The dense model on a smaller input, for at most the work of ``base``; ``None`` if there is none, or it
+            was not looked for.
     """
 
     study: str
@@ -42,6 +47,7 @@ class StudySetting:
     recipe: Recipe
     base: Recipe
     dropped: int
+    lowres: Recipe | None = None
 
     def control(self, score: str) -> Recipe:
         """Return a control that drops as much at the same block."""
@@ -70,6 +76,7 @@ def plan(
     studies: Sequence[str] = STUDIES,
     blocks: Sequence[int] | None = None,
     count: int | None = None,
+    methods: Sequence[str] | None = None,
 ) -> list[StudySetting]:
     """List what is to be compared.
 
@@ -83,10 +90,14 @@ def plan(
         blocks: Counted from zero; by default all of up to four, else every second or rarer, up to six.
         count: How many tokens go (of a map, how many rows and columns) in all studies but ``half``; by default a
             fifth of them, at least one.
+        methods: What the study ``score`` compares beside the controls, see
+            :func:`repshift.analysis.subjects.methods.known_methods`; by default the shift, attention, the merging
+            pruner that is recommended, and dropping without any score.
 
     Raises:
         UnknownNameError: If a block does not exist.
-        UnsupportedModelError: If the model cannot be pruned, or has none of the studies.
+        UnsupportedModelError: If the model cannot be pruned, has none of the studies, or not a method that was asked
+            for.
         ScheduleError: If more is to be dropped than there is.
     """
     structure = require_structure(model)
@@ -101,9 +112,10 @@ def plan(
             drop = (HALF if least > 1 else 1) if study == "half" else count or fifth
             dropped = _dropped(grid, drop, f"{structure.unit} {block}")
             base = Recipe(f"{drop}@{block}", operation=_own_operation(structure, structure.sites[block]))
+            varied = _methods(model, base, structure.sites[block], methods) if study == "score" else {}
             settings += [
                 StudySetting(study, block, label, recipe, base, dropped)
-                for label, recipe in _recipes(study, base, structure.sites[block])
+                for label, recipe in _recipes(study, base, structure.sites[block], varied)
             ]
     if not settings:
         raise UnsupportedModelError(
@@ -114,12 +126,62 @@ def plan(
     return settings
 
 
+def with_smaller_inputs(
+    model: nn.Module, size: tuple[int, int, int], settings: Sequence[StudySetting]
+) -> tuple[list[StudySetting], list[str]]:
+    """Add the control of a smaller input to every study at every block.
+
+    Args:
+        model: Dense.
+        size: Channels, rows and columns of the images.
+        settings: What :func:`plan` returns.
+
+    Returns:
+        The settings, and remarks on blocks at which no smaller input does as little work.
+    """
+    inputs = SmallerInputs(model, size)
+    found: dict[Recipe, Recipe] = {}
+    remarks: dict[str, list[str]] = {}
+    for base in dict.fromkeys(setting.base for setting in settings):
+        try:
+            found[base] = inputs.recipe_for(apply(base, model))
+        except UnsupportedModelError as error:
+            remarks.setdefault(str(error), []).append(str(base.schedule))
+    known = [replace(setting, lowres=found.get(setting.base)) for setting in settings]
+    lines = {
+        (one.study, one.block): replace(one, label=LOWRES, recipe=one.lowres, dropped=0)
+        for one in known
+        if one.lowres is not None
+    }
+    told = [f"without {LOWRES} for {', '.join(where)}: {reason}" for reason, where in remarks.items()]
+    return [*known, *lines.values()], told
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Say where a model is, by its first parameter."""
     return next(model.parameters()).device
 
 
-def _recipes(study: str, base: Recipe, site: Site) -> list[tuple[str, Recipe]]:
+def _methods(model: nn.Module, base: Recipe, site: Site, asked: Sequence[str] | None) -> dict[str, Recipe | None]:
+    """List what the study of the score varies; the controls are added to every study.
+
+    Raises:
+        UnsupportedModelError: If the model cannot have a method that was asked for.
+    """
+    attention = [score] if (score := _attention_score(site)) else []
+    names = asked or (SHIFT, *attention, RECOMMENDED, LIMIT)
+    recipes = {name: recipe_for(name, base) for name in names if name not in (DENSE, LOWRES, *CONTROLS)}
+    for name, recipe in list(recipes.items()):
+        try:
+            apply(recipe, model)
+        except UnsupportedModelError:
+            if asked is not None:
+                raise
+            del recipes[name]
+    return recipes
+
+
+def _recipes(study: str, base: Recipe, site: Site, methods: Mapping[str, Recipe | None]) -> list[tuple[str, Recipe]]:
     """List the settings of a study at one block, controls last; none if the block has nothing to vary."""
     controls = [(score, replace(base, score=score)) for score in CONTROLS]
     attention = [score] if (score := _attention_score(site)) else []
@@ -138,7 +200,7 @@ def _recipes(study: str, base: Recipe, site: Site) -> list[tuple[str, Recipe]]:
             return []
         varied = [(f"residual={residual}", replace(base, residual=residual)) for residual in (False, True)]
     else:
-        varied = [(score, replace(base, score=score)) for score in ("shift", *attention, "oracle_free")]
+        varied = [(name, recipe) for name, recipe in methods.items() if recipe is not None]
     return [*varied, *controls]
 
 

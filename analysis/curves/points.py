@@ -10,6 +10,7 @@ from typing import Any
 
 from repshift import Schedule
 from repshift.analysis.output.results import Results, Row
+from repshift.analysis.subjects.recipes import size_in_words
 from repshift.errors import DataError, ScheduleError
 
 DENSE = "dense"
@@ -25,7 +26,7 @@ class Point:
     Attributes:
         model: Its name.
         method: ``dense``, or by what was scored.
-        schedule: What was dropped where; empty for the dense model.
+        schedule: What was dropped where; empty for the dense model. Of a smaller input its size, as ``176 px``.
         top1: Accuracy in percent.
         top1_error: Its standard error in points; ``None`` if the number of images is not known.
         gmacs: Billions of multiply-accumulates an image.
@@ -118,7 +119,7 @@ def _points_of(row: Row, device: str | None) -> list[Point]:
     point = Point(
         model=row["model"],
         method=method_of(row),
-        schedule=_schedule(row.get("schedule")),
+        schedule=schedule_in_words(row),
         top1=top1,
         top1_error=_error(top1, samples),
         gmacs=_number(row, "gmacs"),
@@ -176,15 +177,22 @@ def method_of(row: Row) -> str:
     method = str(row.get("method") or DENSE)
     others = [row.get("operation") if row.get("operation") not in (None, *OPERATIONS) else None]
     others += [row.get("distance") if row.get("distance") not in (None, "l2") else None]
-    others += ["residual" if row.get("residual") else None, row.get("pruner")]
+    others += ["residual" if row.get("residual") else None]
+    others += [row.get("pruner") if row.get("pruner") != method else None]
     recipe = row.get("recipe")  # not in files of before it was written, nor of the dense model
     restored = recipe.get("restore") if isinstance(recipe, dict) else None
     others += [f"restored {restored}" if isinstance(restored, str) else "restored" if restored else None]
     return " ".join([method, *(str(other) for other in others if other)])
 
 
-def _schedule(text: Any) -> str:
-    return str(Schedule.of(text)) if text else ""
+def schedule_in_words(row: Row) -> str:
+    """Write in one way what was dropped where, and the size of the input where that was made smaller.
+
+    Raises:
+        ScheduleError: If a schedule cannot be read.
+    """
+    text, size = row.get("schedule"), row.get("input_size")
+    return ", ".join([*([str(Schedule.of(text))] if text else []), *([f"{size_in_words(size)} px"] if size else [])])
 
 
 def _error(top1: float, samples: Any) -> float | None:
@@ -207,7 +215,7 @@ def _with_speed(points: Sequence[Point], benchmarks: Sequence[Results], batch_si
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row["batch_size"] == wanted:
-            found.setdefault((str(row.get("model")), method_of(row), _schedule(row.get("schedule"))), []).append(row)
+            found.setdefault((str(row.get("model")), method_of(row), schedule_in_words(row)), []).append(row)
     if not any(_key(point) in found for point in points):
         raise DataError(
             f"No benchmark at batch {wanted} has timed a model, method and schedule whose accuracy is known; there are "
@@ -223,7 +231,7 @@ def _timings(results: Results) -> list[Row]:
         try:
             if _speed(row, "samples_per_sec") and _count(row, "batch_size"):
                 _count(row, "img_size")
-                _schedule(row.get("schedule"))
+                schedule_in_words(row)
                 timings.append({**row, "device": results.environment.get("device")})
         except (TypeError, ValueError, ScheduleError) as error:
             raise DataError(

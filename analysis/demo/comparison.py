@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from repshift import ShiftTracker, load_model
+from repshift import Recipe, ShiftTracker, load_model, recipe_of
 from repshift.analysis.heatmap.maps import shift_maps
 from repshift.analysis.heatmap.shown_blocks import block_names
 from repshift.analysis.output.figures import ImageColumn, MapColumn, draw_columns, save_figure
@@ -24,21 +24,23 @@ from repshift.analysis.output.paired import MEANING, gain, verdict
 from repshift.analysis.samples.canvases import Canvases, batches, evaluation_canvases
 from repshift.analysis.samples.images import data_config, normalised, pixels
 from repshift.analysis.subjects.macs import count_macs
+from repshift.analysis.subjects.methods import CONTROLS, DENSE, LOWRES, RANDOM, SHIFT, choose_methods
+from repshift.analysis.subjects.recipes import schedule_of, size_in_words
 from repshift.finding import find_structure
 from repshift.participants import cuts
 
-# Each model with a mild and a stronger schedule, after blocks, stages and layers counted from zero
-SCHEDULES = {
-    "tiny_vit": ("0.2@0,2,4", "0.5@0"),
-    "tiny_resnet": ("4@0;2@1", "10@0"),
-    "tiny_vim": ("0.2@0,2,4", "0.5@2"),
+# Each model with a schedule, after blocks, stages and layers counted from zero, and what is compared there
+SCHEDULES = {"tiny_vit": "0.2@0,2,4", "tiny_resnet": "10@0", "tiny_vim": "0.2@0,2,4"}
+METHODS = {
+    "tiny_vit": (SHIFT, *CONTROLS, "mnn1", "mnn", LOWRES),
+    "tiny_resnet": (SHIFT, *CONTROLS, LOWRES),
+    "tiny_vim": (SHIFT, *CONTROLS, "mnn1", "mnn", LOWRES),
 }
-SCORES = ("shift", "random", "norm")
 BATCH = 50
 ROUNDS = 3  # each model is timed so often, in turn with the others
 SECONDS = 0.2  # for so long at least
 SHOWN = (0, 1, 2, 3)  # canvases in the figure, in order: not chosen
-SEED = 0  # of the random control
+DRAWS = 3  # of the random control, whose seeds are 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -47,32 +49,34 @@ class Result:
 
     Attributes:
         model: Its name.
-        schedule: What was dropped where, as a string; "none" for the dense model.
-        score: By which score.
-        accuracy: Share of the canvases that are classified rightly.
+        schedule: What was dropped where, as a string, or the size of a smaller input; "none" for the dense model.
+        method: By what, see :func:`repshift.analysis.subjects.methods.known_methods`.
+        accuracy: Share of the canvases that are classified rightly; at random the mean of several draws.
         images_per_second: Median over timed batches, models taken in turn.
         gmacs: Billions of multiply-accumulates an image.
         on_digit: Share of the tokens (positions, for a network of feature maps) kept by the last cut that lie on the
-            digit: their centre is in its box.
+            digit: their centre is in its box. A token that others have joined counts as one.
         by_chance: The same for all tokens there, which is what dropping at random keeps on average.
-        against_shift: Gain of the shift with the same schedule over this score, and its standard error, both in
-            points of accuracy; the two models are compared canvas by canvas. ``None`` for the dense model.
+        against_shift: Gain of the shift over this method, and its standard error, both in points of accuracy; the two
+            models are compared canvas by canvas. ``None`` for the dense model.
+        spread: Standard deviation of the accuracy over several draws at random.
     """
 
     model: str
     schedule: str
-    score: str
+    method: str
     accuracy: float
     images_per_second: float
     gmacs: float
     on_digit: float
     by_chance: float
     against_shift: tuple[float, float] | None = None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Which canvases were classified rightly, ``(canvases,)`` bool, and where the finally kept tokens lie."""
+    """Which canvases were classified rightly, ``(draws, canvases)`` float, and where the finally kept tokens lie."""
 
     right: Tensor
     on_digit: float
@@ -87,14 +91,16 @@ def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, st
         observe: Called with the steps done and all steps.
 
     Returns:
-        For each model the dense one's result first, then one for each schedule and score.
+        For each model the dense one's result first, then one for each method.
 
     Raises:
         DataError: If the folder cannot be written to; nothing has been computed then.
     """
     output_folder(output)
     canvases = evaluation_canvases()
-    steps = len(SCHEDULES) * (1 + 2 * len(SCORES)) * (math.ceil(len(canvases.images) / BATCH) + ROUNDS)
+    models = sum(1 + len(methods) for methods in METHODS.values())
+    evaluated = models + len(METHODS) * (DRAWS - 1)
+    steps = evaluated * math.ceil(len(canvases.images) / BATCH) + models * ROUNDS
     done = 0
 
     def step() -> None:
@@ -112,46 +118,49 @@ def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, st
 
 
 def _measure(name: str, model: nn.Module, canvases: Canvases, step: Callable[[], None]) -> list[Result]:
-    """Evaluate and time a model, dense and pruned by every schedule and score."""
-    settings: list[tuple[str, str]] = [("none", "none")]
-    models: list[nn.Module] = [model]
-    for schedule in SCHEDULES[name]:
-        for score in SCORES:
-            settings.append((schedule, score))
-            models.append(ShiftTracker(model).prune(schedule, score=score))
-    torch.manual_seed(SEED)
-    measured = [_evaluate(candidate, canvases, step) for candidate in models]
-    speeds = _images_per_second(models, normalised(model, canvases.images[:BATCH]), step)
+    """Evaluate and time a model, dense and by every method."""
     size = data_config(model)["input_size"]
-    by_shift = {
-        schedule: evaluation.right
-        for (schedule, score), evaluation in zip(settings, measured, strict=True)
-        if score == "shift"
+    models, _ = choose_methods(model, Recipe(SCHEDULES[name]), METHODS[name], size)
+    measured = {
+        method: _joined(
+            [_evaluate(candidate, canvases, seed, step) for seed in range(DRAWS if method == RANDOM else 1)]
+        )
+        for method, candidate in models.items()
     }
+    speeds = _images_per_second(list(models.values()), normalised(model, canvases.images[:BATCH]), step)
+    by_shift = measured[SHIFT].right.mean(0)
     return [
         Result(
             model=name,
-            schedule=schedule,
-            score=score,
-            accuracy=int(evaluation.right.sum()) / len(evaluation.right),
+            schedule=_schedule(recipe_of(candidate)),
+            method=method,
+            accuracy=float(found.right.double().mean()),
             images_per_second=speed,
             gmacs=count_macs(candidate, size) / 1e9,
-            on_digit=evaluation.on_digit,
-            by_chance=evaluation.by_chance,
-            against_shift=gain(by_shift[schedule], evaluation.right) if schedule in by_shift else None,
+            on_digit=found.on_digit,
+            by_chance=found.by_chance,
+            against_shift=None if method == DENSE else gain(by_shift, found.right.mean(0)),
+            spread=float(found.right.mean(1).std()) if len(found.right) > 1 else None,
         )
-        for (schedule, score), candidate, evaluation, speed in zip(settings, models, measured, speeds, strict=True)
+        for (method, candidate), found, speed in zip(models.items(), measured.values(), speeds, strict=True)
     ]
 
 
-def _evaluate(model: nn.Module, canvases: Canvases, step: Callable[[], None]) -> _Evaluation:
+def _schedule(recipe: Recipe | None) -> str:
+    if recipe is None or recipe.input_size is None:
+        return schedule_of(recipe) or "none"
+    return f"{size_in_words(recipe.input_size)} px"
+
+
+def _evaluate(model: nn.Module, canvases: Canvases, seed: int, step: Callable[[], None]) -> _Evaluation:
     right, on_digit, kept_tokens, by_chance = [], 0.0, 0, 0.0
     cut = _last_site(model)
     tracker = ShiftTracker(model, cut)  # for the kept positions; one watched block costs little
+    torch.manual_seed(seed)
     for images, labels, boxes in batches(canvases, BATCH):
         with tracker, torch.inference_mode():
             predicted = model(normalised(model, images)).argmax(1)
-        right.append(predicted == labels)
+        right.append((predicted == labels).float())
         rows, columns = tracker.maps[cut].shape[1:]
         digit = tokens_on_digit(boxes, (rows, columns), (images.shape[2], images.shape[3]))
         kept_digit = digit.gather(1, tracker.kept[cut]) if tracker.kept else digit
@@ -159,7 +168,13 @@ def _evaluate(model: nn.Module, canvases: Canvases, step: Callable[[], None]) ->
         kept_tokens += kept_digit.numel()
         by_chance += float(digit.float().mean(1).sum())
         step()
-    return _Evaluation(torch.cat(right), on_digit / kept_tokens, by_chance / len(canvases.labels))
+    return _Evaluation(torch.cat(right).unsqueeze(0), on_digit / kept_tokens, by_chance / len(canvases.labels))
+
+
+def _joined(draws: Sequence[_Evaluation]) -> _Evaluation:
+    """Put several draws together."""
+    shares = torch.tensor([[draw.on_digit, draw.by_chance] for draw in draws], dtype=torch.float64).mean(0)
+    return _Evaluation(torch.cat([draw.right for draw in draws]), float(shares[0]), float(shares[1]))
 
 
 def _last_site(model: nn.Module) -> str:
@@ -214,37 +229,37 @@ def draw_demo(name: str, model: nn.Module, canvases: Canvases, path: Path) -> No
     maps = shift_maps(model, inputs, names)
     columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
     columns += [MapColumn(f"shift, {block}", maps[block], "shift (l2)") for block in names]
-    for schedule in SCHEDULES[name]:
-        pruned = ShiftTracker(model).prune(schedule)
-        cut = _last_site(pruned)
-        with ShiftTracker(pruned, cut) as tracker, torch.inference_mode():
-            pruned(inputs)
-        rows, columns_of_map = tracker.maps[cut].shape[1:]
-        mask = kept_mask(tracker.kept[cut], (rows, columns_of_map))
-        columns.append(ImageColumn(f"kept, {schedule}", dim_dropped(seen, mask)))
+    pruned = ShiftTracker(model).prune(SCHEDULES[name])
+    cut = _last_site(pruned)
+    with ShiftTracker(pruned, cut) as tracker, torch.inference_mode():
+        pruned(inputs)
+    rows, columns_of_map = tracker.maps[cut].shape[1:]
+    mask = kept_mask(tracker.kept[cut], (rows, columns_of_map))
+    columns.append(ImageColumn(f"kept, {SCHEDULES[name]}", dim_dropped(seen, mask)))
     labels = [f"digit {int(canvases.labels[index])}" for index in SHOWN]
     save_figure(draw_columns(columns, labels), path)
 
 
 def verdicts(results: Sequence[Result]) -> list[str]:
-    """Say in words how the shift compares with its two controls, for better or worse.
+    """Say in words how the shift compares with the other methods, for better or worse.
 
     A difference of less than two standard errors is no difference.
     """
     lines = []
     for result in results:
-        if result.against_shift is not None and result.score != "shift":
-            found = verdict(*result.against_shift, result.score)
-            lines.append(f"{result.model} {result.schedule}: the shift {found}")
+        if result.against_shift is not None and result.method != SHIFT:
+            found = verdict(*result.against_shift, result.method)
+            lines.append(f"{result.model} {SCHEDULES[result.model]}: the shift {found}")
     return lines
 
 
 def cells(result: Result) -> list[str]:
     """Write a result as the cells of a table, in the order of :data:`HEADINGS`."""
+    spread = "" if result.spread is None else f" ± {100 * result.spread:.1f}"
     return [
         result.schedule,
-        result.score,
-        f"{100 * result.accuracy:.1f}",
+        result.method,
+        f"{100 * result.accuracy:.1f}{spread}",
         f"{result.images_per_second:.0f}",
         f"{result.gmacs:.3f}",
         f"{100 * result.on_digit:.1f}",
@@ -252,11 +267,13 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-HEADINGS = ("drop", "score", "accuracy %", "images/s", "GMACs", "on digit %", "chance %")
+HEADINGS = ("drop", "method", "accuracy %", "images/s", "GMACs", "on digit %", "chance %")
 LEGEND = (
     "drop: share of the tokens, or rows and columns of the map, @ the blocks, layers or stages after which they go "
-    "(none: the dense model); on digit: share of what the last of them keeps that lies on the digit; chance: that "
-    f"share among all tokens there. {MEANING}"
+    "(none: the dense model); random: mean and standard deviation of three draws; mnn, mnn1: tokens are merged "
+    "instead, in two rounds or one; lowres: the dense model on a smaller input, for at most the GMACs of dropping; on "
+    "digit: share of what the last of them keeps that lies on the digit; chance: that share among all tokens there. "
+    f"{MEANING}"
 )
 
 

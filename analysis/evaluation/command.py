@@ -61,6 +61,8 @@ def evaluate(
     score: options.Score = "shift",
     pruner: options.Pruner = None,
     keep: options.Keep = "top",
+    methods: options.Methods = None,
+    seeds: options.Seeds = None,
     compare_dense: Annotated[
         bool, typer.Option("--compare-dense", help="Evaluate the dense model on the same batches.")
     ] = False,
@@ -95,12 +97,16 @@ def evaluate(
     """
     from repshift.analysis.evaluation.settings import EvaluationSettings, model_names
     from repshift.analysis.samples.processes import as_one_command
+    from repshift.analysis.subjects.methods import read_methods
     from repshift.analysis.subjects.models import model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
 
     with as_one_command(results_file is not None) as processes:
         if data is not None and data_dir is not None:
             raise DataError(f"Got the data {data} and --data-dir {data_dir}. Give one of them.")
+        asked = read_methods(methods)
+        if asked is not None and score != "shift":
+            raise DataError(f"Got --score {score} beside --methods {methods}. Name all that is compared in --methods.")
         names = model_names(model, pretrained)
         settings = EvaluationSettings(
             data=data if data_dir is None else data_dir,
@@ -115,6 +121,8 @@ def evaluate(
                 pruner=pruner,
                 keep=keep,
             ),
+            methods=None if asked is None else tuple(asked),
+            seeds=seeds,
             compare_dense=compare_dense,
             dataset=dataset,
             split=split,
@@ -189,23 +197,37 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, names: Sequence[str],
         if "error" in row:
             typer.echo(f"error: {row['model']}: {row['error']}", err=True)
             continue
-        method = "" if row["method"] == "dense" else f", {row['method']}"
-        dropped = f", {row['schedule']} dropped by {row['method']}" if row["schedule"] else method
-        note(f"{row['model']}{dropped}: {row['samples']} samples, {row['gmacs']:.2f} GMACs")
-        note(f" * Acc@1 {row['top1']:.3f} ({row['top1_err']:.3f}) Acc@5 {row['top5']:.3f} ({row['top5_err']:.3f})")
-        if "dense_top1" in row:
-            note(
-                f"   dense: Acc@1 {row['dense_top1']:.3f} Acc@5 {row['dense_top5']:.3f}, "
-                f"{row['dense_gmacs']:.2f} GMACs; pruned - dense: {row['delta_top1']:+.3f} {row['delta_top5']:+.3f}; "
-                f"same class {row['agreement']:.3f} %"
-            )
+        if settings.methods is None:
+            _say(row)
         if row.get("at_chance"):
-            note(f"note: {CHANCE}{' Or too much is dropped: see --compare-dense.' * bool(row['schedule'])}")
+            named = f"{row['method']}: " if settings.methods is not None else ""
+            note(f"note: {named}{CHANCE}{' Or too much is dropped: see --compare-dense.' * bool(row['schedule'])}")
         if row["skipped"]:
             typer.echo(printable(f"skipped {row['skipped']}: {row['skipped_files']}"), err=True)
+    if settings.methods is not None:
+        from repshift.analysis.evaluation.table import show_methods
+
+        for name in names:
+            show_methods([row for row in rows if row["model"] == name and "error" not in row])
     note_random_weights(settings.pretrained, settings.checkpoint, *names)
     if results is not None:
         note(f"results: {results}")
+
+
+def _say(row: dict[str, Any]) -> None:
+    from repshift.analysis.subjects.recipes import size_in_words
+
+    dropped = f", {row['schedule']} dropped by {row['method']}" if row["schedule"] else ""
+    smaller = f", input of {size_in_words(row['input_size'])} pixels" if row.get("input_size") else ""
+    note(f"{row['model']}{dropped}{smaller}: {row['samples']} samples, {row['gmacs']:.2f} GMACs")
+    drawn = f", mean of {row['seeds']} draws, spread {row['top1_spread']:.3f}" if "seeds" in row else ""
+    note(f" * Acc@1 {row['top1']:.3f} ({row['top1_err']:.3f}) Acc@5 {row['top5']:.3f} ({row['top5_err']:.3f}){drawn}")
+    if "dense_top1" in row:
+        note(
+            f"   dense: Acc@1 {row['dense_top1']:.3f} Acc@5 {row['dense_top5']:.3f}, "
+            f"{row['dense_gmacs']:.2f} GMACs; pruned - dense: {row['delta_top1']:+.3f} {row['delta_top5']:+.3f}; "
+            f"same class {row['agreement']:.3f} %"
+        )
 
 
 def _given(**settings: Any) -> dict[str, Any]:

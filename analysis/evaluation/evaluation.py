@@ -16,8 +16,9 @@ from torch import nn
 from repshift.analysis.evaluation.loop import EvaluationLoop, Part
 from repshift.analysis.evaluation.models import Subject, build_subject, load_classifier
 from repshift.analysis.evaluation.records import PartialResults, Recorded, Row
+from repshift.analysis.evaluation.rows import Measured, make_rows
 from repshift.analysis.evaluation.settings import EvaluationSettings, read_valid_labels
-from repshift.analysis.evaluation.summary import is_chance, read_real_labels, real_answers, summarise
+from repshift.analysis.evaluation.summary import read_real_labels, real_answers
 from repshift.analysis.output.files import output_file
 from repshift.analysis.output.partial import forget_unfinished, settle_unfinished, unfinished_folder
 from repshift.analysis.output.results import Results, environment, results_format, write_results
@@ -84,7 +85,7 @@ class Evaluation:
             resume: Go on with an unfinished run; ``False`` begins anew; by default an unfinished run is an error.
 
         Returns:
-            One row for each model.
+            One row for each model, and for each method of it if there are several; a dense model first.
 
         Raises:
             RepshiftError: If the only model fails; what was evaluated is kept.
@@ -96,7 +97,7 @@ class Evaluation:
         rows: list[Row] = []
         for number, (name, settings) in enumerate(zip(models, chosen, strict=True)):
             try:
-                rows.append(self._finished(name, number, settings) or self._evaluate(name, number, settings))
+                rows += self._finished(name, number, settings) or self._evaluate(name, number, settings)
             except Exception as error:
                 if len(models) == 1:
                     raise
@@ -114,22 +115,23 @@ class Evaluation:
             return None
         return PartialResults(self.partial_folder / f"{number:04d}", settings, self.processes.rank)
 
-    def _finished(self, name: str, number: int, settings: EvaluationSettings) -> Row | None:
-        """Return the row of a model that was finished before the run was interrupted."""
-        row = None
+    def _finished(self, name: str, number: int, settings: EvaluationSettings) -> list[Row] | None:
+        """Return the rows of a model that was finished before the run was interrupted."""
+        rows = None
         with self.processes.together():
             partial = self._partial(number, {})
-            if partial is not None and self.processes.first and (row := partial.row(name)) is not None:
+            if partial is not None and self.processes.first and (rows := partial.rows(name)) is not None:
                 model, config = load_classifier(name, settings)
                 identity = self._identity(name, settings, config, self._open(model, config))
                 PartialResults(partial.folder, identity).resume()
-        found: Row | None = self.processes.exchange(row)[0]
+        found: list[Row] | None = self.processes.exchange(rows)[0]
         return found
 
-    def _evaluate(self, name: str, number: int, settings: EvaluationSettings) -> Row:
+    def _evaluate(self, name: str, number: int, settings: EvaluationSettings) -> list[Row]:
         records: Recorded = {}
         with self.processes.together():
             subject = build_subject(name, settings, self.device)
+            self.notes.update(dict.fromkeys(subject.remarks))
             samples = self._open(subject.classifier, subject.config)
             partial = self._partial(number, self._identity(name, settings, subject.config, samples))
             if partial is not None and self.processes.first:
@@ -149,10 +151,10 @@ class Evaluation:
                     partial.forget_if_empty()
         parts = self.processes.exchange(part)
         with self.processes.together():
-            row = self._row(name, settings, subject, samples, records, parts)
+            rows = self._rows(name, settings, subject, samples, records, parts)
             if partial is not None and self.processes.first:
-                partial.finish(row)
-        return row
+                partial.finish(rows)
+        return rows
 
     def _open(self, model: nn.Module, config: Mapping[str, Any]) -> Samples | Stream:
         settings = self.settings
@@ -178,7 +180,7 @@ class Evaluation:
         fingerprint = settings.fingerprint(name, self.device, self.processes.count)
         return {**fingerprint, **told_apart_by(samples, config)}
 
-    def _row(
+    def _rows(
         self,
         name: str,
         settings: EvaluationSettings,
@@ -186,37 +188,13 @@ class Evaluation:
         samples: Samples | Stream,
         before: Recorded,
         parts: Sequence[Part],
-    ) -> Row:
+    ) -> list[Row]:
         records, failures = self._merge(samples, before, parts)
         answers = None
         if self.real_labels is not None:
             answers = real_answers(self.real_labels, {index: samples.file_name(index) for index in records})
-        summary = summarise(records, answers)
         classes = subject.classes if self.valid_labels is None else len(self.valid_labels)
-        chance = {"at_chance": True} if is_chance(summary["top1"], len(records), classes) else {}
-        own = ("top1", "top1_err", "top5", "top5_err")
-        row: Row = {
-            "model": name,
-            **{key: summary[key] for key in own},
-            **subject.facts,
-            **{key: value for key, value in summary.items() if key not in own},
-            "samples": len(records),
-            "skipped": len(failures),
-            "real_labels": settings.real_labels,
-            "samples_per_sec": _rate([part.rate for part in parts]),
-            "batch_size": min(part.batch_size for part in parts),
-            "precision": settings.precision,
-            "seed": settings.seed if settings.draws else None,
-            "checkpoint": settings.checkpoint,
-            **chance,
-        }
-        if subject.dense is not None:
-            row["dense_samples_per_sec"] = _rate([part.dense_rate for part in parts])
-        if failures:
-            row["skipped_files"] = "; ".join(
-                f"{failure.name} ({failure.reason})" for _, failure in sorted(failures.items())
-            )
-        return row
+        return make_rows(name, settings, subject, Measured(records, failures, answers, classes, parts))
 
     def _merge(
         self, samples: Samples | Stream, before: Recorded, parts: Sequence[Part]
@@ -236,9 +214,3 @@ class Evaluation:
                 "(--no-resume)."
             )
         return records, failures
-
-
-def _rate(rates: Sequence[float | None]) -> float | None:
-    """Add up the speed of all processes; unknown if one of them had nothing left to time."""
-    known = [rate for rate in rates if rate is not None]
-    return round(sum(known), 2) if len(known) == len(rates) else None

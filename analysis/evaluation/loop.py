@@ -57,14 +57,14 @@ class Part:
     Attributes:
         records: Of the samples that it evaluated, without those done before.
         failures: Samples that could not be read, by number.
-        rate: Samples a second of the model's forward, loading not counted; ``None`` if nothing was left to time.
+        rates: Samples a second of each method's forward, loading not counted; ``None`` if nothing was left to time.
         dense_rate: The same of the dense model.
         batch_size: The last one, smaller than asked for if memory ran out.
     """
 
     records: Recorded = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    rate: float | None = None
+    rates: tuple[float | None, ...] = ()
     dense_rate: float | None = None
     batch_size: int = 0
 
@@ -73,7 +73,7 @@ class EvaluationLoop:
     """Evaluates one process's share of the samples.
 
     Args:
-        subject: The model, and the dense one if it is compared.
+        subject: The methods, and the dense model if they are compared with it.
         samples: Data that are read by number, or a stream.
         settings: Batch size, precision, and what happens when something goes wrong.
         device: Where the model is.
@@ -91,7 +91,7 @@ class EvaluationLoop:
         self.subject, self.samples, self.settings = subject, samples, settings
         self.device, self.partial = device, partial
         self.part = Part(batch_size=settings.batch_size)
-        self._timings = Timing(), Timing()
+        self._timings, self._dense_timing = tuple(Timing() for _ in subject.candidates), Timing()
         self._right = 0
         valid = samples.valid_labels
         self._valid = None if valid is None else torch.tensor(valid, device=device)
@@ -117,7 +117,8 @@ class EvaluationLoop:
             self.part.batch_size = smaller
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        self.part.rate, self.part.dense_rate = (timing.rate for timing in self._timings)
+        self.part.rates = tuple(timing.rate for timing in self._timings)
+        self.part.dense_rate = self._dense_timing.rate
         return self.part
 
     def _run(self, share: Share, observe: Observer, stopped: Callable[[], bool]) -> None:
@@ -153,21 +154,29 @@ class EvaluationLoop:
         images = batch.images.to(self.device, DTYPES[self.settings.model_dtype], non_blocking=True)
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        predicted = self._predict(self.subject.model, images, batch.indices[0], self._timings[0])
-        dense: list[Any] = [None] * len(predicted)
+        first = batch.indices[0]
+        predicted = [
+            self._predict(self.subject.candidates[place].model, images, (first, draw), self._timings[place])
+            for place, draw in self.subject.columns
+        ]
+        dense: list[Any] = [None] * len(images)
         if self.subject.dense is not None:
-            dense = self._predict(self.subject.dense, images, batch.indices[0], self._timings[1])
-        made = zip(batch.indices, batch.labels, predicted, dense, strict=True)
-        records = {index: SampleRecord(label, ours, theirs) for index, label, ours, theirs in made}
+            dense = self._predict(self.subject.dense, images, (first, 0), self._dense_timing)
+        made = zip(batch.indices, batch.labels, dense, *predicted, strict=True)
+        records = {
+            index: SampleRecord(label, ours, theirs, tuple(others)) for index, label, theirs, ours, *others in made
+        }
         if self.partial is not None:
             self.partial.add(records)
         self.part.records |= records
         self._right += sum(record.predicted[0] == record.label for record in records.values())
 
-    def _predict(self, model: nn.Module, images: Tensor, first: int, timing: Timing) -> list[tuple[int, ...]]:
-        """Return the five likeliest classes of each image."""
+    def _predict(
+        self, model: nn.Module, images: Tensor, draw: tuple[int, int], timing: Timing
+    ) -> list[tuple[int, ...]]:
+        """Return the five likeliest classes of each image; a draw is of a first sample and has a number."""
         if self.settings.draws:
-            seed_batch(self.settings.seed, first)
+            seed_batch(self.settings.seed + draw[1], draw[0])
         start = time.perf_counter()
         with torch.inference_mode(), self._precision():
             outputs = model(images)

@@ -14,10 +14,26 @@ from repshift import DataError, recipe_of
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.samples.preprocessing import evaluation_config
 from repshift.analysis.subjects.macs import count_work
+from repshift.analysis.subjects.methods import RANDOM, choose_methods, method_name
 from repshift.analysis.subjects.models import ModelOptions
-from repshift.analysis.subjects.recipes import apply, measured_columns, method_name, schedule_of, whole_recipe
+from repshift.analysis.subjects.recipes import apply, measured_columns, schedule_of, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import first_line
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run the model of an evaluation: pruned, dense, or on a smaller input.
+
+    Attributes:
+        model: In evaluation mode.
+        draws: How often it is evaluated: several times where it is drawn what goes.
+        facts: What the results say of it, by timm's names.
+    """
+
+    model: nn.Module
+    draws: int
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,21 +41,29 @@ class Subject:
     """What is evaluated.
 
     Attributes:
-        model: Pruned, or dense if nothing is dropped; in evaluation mode.
-        dense: The dense model that it is compared with, if it is.
+        candidates: The methods that are compared, at least one; without a comparison the model as it was asked for.
+        dense: The dense model that they are compared with, if they are.
         classifier: The dense model as it was loaded, which knows its classes.
         config: timm's data configuration, see
             :func:`repshift.analysis.samples.preprocessing.evaluation_config`.
         classes: How many classes it tells apart.
-        facts: What the results say of it, by timm's names.
+        dense_facts: What the results say of the dense model, where it has a line of its own.
+        remarks: What was left out, and why.
     """
 
-    model: nn.Module
+    candidates: tuple[Candidate, ...]
     dense: nn.Module | None
     classifier: nn.Module
     config: dict[str, Any]
     classes: int
-    facts: dict[str, Any]
+    dense_facts: dict[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[tuple[int, int]]:
+        """What is predicted for every sample, in order: the number of the candidate, and that of the draw."""
+        numbered = enumerate(self.candidates)
+        return [(place, draw) for place, candidate in numbered for draw in range(candidate.draws)]
 
 
 def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module, dict[str, Any]]:
@@ -67,12 +91,32 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     # pruning comes after moving: a model moved later would part from its copy's buffers
-    pruned = apply(settings.recipe, model).eval()
-    facts = _facts(name, model, pruned, config)
+    remarks: list[str] = []
+    if settings.methods is None:
+        chosen = [apply(settings.recipe, model)]
+    else:
+        methods, remarks = choose_methods(model, settings.recipe, settings.methods, config["input_size"])
+        chosen = list(methods.values())[1:]
+    candidates = tuple(_candidate(name, model, pruned.eval(), config, settings) for pruned in chosen)
+    compares = settings.compare_dense or settings.methods is not None
     subject = Subject(
-        pruned, model if settings.compare_dense else None, model, config, getattr(model, "num_classes", 0), facts
+        candidates or (_candidate(name, model, model, config, settings),),
+        model if compares and candidates else None,
+        model,
+        config,
+        getattr(model, "num_classes", 0),
+        _facts(name, model, model, config) if settings.methods is not None and candidates else None,
+        tuple(remarks),
     )
     return _compiled(subject) if settings.torchcompile else subject
+
+
+def _candidate(
+    name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any], settings: EvaluationSettings
+) -> Candidate:
+    recipe = recipe_of(pruned)
+    drawn = recipe is not None and recipe.scores and recipe.score == RANDOM
+    return Candidate(pruned, settings.draws_of_each if drawn else 1, _facts(name, model, pruned, config))
 
 
 def _facts(name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +145,14 @@ def _facts(name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, 
 
 def _compiled(subject: Subject) -> Subject:
     torch._dynamo.reset()  # graphs of the models before count against the limit of recompilations
-    model = cast("nn.Module", torch.compile(subject.model))
-    if subject.dense is None:
-        return replace(subject, model=model)
-    return replace(subject, model=model, dense=cast("nn.Module", torch.compile(subject.dense)))
+    # all methods share the code of one class, and beyond a few graphs for it dynamo would run the rest eagerly
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * (len(subject.candidates) + 1))
+    return replace(
+        subject,
+        candidates=tuple(
+            replace(candidate, model=cast("nn.Module", torch.compile(candidate.model)))
+            for candidate in subject.candidates
+        ),
+        dense=None if subject.dense is None else cast("nn.Module", torch.compile(subject.dense)),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,22 +25,28 @@ class SampleRecord:
         label: Its class.
         predicted: The model's five likeliest classes, the likeliest first (fewer if it has fewer).
         dense: The same of the dense model, if it was compared.
+        others: The same of further methods, and of further draws of a random one.
     """
 
     label: int
     predicted: tuple[int, ...]
     dense: tuple[int, ...] | None = None
+    others: tuple[tuple[int, ...], ...] = ()
+
+    def of(self, column: int) -> SampleRecord:
+        """Return the record of one method or draw alone, by its number."""
+        return SampleRecord(self.label, (self.predicted, *self.others)[column], self.dense)
 
 
 Recorded = dict[int, SampleRecord]  # by the number of the sample, so that none counts twice
 
 
 class PartialResults(PartialRecords[SampleRecord]):
-    """The records of one model's unfinished evaluation, and in the end the model's line of the results."""
+    """The records of one model's unfinished evaluation, and in the end the model's lines of the results."""
 
     def written(self, record: SampleRecord) -> list[Any]:
         """Write a record as plain values."""
-        return [record.label, record.predicted, record.dense]
+        return [record.label, record.predicted, record.dense, *record.others]
 
     def read(self, plain: Any) -> SampleRecord:
         """Read a record.
@@ -47,29 +54,40 @@ class PartialResults(PartialRecords[SampleRecord]):
         Raises:
             TypeError: If it is none.
         """
-        label, predicted, dense = plain
-        return SampleRecord(whole_number(label), _numbers(predicted), None if dense is None else _numbers(dense))
+        label, predicted, dense, *others = plain
+        return SampleRecord(
+            whole_number(label),
+            _numbers(predicted),
+            None if dense is None else _numbers(dense),
+            tuple(_numbers(each) for each in others),
+        )
 
-    def row(self, name: str) -> Row | None:
-        """Read the line of a model in the results, if its evaluation was finished.
+    def rows(self, name: str) -> list[Row] | None:
+        """Read the lines of a model in the results, one for each method, if its evaluation was finished.
 
         Raises:
-            CheckpointError: If it is none.
+            CheckpointError: If they are none.
         """
         check_partial(self.folder)
         path = self.folder / ROW
         if not path.exists():
             return None
-        row = read_mapping(path)
-        wanted = [*NUMBERS, *(COMPARED if row.get("dense_top1") is not None else ())]
-        if row.get("model") != name or not all(type(row.get(key)) in (int, float) for key in wanted):
-            raise CheckpointError(f"{path} is no line of the results of {name}. {ANEW}")
-        return {"schedule": None, "method": None, **row}
+        rows = read_mapping(path).get("rows")
+        if not isinstance(rows, list) or not rows or not all(_is_row(row, name) for row in rows):
+            raise CheckpointError(f"{path} holds no lines of the results of {name}. {ANEW}")
+        return [{"schedule": None, "method": None, **row} for row in rows]
 
-    def finish(self, row: Row) -> None:
-        """Keep the model's line of the results."""
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Keep the model's lines of the results."""
         output_folder(self.folder)
-        write_text(self.folder / ROW, json.dumps(row, indent=2) + "\n")
+        write_text(self.folder / ROW, json.dumps({"rows": list(rows)}, indent=2) + "\n")
+
+
+def _is_row(row: Any, name: str) -> bool:
+    if not isinstance(row, dict) or row.get("model") != name:
+        return False
+    wanted = [*NUMBERS, *(COMPARED if row.get("dense_top1") is not None else ())]
+    return all(type(row.get(key)) in (int, float) for key in wanted)
 
 
 def _numbers(values: Any) -> tuple[int, ...]:

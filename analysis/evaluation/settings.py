@@ -13,7 +13,8 @@ import torch
 from repshift import MODELS, DataError, Recipe, UnknownNameError
 from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.samples.preprocessing import OVERRIDES
-from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
+from repshift.analysis.subjects.limits import check_batch, check_seed, check_seeds, check_workers
+from repshift.analysis.subjects.methods import RANDOM, SEEDS
 from repshift.analysis.subjects.models import own_recipe, saved_model
 from repshift.analysis.subjects.recipes import settings_of
 from repshift.errors import first_line
@@ -33,6 +34,9 @@ class EvaluationSettings:
         data: A folder of class folders, a tar file, the root of ``dataset``, or ``cluttered-mnist``.
         recipe: How the models are pruned; ``None`` leaves them dense, but for those in folders with a recipe of their
             own.
+        methods: Names of methods that are compared at the recipe's schedule, on the same batches and with the dense
+            model, see :func:`repshift.analysis.subjects.methods.choose_methods`; ``None`` evaluates the recipe alone.
+        seeds: How many draws of a random score are evaluated; by default three beside other methods, else one.
         compare_dense: Evaluate the dense model on the same batches.
         preprocessing: Overrides of the model's own, see
             :func:`repshift.analysis.samples.preprocessing.evaluation_config`.
@@ -55,6 +59,8 @@ class EvaluationSettings:
 
     data: str | None = None
     recipe: Recipe | None = None
+    methods: tuple[str, ...] | None = None
+    seeds: int | None = None
     compare_dense: bool = False
     dataset: str = ""
     split: str = "validation"
@@ -111,6 +117,7 @@ class EvaluationSettings:
         check_batch(self.batch_size)
         check_workers(self.workers)
         check_seed(self.seed)
+        check_seeds(self.seeds)
 
     def of_model(self, model: str) -> EvaluationSettings:
         """Return the settings for one model, which may be a folder with a recipe of its own.
@@ -120,7 +127,7 @@ class EvaluationSettings:
             RepshiftError: If a folder cannot be read.
         """
         recipe = self.recipe or own_recipe(model)
-        if self.compare_dense and recipe is None:
+        if self.compare_dense and self.methods is None and recipe is None:
             raise DataError(
                 "--compare-dense compares a pruned model, and nothing is dropped. Give --drop or --recipe, or leave it "
                 "out."
@@ -129,8 +136,15 @@ class EvaluationSettings:
 
     @property
     def draws(self) -> bool:
-        """Whether what is dropped is drawn at random."""
-        return self.recipe is not None and self.recipe.score == "random"
+        """Whether what is dropped is drawn at random, by any method."""
+        if self.methods is not None:
+            return RANDOM in self.methods
+        return self.recipe is not None and self.recipe.score == RANDOM
+
+    @property
+    def draws_of_each(self) -> int:
+        """How many draws of a random score are evaluated."""
+        return (SEEDS if self.methods else 1) if self.seeds is None else self.seeds
 
     def fingerprint(self, model: str, device: torch.device, processes: int) -> dict[str, Any]:
         """Return what must be the same for a resumed evaluation to end with the same result; files by content."""
@@ -158,6 +172,8 @@ class EvaluationSettings:
 
 _AS_GIVEN = (
     "compare_dense",
+    "methods",
+    "draws_of_each",
     "dataset",
     "split",
     "num_samples",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import RealLabelsImagenet
+from torch import Tensor
 from torch.distributions import Binomial
 
 from repshift.analysis.evaluation.records import Recorded
+from repshift.analysis.output.paired import gain
 from repshift.errors import DataError, first_line
 
 SHIPPED_LABELS = "timm"  # the word that stands for the reassessed labels that timm ships
@@ -33,14 +36,15 @@ def summarise(records: Recorded, answers: Answers | None = None) -> dict[str, An
 
     Returns:
         ``top1``, ``top1_err``, ``top5`` and ``top5_err``; if the dense model was compared, also its ``dense_top1`` and
-        ``dense_top5``, the pruned model's gain ``delta_top1`` and ``delta_top5`` in points, and ``agreement``: the
-        share of samples for which both predict the same class, in per cent.
+        ``dense_top5``, the pruned model's gain ``delta_top1`` and ``delta_top5`` in points, the standard error
+        ``delta_top1_error`` of the former, which is paired, and ``agreement``: the share of samples for which both
+        predict the same class, in per cent.
 
     Raises:
         DataError: If there is no sample.
     """
     ordered = [(index, records[index]) for index in sorted(records)]
-    right = {index: (record.label,) if answers is None else tuple(answers[index]) for index, record in ordered}
+    right = _right_classes(records, answers)
     counted = [(index, record) for index, record in ordered if right[index]]
     if not counted:
         raise DataError("No sample could be evaluated. Check the data and their labels.")
@@ -66,9 +70,25 @@ def summarise(records: Recorded, answers: Answers | None = None) -> dict[str, An
             "dense_top5": round(dense5, 4),
             "delta_top1": round(top1 - dense1, 4),
             "delta_top5": round(top5 - dense5, 4),
+            "delta_top1_error": round(gain(hits(records, answers), hits(_dense(records), answers))[1], 4),
             "agreement": round(100 * same / len(ordered), 4),
         }
     return summary
+
+
+def hits(records: Recorded, answers: Answers | None = None) -> Tensor:
+    """Say which samples are classified rightly, ``(samples,)`` float; arguments as of :func:`summarise`."""
+    right = _right_classes(records, answers)
+    counted = [index for index in sorted(records) if right[index]]
+    return torch.tensor([float(records[index].predicted[0] in right[index]) for index in counted])
+
+
+def _dense(records: Recorded) -> Recorded:
+    return {index: replace(record, predicted=record.dense or ()) for index, record in records.items()}
+
+
+def _right_classes(records: Recorded, answers: Answers | None) -> dict[int, tuple[int, ...]]:
+    return {index: (record.label,) if answers is None else tuple(answers[index]) for index, record in records.items()}
 
 
 def is_chance(accuracy: float, samples: int, classes: int) -> bool:

@@ -71,19 +71,14 @@ Methods = Annotated[
     str | None,
     typer.Option(
         help="What is compared at one schedule, with commas: dense, shift, norm, random, cls_attention, "
-        "mean_attention, oracle_free; or pruners: mnn, tome, saliency_merge, cells, even and so on.",
+        "mean_attention, oracle_free; pruners: mnn, mnn1, tome, ward, saliency_merge, cells, even and so on; lowres, "
+        "the dense model on a smaller input of no more GMACs.",
     ),
 ]
+Seeds = Annotated[int | None, typer.Option(help="Draws of the random score, whose mean and spread are shown.")]
 Pruner = Annotated[
     str | None,
     typer.Option(help="tokens, lines, positions, cells, mnn, tome and so on. [default: what suits the model]"),
-]
-Methods = Annotated[
-    str | None,
-    typer.Option(
-        help="What is compared, between commas: shift, norm, random, cls_attention, mean_attention, oracle_free, mnn, "
-        "mnn1, ward, tome, merge or fuse. [default: shift, norm, random, tome, mnn, as far as the model can have them]"
-    ),
 ]
 Compare = Annotated[
     list[Path] | None,

@@ -22,6 +22,8 @@ _FIXED = {
     "cls attention": PURPLE,
     "mean attention": RED,
     "oracle free": GREEN,
+    "mnn": INDIGO,
+    "lowres": OLIVE,
 }
 _OTHERS = (GREEN, RED, BLACK, BLUE, YELLOW, SKY, PURPLE, ORANGE, GREY, INDIGO, WINE, OLIVE, BROWN, PINK, FOREST)
 

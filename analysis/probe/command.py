@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,8 +100,18 @@ def probe(
                 passes = Passes(processes, results_file, batch_size, workers, chosen, on_error, observe)
                 passes.begin(resume)
                 pruned = chosen_recipe(recipe, drop, drop_r, model=model, **measured_by)
-                subjects = build_subjects(model, built, pruned, methods, compare or (), seed, chosen)
-                config = evaluation_config(subjects.model, img_size=img_size, input_size=input_size)
+                config_of = partial(evaluation_config, img_size=img_size, input_size=input_size)
+                subjects = build_subjects(
+                    model,
+                    built,
+                    pruned,
+                    lambda dense: config_of(dense)["input_size"],
+                    methods,
+                    compare or (),
+                    seed,
+                    chosen,
+                )
+                config = config_of(subjects.model)
                 source: dict[str, Any] = {"suffixes": suffixes, "skip_other_files": skip_other_files}
                 trained, classes = open_class_folders(train, config, num_samples=train_samples, **source)
                 named: dict[str, Any] = {"source": str(train), "num_samples": num_samples, **source}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from repshift import RepshiftError, Schedule
-from repshift.analysis.curves.points import ACCURACIES, collect, method_of
+from repshift import RepshiftError
+from repshift.analysis.curves.points import ACCURACIES, collect, method_of, schedule_in_words
 from repshift.analysis.curves.points import Point as Measured
 from repshift.analysis.output.results import Results, Row
 
@@ -208,7 +208,7 @@ def _schedule(row: Row) -> str:
     """Write a schedule in one way only."""
     given = row.get("schedule")
     try:
-        return str(Schedule.of(given)) if isinstance(given, str) and given else ""
+        return schedule_in_words(row) if given is None or isinstance(given, str) else ""
     except RepshiftError:
         return str(given)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from torch import nn
 from repshift import Recipe, recipe_of
 from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.subjects.methods import DENSE, SHIFT, choose_methods, known_methods
+from repshift.analysis.subjects.methods import DENSE, LOWRES, SHIFT, choose_methods, known_methods, read_methods
 from repshift.analysis.subjects.models import ModelOptions, saved_model
 from repshift.analysis.subjects.recipes import apply, measured_columns, read_recipe, settings_of, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import DataError, UnknownNameError, UnsupportedModelError, first_line
 
 # What is compared where nothing was asked for, as far as the model can have it
-LOWRES = "lowres"  # the same model at a smaller input size: the control that a method should beat
 USUAL = (SHIFT, "norm", "random", "tome", "mnn", LOWRES)
 
 
@@ -94,7 +93,7 @@ class Subjects:
                     f"({type(error).__name__}: {first_line(error)}). Give another --img-size."
                 ) from error
             found[name] = {
-                "schedule": recipe and str(recipe.schedule),
+                "schedule": None if recipe is None or recipe.schedule is None else str(recipe.schedule),
                 **measured_columns(model),
                 "img_size": config["input_size"][-1],
                 "gmacs": round(work.macs / 1e9, 4),
@@ -108,6 +107,7 @@ def build_subjects(
     name: str,
     given: ModelOptions,
     pruned: Recipe | None,
+    size_of: Callable[[nn.Module], tuple[int, int, int]],
     methods: str | None = None,
     files: Sequence[Path] = (),
     seed: int = 0,
@@ -119,6 +119,7 @@ def build_subjects(
         name: Of the model, or its folder.
         given: The command's options for it.
         pruned: Schedule, pruner, and what the shift measures.
+        size_of: Says which size of images a model is given: channels, rows and columns.
         methods: Of ``--methods``: names between commas; by default those of :data:`USUAL` that the model can have.
         files: Of ``--compare``: further recipes, each a method of its own with the name of its file.
         seed: Of weights that are not loaded.
@@ -129,7 +130,7 @@ def build_subjects(
     """
     random_seed(seed)  # weights that are not loaded are the same in every process, and after a resumption
     model = build_model(name, given).to(device).eval()
-    asked = None if methods is None else [part.strip() for part in methods.split(",")]
+    asked = read_methods(methods)
     further = {file.stem: read_recipe(file) for file in files}
     if len(further) < len(files) or (taken := further.keys() & {DENSE, *known_methods()}):
         told = sorted(taken) if len(further) == len(files) else [str(file) for file in files]
@@ -139,8 +140,7 @@ def build_subjects(
     models: dict[str, nn.Module] = {}
     notes: list[str] = []
     if pruned is not None or asked is not None or not further:
-        usual = [method for method in USUAL if method in known_methods()]
-        models, notes = choose_methods(model, pruned, asked, usual=usual, limit=False)
+        models, notes = choose_methods(model, pruned, asked, size_of(model), USUAL)
     models.pop(DENSE, None)
     models |= {method: apply(recipe, model).eval() for method, recipe in further.items()}
     if not models:

@@ -9,6 +9,7 @@ from numbers import Integral
 from repshift.errors import DataError, UnknownNameError
 
 SEEDS = 2**32  # what torch, NumPy and Python's random take alike
+MOST_DRAWS = 1000
 LARGEST_SIDE = 2**14  # pixels
 LARGEST_BATCH = 2**20
 PER_PROCESSOR = 8  # processes that load images; more of them only wait for each other
@@ -27,6 +28,16 @@ def check_seed(seed: int, seeds: int = SEEDS) -> None:
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < seeds:
         raise DataError(f"The seed {seed!r} is out of range. Give a seed from 0 to {seeds - 1} (--seed).")
+
+
+def check_seeds(seeds: int | None) -> None:
+    """Check how often a random score is drawn.
+
+    Raises:
+        DataError: If it is never, or more often than anyone could wait for.
+    """
+    if seeds is not None and not 1 <= seeds <= MOST_DRAWS:
+        raise DataError(f"{seeds} draws of the random score cannot be compared. Give 1 to {MOST_DRAWS} (--seeds).")
 
 
 def check_workers(workers: int) -> None:

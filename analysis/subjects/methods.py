@@ -8,29 +8,65 @@ from dataclasses import replace
 from torch import nn
 
 from repshift import PRUNERS, Recipe
-from repshift.analysis.subjects.recipes import apply
+from repshift.analysis.subjects.recipes import apply, pruner_in_words
+from repshift.analysis.subjects.smaller_inputs import SmallerInputs
 from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
 from repshift.registry import suggest
 from repshift.scores import SCORES
 
-DENSE, SHIFT, LIMIT = "dense", "shift", "oracle_free"
+DENSE, SHIFT, LIMIT, LOWRES = "dense", "shift", "oracle_free", "lowres"
+RANDOM = "random"
+SEEDS = 3  # draws of it beside other methods, where nothing else is asked for
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
-CONTROLS = ("norm", "random")
-USUAL = (SHIFT, *ATTENTION, *CONTROLS, LIMIT)
+CONTROLS = ("norm", RANDOM)
 # Pruners, which look at the shift or at no score: those that merge, one that spares every part, lines by their places
 BY_PRUNER = ("mnn", "mnn1", "ward", "tome", "merge", "fuse", "saliency_merge", "cells", "crop", "centre", "even")
+RECOMMENDED = "mnn"  # of them
+# What is compared where nothing is asked for; what a model cannot have is left out
+USUAL = (SHIFT, *ATTENTION, *CONTROLS, RECOMMENDED, LOWRES, LIMIT)
 
 
 def known_methods() -> list[str]:
     """List what ``--methods`` takes."""
-    return [DENSE, SHIFT, *SCORES.names(), *BY_PRUNER]
+    return [DENSE, SHIFT, *SCORES.names(), *BY_PRUNER, LOWRES]
+
+
+def read_methods(text: str | None) -> list[str] | None:
+    """Read ``--methods``, such as ``shift,mnn,lowres``; a name that is there twice counts once.
+
+    Raises:
+        UnknownNameError: If a method does not exist.
+    """
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    known = known_methods()
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(f"Unknown method {name!r}. {suggest(name, known)} (--methods)")
+    return list(dict.fromkeys(names))
+
+
+def method_name(recipe: Recipe | None) -> str:
+    """Name a recipe in a table, as ``--methods`` does where it can be asked for there.
+
+    That is ``dense``, ``lowres``, the pruner that merges or needs no score, or the score, with ``(bottom)`` if the
+    lowest stay.
+    """
+    if recipe is None:
+        return DENSE
+    if recipe.schedule is None:
+        return "dense (read=head)" if recipe.input_size is None else LOWRES
+    if not recipe.scores or (recipe.pruner in BY_PRUNER and (recipe.score, recipe.keep) == (SHIFT, "top")):
+        return pruner_in_words(recipe)
+    return str(recipe.score) if recipe.keep == "top" else f"{recipe.score} (bottom)"
 
 
 def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
     """Say how a method prunes, given what all of them have in common.
 
     Args:
-        method: Any of :func:`known_methods`.
+        method: Any of :func:`known_methods` but ``lowres``, which depends on the model.
         pruned: Schedule, pruner, and what the shift measures.
     """
     if method == DENSE or pruned is None:
@@ -40,64 +76,62 @@ def recipe_for(method: str, pruned: Recipe | None) -> Recipe | None:
         if getattr(PRUNERS.get(method), "before_mlp", False):
             merged = replace(merged, operation=None)  # only one is over there, which is its own
         return replace(merged, keep=pruned.keep) if merged.scores else merged
-    return replace(pruned, score=method, keep="top" if method == LIMIT else pruned.keep)  # the limit ranks nothing
+    # the limit ranks nothing, and a pruner that chooses by itself looks at no score
+    keep, pruner = "top" if method == LIMIT else pruned.keep, pruned.pruner if pruned.scores else None
+    return replace(pruned, score=method, keep=keep, pruner=pruner)
 
 
 def choose_methods(
     model: nn.Module,
     pruned: Recipe | None,
     asked: Sequence[str] | None,
-    *,
+    size: tuple[int, int, int],
     usual: Sequence[str] = USUAL,
-    limit: bool = True,
 ) -> tuple[dict[str, nn.Module], list[str]]:
-    """Make the models that are compared; all share the weights of the dense one.
-
-    The dense model is always among them, and so is the limit where time is compared: the speed-up is against the one,
-    the efficiency against the other.
+    """Make the models that are compared; all share the weights of the dense one, which is always the first.
 
     Args:
         model: The dense model.
         pruned: Schedule, pruner, and what the shift measures.
-        asked: Names of methods; ``None`` for those of ``usual`` that the model can have.
-        usual: Names of methods.
-        limit: Whether the limit is always among them.
+        asked: Some of :func:`known_methods`; ``None`` for all of ``usual`` that the model can have, behind what was
+            given if that is another one.
+        size: Channels, rows and columns of the images.
+        usual: Some of :func:`known_methods`.
 
     Returns:
         Models by method, in the order of the table, and notes on what was left out.
 
     Raises:
-        UnknownNameError: If a method does not exist.
         ScheduleError: If methods that prune are asked for without a schedule, or it does not fit the model.
-        UnsupportedModelError: If the model cannot have a method that was asked for.
+        UnsupportedModelError: If the model cannot have a method that was asked for; a smaller input is left out.
     """
+    wanted = _wanted(pruned, usual if asked is None else asked)
     models = {DENSE: model}
+    if asked is None and (own := method_name(pruned)) not in wanted:
+        models[own] = apply(pruned, model)
     missing: dict[str, list[str]] = {}
-    for name in _checked(asked, pruned, usual, limit):
+    for name in wanted:
         if asked is None and name == ATTENTION[1] and ATTENTION[0] in models:
             continue
         try:
-            models[name] = apply(recipe_for(name, pruned), model)
+            if name == LOWRES:
+                # scores are not counted, so that what drops by the shift has the work of what drops by any other
+                like = models[SHIFT] if SHIFT in models else apply(recipe_for(SHIFT, pruned), model)
+                models[name] = apply(SmallerInputs(model, size).recipe_for(like), model)
+            else:
+                models[name] = apply(recipe_for(name, pruned), model)
         except UnsupportedModelError as error:
-            if name == SHIFT or name in (asked or ()):
+            if name == SHIFT or (name in (asked or ()) and name != LOWRES):
                 raise
             missing.setdefault(str(error), []).append(name)
     return models, [f"without {', '.join(names)}: {reason}" for reason, names in missing.items()]
 
 
-def _checked(asked: Sequence[str] | None, pruned: Recipe | None, usual: Sequence[str], limit: bool) -> list[str]:
-    known = known_methods()
-    for name in asked or ():
-        if name not in known:
-            raise UnknownNameError(f"Unknown method {name!r}. {suggest(name, known)}")
-    if pruned is None and asked is not None and set(asked) <= {DENSE}:
-        return []
-    if pruned is None:
+def _wanted(pruned: Recipe | None, asked: Sequence[str]) -> list[str]:
+    wanted = [name for name in dict.fromkeys(asked) if name != DENSE]
+    if wanted and (pruned is None or pruned.schedule is None):
         raise ScheduleError(
             "No schedule was given for the methods that prune. Give --drop 0.2@0,3,6 or --recipe, or --methods "
             "dense alone."
         )
-    if asked is None:
-        return list(usual)
-    chosen = [name for name in dict.fromkeys(asked) if name != DENSE]
-    return [*chosen, LIMIT] if limit and chosen and LIMIT not in chosen else chosen
+    return wanted

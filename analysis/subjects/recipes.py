@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
         >>> from repshift import Recipe, load_model
         >>> random, model = Recipe("0.5@0", score="random"), load_model("tiny_vit")
         >>> pruned = apply(random, model)
-        >>> apply(None, model) is model, method_name(random), method_name(None)
-        (True, 'random', 'dense')
+        >>> apply(None, model) is model, type(pruned).__name__ == type(model).__name__
+        (True, True)
     """
     return model if recipe is None else ShiftTracker(model).prune(recipe)
 
@@ -45,20 +45,6 @@ def with_tokens(recipe: Recipe | None) -> Recipe | None:
     if recipe is None or recipe.read == "all":
         return recipe
     return None if recipe.schedule is None and recipe.input_size is None else replace(recipe, read="all")
-
-
-def method_name(recipe: Recipe | None) -> str:
-    """Name a recipe in a table: ``dense``, the score, ``bottom`` of the score, or the pruner that needs none.
-
-    One that drops nothing and only takes smaller images is ``lowres``.
-    """
-    if recipe is None:
-        return "dense"
-    if recipe.schedule is None:
-        return "dense (read=head)" if recipe.input_size is None else "lowres"
-    if not recipe.scores:
-        return pruner_in_words(recipe)
-    return str(recipe.score) if recipe.keep == "top" else f"{recipe.score} (bottom)"
 
 
 def settings_of(recipe: Recipe | None) -> dict[str, Any]:
@@ -83,15 +69,24 @@ def measured_columns(model: nn.Module) -> dict[str, Any]:
     """Say how a model was scored and cut, as columns of results files; all are ``None`` for a dense one.
 
     What only the shift knows is ``None`` beside another score, and so is the pruner that suits the model by default.
+    ``input_size`` is there only for a model that makes its input smaller: pixels a side, or rows and columns.
     """
     recipe, structure = recipe_of(model), find_structure_if_served(model)
-    if recipe is None or recipe.schedule is None:
-        return dict.fromkeys(("operation", "distance", "residual", "pruner"))
-    said, by_shift, pruner = recipe.to_dict(), recipe.score == "shift" and recipe.scores, pruner_in_words(recipe)
-    return {
-        **{name: said[name] if by_shift else None for name in ("operation", "distance", "residual")},
-        "pruner": None if structure is not None and pruner == structure.pruner else pruner,
-    }
+    columns: dict[str, Any] = dict.fromkeys(("operation", "distance", "residual", "pruner"))
+    if recipe is not None and recipe.schedule is not None:
+        said, by_shift, pruner = recipe.to_dict(), recipe.score == "shift" and recipe.scores, pruner_in_words(recipe)
+        columns = {name: said[name] if by_shift else None for name in ("operation", "distance", "residual")}
+        columns["pruner"] = None if structure is not None and pruner == structure.pruner else pruner
+    if recipe is not None and isinstance(recipe.input_size, tuple):  # which it is once it was read
+        rows, beside = recipe.input_size
+        columns["input_size"] = rows if rows == beside else [rows, beside]
+    return columns
+
+
+def size_in_words(side: int | Sequence[int]) -> str:
+    """Write the size of an input: one number, or rows and columns."""
+    sides = [side] if not isinstance(side, (list, tuple)) else side
+    return "x".join(str(each) for each in dict.fromkeys(sides))
 
 
 def whole_recipe(model: nn.Module) -> dict[str, Any] | None:

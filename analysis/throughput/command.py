@@ -70,12 +70,15 @@ def bench(
     from repshift.analysis.subjects.devices import choose_device
     from repshift.analysis.subjects.limits import check_batch, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
-    from repshift.analysis.subjects.methods import choose_methods
+    from repshift.analysis.subjects.methods import DENSE, LIMIT, choose_methods, read_methods
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
     from repshift.analysis.throughput.setup import Setup
 
+    asked = read_methods(methods)
+    if asked is not None and set(asked) != {DENSE}:
+        asked.append(LIMIT)  # the efficiency is against it
     for size in batch_sizes:
         check_batch(size)
     check_threads(threads)
@@ -93,13 +96,11 @@ def bench(
     torch.set_num_threads(threads or torch.get_num_threads())
     if chosen.startswith("cpu"):
         keep_freed_memory()
-    asked = None if methods is None else [name.strip() for name in methods.split(",")]
-    models, remarks = choose_methods(setup.load(), pruned, asked)
+    dense = setup.load()
+    models, remarks = choose_methods(dense, pruned, asked, setup.input_size(dense))
     for remark in remarks:
         note(f"note: {remark}")
-    comparison = Comparison(
-        setup, pruned, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory
-    )
+    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory)
     measured = environment(chosen)
     rows: list[dict[str, Any]] = []
     try:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift import Recipe, recipe_of
+from repshift import recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
-from repshift.analysis.subjects.methods import DENSE, LIMIT, recipe_for
+from repshift.analysis.subjects.methods import DENSE, LIMIT
 from repshift.analysis.subjects.recipes import measured_columns, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.setup import Setup
@@ -33,8 +33,6 @@ class Comparison:
 
     Attributes:
         setup: How all methods are run.
-        pruned: Schedule, pruner and what the shift measures; the methods differ by the score alone. ``None`` if only
-            the dense model is timed.
         models: Models by method, see :func:`repshift.analysis.subjects.methods.choose_methods`.
         rounds: How often each method is timed.
         warm_up: How often each runs before.
@@ -43,7 +41,6 @@ class Comparison:
     """
 
     setup: Setup
-    pruned: Recipe | None
     models: Mapping[str, nn.Module]
     rounds: int = 40
     warm_up: int = 10
@@ -120,7 +117,7 @@ class Comparison:
     def _peak(self, name: str, call: Callable[[], object], batch_size: int) -> int | None:
         if torch.device(self.setup.device).type == "cuda":
             return peak_on_gpu(call, self.setup.device)
-        return peak_on_cpu(self.setup, recipe_for(name, self.pruned), batch_size, self.threads)
+        return peak_on_cpu(self.setup, recipe_of(self.models[name]), batch_size, self.threads)
 
     def _row(self, name: str, images: Tensor, seconds: Seconds, peak: int | None) -> dict[str, Any]:
         """Lay out one line: timm's keys first, with its units (milliseconds, millions, billions), then ours."""

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from repshift import Recipe
 from repshift.analysis.subjects.memory import MemoryExhaustedError, fitting
+from repshift.analysis.subjects.methods import method_name
 from repshift.analysis.subjects.models import ModelOptions
-from repshift.analysis.subjects.recipes import apply, method_name
+from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.throughput.setup import Setup
 from repshift.errors import DataError
 

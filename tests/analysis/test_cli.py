@@ -267,9 +267,9 @@ def test_bad_input_to_train_is_one_clear_line_and_writes_nothing(run, tmp_path, 
 
 def test_demo_prints_every_number_and_verdict_in_80_columns(run, monkeypatch, tmp_path):
     settings = [
-        (name, drop, score)
-        for name, schedules in comparison.SCHEDULES.items()
-        for drop, score in [("none", "none"), *((drop, score) for drop in schedules for score in comparison.SCORES)]
+        (name, "none" if method == "dense" else schedule, method)
+        for name, schedule in comparison.SCHEDULES.items()
+        for method in ("dense", *comparison.METHODS[name])
     ]
     results = [
         Result(

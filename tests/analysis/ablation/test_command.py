@@ -136,7 +136,7 @@ def test_without_arguments_the_embedded_model_is_compared_on_the_embedded_canvas
         assert figure.width > figure.height > 300
     page = (tmp_path / "repshift-ablation" / "ablation.md").read_text()
     printed = [[cell.strip() for cell in row.split("│")] for row in re.findall(r"^│ (.*) │$", out, re.MULTILINE)]
-    assert len(printed) == 5 + 8
+    assert len(printed) == 6 + 9
     for cells in printed:
         assert f"| {' | '.join(cells)} |" in page
 

@@ -1,11 +1,12 @@
 import math
+from statistics import mean, stdev
 
 import pytest
 import torch
 
-from repshift import DataError, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
+from repshift import DataError, Recipe, ScheduleError, ShiftTracker, UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.ablation.points import count_models, labelled_batches, run_ablation
-from repshift.analysis.ablation.settings import STUDIES, choose_studies, plan
+from repshift.analysis.ablation.settings import STUDIES, choose_studies, plan, with_smaller_inputs
 from repshift.analysis.samples.canvases import ClutteredDigits, draw_canvases
 from repshift.analysis.samples.data import open_samples
 from repshift.analysis.samples.images import normalised
@@ -53,7 +54,7 @@ def test_a_vision_transformer_with_a_class_token_has_all_studies(tiny_vit):
     assert labels_at(settings, "operation") == ["attn", "mlp", "block", "random", "norm"]
     assert labels_at(settings, "distance") == ["l2", "l1", "cosine", "random", "norm"]
     assert labels_at(settings, "residual") == ["residual=False", "residual=True", "random", "norm"]
-    assert labels_at(settings, "score") == ["shift", "cls_attention", "oracle_free", "random", "norm"]
+    assert labels_at(settings, "score") == ["shift", "cls_attention", "mnn", "oracle_free", "random", "norm"]
     scores = ("shift", "cls_attention", "random", "norm")
     assert labels_at(settings, "half") == [f"{score}, {keep}" for score in scores for keep in ("top", "bottom")]
 
@@ -162,7 +163,7 @@ def test_accuracies_are_those_of_the_models_pruned_one_by_one(canvases, name):
         (setting.study, setting.block, setting.label) for setting in settings
     ]
     for point in points:
-        if point.score not in ("random", "oracle_free"):
+        if point.score not in ("random", "oracle_free", None):
             tracker = ShiftTracker(
                 model, operation=point.operation, distance=point.distance or "l2", residual=bool(point.residual)
             )
@@ -197,6 +198,7 @@ def test_what_is_no_part_of_a_score_is_left_blank(canvases, tiny_vit):
     described = {point.score: (point.operation, point.distance, point.residual) for point in points}
     assert described == {
         "shift": ("mlp", "l2", False),
+        None: (None, None, None),  # mnn, which chooses by itself
         "cls_attention": (None, None, None),
         "oracle_free": (None, None, None),
         "random": (None, None, None),
@@ -206,8 +208,9 @@ def test_what_is_no_part_of_a_score_is_left_blank(canvases, tiny_vit):
 
 def test_what_several_studies_share_is_computed_once(canvases, tiny_vit):
     settings = plan(tiny_vit, SIZE, blocks=[4])
-    # attn, mlp, block; l1, cosine; residual; attention, oracle_free; random, norm; and eight halves; the dense model
-    assert count_models(settings) == 3 + 2 + 1 + 2 + 2 + 8 + 1
+    # attn, mlp, block; l1, cosine; residual; attention, mnn, oracle_free; random, norm; eight halves; the dense model
+    assert count_models(settings) == 3 + 2 + 1 + 3 + 2 + 8 + 1
+    assert count_models(settings, draws=3) == count_models(settings) + 2 * 3  # random, its top and its bottom half
     seen = []
     run_ablation(tiny_vit, settings, in_batches(canvases, 30), observe=seen.append)
     assert seen == [30] * count_models(settings) + [10] * count_models(settings)
@@ -225,6 +228,61 @@ def test_the_seed_settles_the_random_control_and_leaves_the_generator_alone(canv
     differing = {point.setting for point, others in zip(one, other, strict=True) if point.top1 != others.top1}
     assert differing
     assert all(setting.startswith("random") for setting in differing)
+
+
+def test_several_draws_are_their_mean_and_spread(canvases, tiny_vit):
+    canvases = canvases[0][:20], canvases[1][:20]
+    settings = plan(tiny_vit, SIZE, ["half"], [0])
+    points = run_ablation(tiny_vit, settings, in_batches(canvases), seed=4, draws=2)
+    single = [run_ablation(tiny_vit, settings, in_batches(canvases), seed=seed) for seed in (4, 5)]
+    for point, *draws in zip(points, *single, strict=True):
+        accuracies = [draw.top1 for draw in draws]
+        assert point.top1 == pytest.approx(mean(accuracies), abs=1e-4)
+        assert point.samples == 20
+        if point.setting.startswith("random"):
+            assert point.top1_spread == pytest.approx(stdev(accuracies), abs=1e-4)
+        else:
+            assert point.top1_spread is None
+            assert point.top1 == accuracies[0]
+
+
+def test_a_smaller_input_is_a_control_of_every_study_and_block(canvases, tiny_vit):
+    canvases = canvases[0][:20], canvases[1][:20]
+    settings, remarks = with_smaller_inputs(tiny_vit, SIZE, plan(tiny_vit, SIZE, ["distance", "half"], [0, 4]))
+    assert remarks == []
+    points = run_ablation(tiny_vit, settings, in_batches(canvases))[1:]
+    controls = {(point.study, point.block): point for point in points if point.setting == "lowres"}
+    assert {key: point.input_size for key, point in controls.items()} == {
+        ("distance", 0): 56,
+        ("half", 0): 48,
+        ("distance", 4): 60,
+        ("half", 4): 60,
+    }
+    for point in points:
+        control = controls[point.study, point.block]
+        if point is control:
+            smaller = apply(Recipe(None, input_size=point.input_size), tiny_vit)
+            assert point.top1 == pytest.approx(100 * float(right_of(smaller, canvases).mean()))
+            assert (point.drop, point.score, point.over_lowres) == (None, None, None)
+        else:
+            assert point.over_lowres == pytest.approx(point.top1 - control.top1, abs=1e-4)
+
+
+def test_blocks_without_a_smaller_input_are_remarked_on(build_vit):
+    model, size = build_vit(img_size=(4, 32)), (3, 4, 32)
+    settings, remarks = with_smaller_inputs(model, size, plan(model, size, ["distance"], [0, 1]))
+    assert "lowres" not in labels_at(settings, "distance")
+    assert [remark[:32] for remark in remarks] == [
+        "without lowres for 0.2@0: No inp",
+        "without lowres for 0.2@1: No inp",
+    ]
+
+
+def test_the_study_of_the_score_compares_the_methods_that_are_asked_for(tiny_vit):
+    settings = plan(tiny_vit, SIZE, ["score"], [0], methods=["tome", "dense", "shift", "lowres", "norm"])
+    assert labels_at(settings, "score") == ["tome", "shift", "random", "norm"]
+    with pytest.raises(UnsupportedModelError, match="has no merge"):
+        plan(load_model("tiny_resnet"), SIZE, ["score"], [0], methods=["shift", "mnn"])
 
 
 def test_labels_that_are_not_the_models_are_refused(canvases, tiny_vit):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from repshift.analysis.curves.figure import draw_curves
-from repshift.analysis.curves.points import collect
+from repshift.analysis.curves.points import collect, method_of
 from repshift.analysis.output.palette import colours_of
 from repshift.analysis.output.results import Results, write_results
 from repshift.errors import DataError
@@ -239,6 +239,21 @@ def test_lines_lead_from_the_dense_model_through_the_schedules_of_a_method():
     work, _ = draw_curves(collect([Results("eval", rows, CPU)])).axes
     lines = [line.get_xydata().tolist() for line in work.get_lines()]
     assert [[0.5, 70.0], [0.8, 90.0], [1.0, 95.0]] in lines
+
+
+def test_smaller_inputs_are_points_of_one_method_by_their_size():
+    rows = [
+        evaluated("lowres", None, 85.0, 0.7, input_size=48),
+        evaluated("lowres", None, 80.0, 0.5, input_size=[32, 48]),
+    ]
+    points = collect([EVAL, Results("eval", rows, CPU)])
+    found = [(point.schedule, point.top1) for point in points if point.method == "lowres"]
+    assert found == [("48 px", 85.0), ("32x48 px", 80.0)]
+
+
+@pytest.mark.parametrize(("method", "named"), [("shift", "shift merge"), ("merge", "merge"), ("norm", "norm merge")])
+def test_a_pruner_that_is_the_method_is_not_named_twice(method, named):
+    assert method_of({"method": method, "pruner": "merge"}) == named
 
 
 def test_methods_have_colours_and_models_markers_of_their_own():

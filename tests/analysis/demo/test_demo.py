@@ -17,22 +17,27 @@ from repshift.errors import DataError
 
 MODELS = ("tiny_vit", "tiny_resnet", "tiny_vim")
 FILES = {*(f"{name}.png" for name in MODELS), "results.json", "results.md"}
-SCORES = ("shift", "random", "norm")
-SCHEDULES = {
-    "tiny_vit": ("0.2@0,2,4", "0.5@0"),
-    "tiny_resnet": ("4@0;2@1", "10@0"),
-    "tiny_vim": ("0.2@0,2,4", "0.5@2"),
+METHODS = {
+    "tiny_vit": ("shift", "norm", "random", "mnn1", "mnn", "lowres"),
+    "tiny_resnet": ("shift", "norm", "random", "lowres"),
+    "tiny_vim": ("shift", "norm", "random", "mnn1", "mnn", "lowres"),
 }
-SETTINGS = [(name, *setting) for name in MODELS for setting in [("none", "none"), *product(SCHEDULES[name], SCORES)]]
+SCHEDULES = {"tiny_vit": "0.2@0,2,4", "tiny_resnet": "10@0", "tiny_vim": "0.2@0,2,4"}
+INPUTS = {"tiny_vit": "52 px", "tiny_resnet": "48 px", "tiny_vim": "56 px"}
+SETTINGS = [
+    (name, {"dense": "none", "lowres": INPUTS[name]}.get(method, SCHEDULES[name]), method)
+    for name in MODELS
+    for method in ("dense", *METHODS[name])
+]
 
 
-def result(schedule, score, accuracy=0.9, against_shift=None):
-    return Result("tiny_vit", schedule, score, accuracy, 1234.4, 0.0567, 0.3456, 0.0789, against_shift)
+def result(schedule, method, accuracy=0.9, against_shift=None, spread=None):
+    return Result("tiny_vit", schedule, method, accuracy, 1234.4, 0.0567, 0.3456, 0.0789, against_shift, spread)
 
 
 def grouped(results):
     """The results of each model."""
-    return [results[start : start + 7] for start in range(0, len(results), 7)]
+    return [[one for one in results if one.model == name] for name in MODELS]
 
 
 # --- parts ------------------------------------------------------------------------------------------------------
@@ -74,17 +79,15 @@ def test_a_gain_over_oneself_is_nothing():
     ],
 )
 def test_a_verdict_says_win_loss_or_no_difference(against_shift, words):
-    assert verdicts([result("0.5@0", "random", against_shift=against_shift)]) == [f"tiny_vit 0.5@0: the shift {words}"]
+    found = verdicts([result("0.2@0,2,4", "random", against_shift=against_shift)])
+    assert found == [f"tiny_vit 0.2@0,2,4: the shift {words}"]
 
 
-def test_there_is_a_verdict_for_every_control_and_schedule():
+def test_there_is_a_verdict_for_every_other_method():
     results = [result(*setting, against_shift=(1.0, 0.1)) for _, *setting in SETTINGS[1:7]]
     lines = verdicts([result(*SETTINGS[0][1:]), *results])
     assert [line.split()[1] + " " + line.split()[5] for line in lines] == [
-        "0.2@0,2,4: random",
-        "0.2@0,2,4: norm",
-        "0.5@0: random",
-        "0.5@0: norm",
+        f"0.2@0,2,4: {method}" for method in METHODS["tiny_vit"][1:]
     ]
 
 
@@ -92,6 +95,7 @@ def test_a_row_of_the_table_has_a_cell_for_every_heading():
     row = cells(result("0.5@0", "shift", 0.9485))
     assert row == ["0.5@0", "shift", "94.8", "1234", "0.057", "34.6", "7.9"]
     assert len(HEADINGS) == len(row)
+    assert cells(result("0.5@0", "random", 0.9485, spread=0.0123))[2] == "94.8 ± 1.2"
 
 
 def test_an_output_that_cannot_be_written_to_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
@@ -115,13 +119,18 @@ def small_run(few_digits, tmp_path_factory):
         patch.setattr(comparison, "evaluation_canvases", lambda: canvases)
         patch.setattr(comparison, "BATCH", 20)
         patch.setattr(comparison, "ROUNDS", 1)
+        patch.setattr(comparison, "SECONDS", 0.01)
         results = run_demo(output, lambda done, total: steps.append((done, total)))
     return output, models, canvases, results, steps
 
 
-def test_the_demo_measures_the_dense_model_and_three_scores_at_two_schedules(small_run):
+def test_the_demo_measures_the_dense_model_and_every_method(small_run):
     *_, results, _ = small_run
-    assert [(one.model, one.schedule, one.score) for one in results] == SETTINGS
+    assert [(one.model, one.schedule, one.method) for one in results] == SETTINGS
+    assert {one.method for one in results if one.spread is not None} == {"random"}
+    for of_model in grouped(results):
+        shift, lowres = of_model[1], of_model[-1]
+        assert lowres.gmacs <= shift.gmacs
 
 
 def test_the_demo_reports_every_step_until_all_are_done(small_run):
@@ -167,14 +176,14 @@ def test_the_share_on_the_digit_counts_the_tokens_that_are_left_at_the_end(small
 def test_the_share_on_the_digit_of_a_map_counts_the_positions_that_the_last_cut_keeps(small_run):
     _, models, canvases, results, _ = small_run
     inside, count = 0, 0
-    pruned = ShiftTracker(models["tiny_resnet"]).prune("4@0;2@1")
+    pruned = ShiftTracker(models["tiny_resnet"]).prune("10@0")
     with ShiftTracker(pruned) as tracker, torch.no_grad():
         pruned((canvases.images / 255 - 0.084) / 0.193)
-    for box, kept in zip(canvases.boxes.tolist(), tracker.kept["layer2"].tolist(), strict=True):
+    for box, kept in zip(canvases.boxes.tolist(), tracker.kept["layer1"].tolist(), strict=True):
         top, left, bottom, right = box
-        assert len(kept) == 12 * 12  # 32 lines, 28 behind the first cut, 14 behind the stride, 12 behind the second
+        assert len(kept) == 22 * 22  # of 32 lines
         for position in kept:
-            y, x = 4 * (position // 16) + 2, 4 * (position % 16) + 2
+            y, x = 2 * (position // 32) + 1, 2 * (position % 32) + 1
             inside += top <= y < bottom and left <= x < right
             count += 1
     assert results[8].on_digit == pytest.approx(inside / count, abs=1e-3)
@@ -184,16 +193,17 @@ def test_gains_over_the_controls_are_differences_of_the_reported_accuracies(smal
     *_, results, _ = small_run
     for of_model in grouped(results):
         assert of_model[0].against_shift is None
-        for shift, *controls in (of_model[1:4], of_model[4:7]):
-            assert shift.against_shift == (0, 0)
-            for one in controls:
-                assert one.against_shift[0] == pytest.approx(100 * (shift.accuracy - one.accuracy), abs=1e-3)
+        _, shift, *others = of_model
+        assert shift.against_shift == (0, 0)
+        for one in others:
+            assert one.against_shift[0] == pytest.approx(100 * (shift.accuracy - one.accuracy), abs=1e-3)
 
 
-def test_the_dense_model_keeps_what_chance_would(small_run):
+def test_what_drops_nothing_keeps_what_chance_would(small_run):
     *_, results, _ = small_run
-    for dense, *_ in grouped(results):
+    for dense, *_, lowres in grouped(results):
         assert dense.on_digit == pytest.approx(dense.by_chance)
+        assert lowres.on_digit == pytest.approx(lowres.by_chance)
 
 
 # --- the whole demo ---------------------------------------------------------------------------------------------
@@ -208,13 +218,13 @@ def test_the_demo_holds_what_the_readme_says(tmp_path):
         run_demo(folder)
     results = [Result(**each) for each in json.loads((folder / "results.json").read_text())["results"]]
     assert {path.name for path in folder.iterdir()} == FILES
-    assert [(one.model, one.schedule, one.score) for one in results] == SETTINGS
+    assert [(one.model, one.schedule, one.method) for one in results] == SETTINGS
     for dense, *pruned in grouped(results):
         assert dense.accuracy >= {"tiny_vit": 0.96, "tiny_resnet": 0.97, "tiny_vim": 0.95}[dense.model]
         for one in pruned:
             assert one.gmacs < 0.9 * dense.gmacs
             assert one.images_per_second > 0
-            if one.score == "random":
+            if one.method == "random":
                 assert one.on_digit == pytest.approx(one.by_chance, abs=0.02)
-            if one.score == "shift":
+            if one.method in ("shift", "mnn1", "mnn"):
                 assert one.accuracy >= dense.accuracy - 0.01

@@ -48,6 +48,12 @@ def refused(told, *parts):
 
 
 DEEP = "[" * 100_000
+
+
+def rows(**changes):
+    return json.dumps({"rows": [ROW, {**ROW, **changes}]}).encode()
+
+
 DAMAGED = {
     "no settings": ("settings.json", None),
     "settings of nothing": ("settings.json", b""),
@@ -57,14 +63,17 @@ DAMAGED = {
     "settings too deep": ("settings.json", DEEP.encode()),
     "a row that is a list": ("row.json", b"[]"),
     "a row of nothing": ("row.json", b"{}"),
+    "rows that are no list": ("row.json", b'{"rows": 1}'),
+    "a row that is none": ("row.json", b'{"rows": [1]}'),
     "a row too deep": ("row.json", DEEP.encode()),
     "a row cut off": ("row.json", b'{"model": "tiny_res'),
-    "a row of another model": ("row.json", json.dumps({**ROW, "model": "tiny_vit"}).encode()),
-    "a row of words": ("row.json", json.dumps({**ROW, "top1": "high"}).encode()),
-    "a row without what was compared": ("row.json", json.dumps({**ROW, "dense_top1": 1.0}).encode()),
+    "a row of another model": ("row.json", rows(model="tiny_vit")),
+    "a row of words": ("row.json", rows(top1="high")),
+    "a row without what was compared": ("row.json", rows(dense_top1=1.0)),
     "records of words": ("0.jsonl", b'[[0, 1, ["a"], null]]\n'),
     "records of fractions": ("0.jsonl", b"[[0.5, 1, [1], null]]\n"),
     "records of nothing predicted": ("0.jsonl", b"[[0, 1, [], null]]\n"),
+    "records of another method that are none": ("0.jsonl", b"[[0, 1, [1], null, 1]]\n"),
     "records in a mapping": ("0.jsonl", b'{"0": 1}\n'),
 }
 

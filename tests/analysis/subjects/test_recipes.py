@@ -24,7 +24,6 @@ from repshift.analysis.subjects.recipes import (
     chosen_recipe,
     in_words,
     measured_columns,
-    method_name,
     read_recipe,
     settings_of,
     whole_recipe,
@@ -167,14 +166,6 @@ def test_results_of_no_recipe_or_several_are_refused(tmp_path, recipes, count):
 
 
 # --- results files ------------------------------------------------------------------------------------------------
-
-
-def test_methods_are_named_by_their_score():
-    assert method_name(None) == "dense"
-    assert method_name(Recipe("1@0")) == "shift"
-    assert method_name(Recipe("1@0", score="norm", keep="bottom")) == "norm (bottom)"
-    assert method_name(Recipe(input_size=48)) == "lowres"
-    assert method_name(Recipe(read="head")) == "dense (read=head)"
 
 
 def test_a_recipe_in_a_title_says_all_that_it_does():

@@ -33,7 +33,7 @@ def methods_in(out):
 def test_a_table_shows_all_methods_and_what_is_kept(bench):
     code, out, err = bench("--drop", "0.2@0,2", "-b", 2)
     assert (code, err.strip()) == (0, "")
-    assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
+    assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "mnn", "lowres", "oracle_free"]
     assert "tiny_vit, batch 2, 64 pixels, float32, sdpa" in out
     assert "kept tokens behind each block, stage or layer: 205 205 164 164 164 164" in out
     assert f"torch {torch.__version__}" in out
@@ -58,7 +58,7 @@ def test_batch_sizes_before_one_that_does_not_fit_are_kept(bench, tmp_path, monk
 def test_no_cell_is_cut_where_there_is_no_terminal(bench, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     _, out, _ = bench("--drop", "0.2@0", "-b", 1)
-    assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
+    assert methods_in(out) == ["dense", "shift", "cls_attention", "norm", "random", "mnn", "lowres", "oracle_free"]
     assert "\u2026" not in out
 
 
@@ -146,7 +146,7 @@ class Narrow(Comparison):
 
 
 def test_a_batch_that_does_not_fit_is_tried_smaller_as_timm_does(capsys):
-    narrow = Narrow(Setup("tiny_vit"), None, {})
+    narrow = Narrow(Setup("tiny_vit"), {})
     assert _measure(narrow, 16, retry=True) == [{"batch_size": 6}]
     out = capsys.readouterr().out
     assert [line.split()[-1] for line in out.splitlines()] == ["12", "8", "6"]

@@ -15,8 +15,9 @@ PRUNED = Recipe("0.2@0,2")
 
 
 def compare(setup, pruned=PRUNED, asked=None, **options):
-    models, _ = choose_methods(setup.load(), pruned, asked)
-    return Comparison(setup, pruned, models, rounds=3, warm_up=1, memory=False, **options)
+    dense = setup.load()
+    models, _ = choose_methods(dense, pruned, asked, setup.input_size(dense))
+    return Comparison(setup, models, rounds=3, warm_up=1, memory=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def rows():
 
 
 def test_each_method_has_a_row(rows):
-    assert list(rows) == ["dense", "shift", "cls_attention", "norm", "random", "oracle_free"]
+    assert list(rows) == ["dense", "shift", "cls_attention", "norm", "random", "mnn", "lowres", "oracle_free"]
 
 
 def test_a_row_has_the_keys_of_timms_benchmark_and_the_units_they_have_there(rows):
@@ -59,8 +60,15 @@ def test_dense_is_the_measure_of_speed_and_the_limit_that_of_efficiency(rows):
     assert rows["dense"]["efficiency"] == pytest.approx(1 / rows["oracle_free"]["speedup"], rel=2e-3)
 
 
+def test_a_smaller_input_is_timed_on_the_images_of_all_others(rows):
+    assert rows["lowres"]["gmacs"] <= rows["shift"]["gmacs"]
+    assert (rows["lowres"]["img_size"], rows["lowres"]["input_size"], rows["lowres"]["schedule"]) == (64, 56, "")
+    assert rows["lowres"]["kept_tokens"] == [14 * 14] * 6
+    assert Recipe.from_dict(rows["lowres"]["recipe"]) == Recipe(None, input_size=56)
+
+
 def test_ratios_are_taken_round_by_round():
-    comparison = compare(Setup("tiny_vit"), asked=["shift"])
+    comparison = compare(Setup("tiny_vit"), asked=["shift", "oracle_free"])
     seconds = {"dense": (4.0, 8.0, 40.0), "shift": (2.0, 4.0, 10.0), "oracle_free": (1.0, 4.0, 10.0)}
     row = comparison._row("shift", torch.zeros(2, 3, 64, 64), seconds, peak=3 * 2**20)
     assert (row["speedup"], row["speedup_quartiles"]) == (2.0, [2.0, 3.0])
@@ -81,13 +89,13 @@ def test_positions_of_maps_are_the_tokens_of_a_convolutional_network():
 
 def test_a_row_says_how_it_was_run():
     setup = Setup("tiny_vit", ModelOptions(img_size=32), precision="bfloat16", attention="eager", channels_last=True)
-    for row in compare(setup, asked=["shift"]).run(1):
+    for row in compare(setup, asked=["shift", "oracle_free"]).run(1):
         assert (row["img_size"], row["precision"], row["attention"]) == (32, "bfloat16", "eager")
         assert (row["channels_last"], row["torchcompile"]) == (True, False)
 
 
 def test_every_turn_is_reported():
-    comparison = compare(Setup("tiny_vit"), asked=["shift"])
+    comparison = compare(Setup("tiny_vit"), asked=["shift", "oracle_free"])
     reports = []
     comparison.run(1, reports.append)
     assert len(reports) == comparison.turns() == 3 * (1 + 3)
@@ -101,7 +109,7 @@ def test_methods_run_as_often_before_as_they_are_asked_to():
     model.register_forward_hook(lambda *_: runs.append(1))
     for warm_up in (1, 5):
         runs.clear()
-        Comparison(setup, None, {"dense": model}, rounds=1, warm_up=warm_up, memory=False)._warm_up(
+        Comparison(setup, {"dense": model}, rounds=1, warm_up=warm_up, memory=False)._warm_up(
             "dense", lambda: model(torch.zeros(1, 3, 64, 64))
         )
         assert len(runs) == warm_up
@@ -123,7 +131,7 @@ class TooLarge(nn.Module):
 
 def test_a_batch_that_does_not_fit_is_one_clear_error():
     setup = Setup("tiny_vit")
-    comparison = Comparison(setup, None, {"dense": TooLarge(setup.load())}, memory=False)
+    comparison = Comparison(setup, {"dense": TooLarge(setup.load())}, memory=False)
     with pytest.raises(MemoryExhaustedError, match=r"A batch of 6 does not fit into the memory of cpu\. .*-size 3,"):
         comparison.run(6)
 
@@ -159,14 +167,14 @@ def test_more_methods_than_dynamo_holds_graphs_for_are_all_compiled(monkeypatch)
     models = {"dense": dense} | {f"{count} dropped": apply(Recipe(f"{count}@0"), dense) for count in range(1, 6)}
     limit = torch._dynamo.config.recompile_limit
     with torch._dynamo.config.patch(recompile_limit=2):
-        rows = Comparison(setup, PRUNED, models, rounds=2, warm_up=1, memory=False).run(1)
+        rows = Comparison(setup, models, rounds=2, warm_up=1, memory=False).run(1)
     assert len(rows) == 6
     assert torch._dynamo.config.recompile_limit == limit
 
 
 @pytest.mark.slow
 def test_compiled_methods_are_timed_at_several_batch_sizes():
-    comparison = compare(Setup("tiny_vit", torchcompile=True), asked=["shift"])
+    comparison = compare(Setup("tiny_vit", torchcompile=True), asked=["shift", "oracle_free"])
     for batch_size in (1, 2):
         assert [row["torchcompile"] for row in comparison.run(batch_size)] == [True] * 3
 
@@ -175,7 +183,7 @@ def test_compiled_methods_are_timed_at_several_batch_sizes():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_reports_what_its_allocator_handed_out():
     setup = Setup("tiny_vit", device="cuda")
-    models, _ = choose_methods(setup.load(), PRUNED, ["shift"])
-    rows = Comparison(setup, PRUNED, models, rounds=2, warm_up=1).run(64)
+    models, _ = choose_methods(setup.load(), PRUNED, ["shift"], (3, 64, 64))
+    rows = Comparison(setup, models, rounds=2, warm_up=1).run(64)
     weights = sum(parameter.numel() * 4 for parameter in models["dense"].parameters())
     assert all(row["peak_memory"] > (weights + 64 * 3 * 64 * 64 * 4) / 2**20 for row in rows)
