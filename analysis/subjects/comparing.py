@@ -16,7 +16,14 @@ from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.methods import DENSE, LOWRES, SHIFT, choose_methods, known_methods, read_methods
 from repshift.analysis.subjects.models import ModelOptions, saved_model
-from repshift.analysis.subjects.recipes import apply, measured_columns, read_recipe, settings_of, whole_recipe
+from repshift.analysis.subjects.recipes import (
+    apply,
+    measured_columns,
+    read_recipe,
+    schedule_of,
+    settings_of,
+    whole_recipe,
+)
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import DataError, UnknownNameError, UnsupportedModelError, first_line
 
@@ -93,7 +100,7 @@ class Subjects:
                     f"({type(error).__name__}: {first_line(error)}). Give another --img-size."
                 ) from error
             found[name] = {
-                "schedule": None if recipe is None or recipe.schedule is None else str(recipe.schedule),
+                "schedule": schedule_of(recipe),
                 **measured_columns(model),
                 "img_size": config["input_size"][-1],
                 "gmacs": round(work.macs / 1e9, 4),
@@ -156,7 +163,7 @@ def restoring(model: nn.Module, pruned: nn.Module) -> nn.Module | None:
         pruned: Pruned in any way.
     """
     recipe = recipe_of(pruned)
-    if recipe is None or recipe.restore:
+    if recipe is None or recipe.schedule is None or recipe.restore:
         return pruned
     try:
         return apply(replace(recipe, restore=True), model).eval()

@@ -1,5 +1,7 @@
 """Batches that do not fit into memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -29,7 +31,8 @@ def hungry(monkeypatch):
         compiled = evaluation_models._compiled
 
         def wrap(subject):
-            return evaluation_models.replace(subject, model=Hungry(subject.model, most))
+            hungry = (replace(each, model=Hungry(each.model, most)) for each in subject.candidates)
+            return replace(subject, candidates=tuple(hungry))
 
         monkeypatch.setattr(evaluation_models, "_compiled", wrap)
         return compiled

@@ -68,11 +68,11 @@ def test_a_finished_model_is_taken_over_when_nothing_changed(settings, half_done
 def test_a_finished_model_of_other_data_is_an_error(settings, half_done, folder, evaluate):
     next(folder.rglob("*.png")).unlink()
     (row, _) = evaluate(settings(), half_done, models=("tiny_resnet", "nosuch"), resume=True)
-    assert "belong to another evaluation: files was" in row["error"]
+    assert "belong to another run: files was" in row["error"]
 
 
 def test_a_finished_model_with_other_labels_is_an_error(settings, half_done, tmp_path, evaluate):
     (tmp_path / "real.json").write_text(json.dumps([[1]]))
     changed = settings(real_labels=str(tmp_path / "real.json"))
     (row, _) = evaluate(changed, half_done, models=("tiny_resnet", "nosuch"), resume=True)
-    assert "belong to another evaluation: real_labels was" in row["error"]
+    assert "belong to another run: real_labels was" in row["error"]

@@ -102,7 +102,7 @@ def test_model_and_schedule_are_those_of_the_results_if_they_name_one(run, make_
     assert found["heading"] == "test_vit"
     assert facts(tmp_path / "report.html")["Dropped"] == "25 % after block 0 (0.25@0)"
     assert [table["title"] for table in found["tables"]] == ["Evaluation: eval.json"]
-    assert found["missing"] == ["bench", "ablate"]
+    assert found["missing"] == ["bench", "ablate", "fidelity", "probe"]
 
 
 def test_the_settings_reach_the_page_and_the_pruned_model(run, make_image, tmp_path):
