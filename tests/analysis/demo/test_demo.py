@@ -84,7 +84,7 @@ def test_a_verdict_says_win_loss_or_no_difference(against_shift, words):
 
 
 def test_there_is_a_verdict_for_every_other_method():
-    results = [result(*setting, against_shift=(1.0, 0.1)) for _, *setting in SETTINGS[1:7]]
+    results = [result(*setting, against_shift=(1.0, 0.1)) for name, *setting in SETTINGS if name == "tiny_vit"][1:]
     lines = verdicts([result(*SETTINGS[0][1:]), *results])
     assert [line.split()[1] + " " + line.split()[5] for line in lines] == [
         f"0.2@0,2,4: {method}" for method in METHODS["tiny_vit"][1:]
@@ -186,7 +186,8 @@ def test_the_share_on_the_digit_of_a_map_counts_the_positions_that_the_last_cut_
             y, x = 2 * (position // 32) + 1, 2 * (position % 32) + 1
             inside += top <= y < bottom and left <= x < right
             count += 1
-    assert results[8].on_digit == pytest.approx(inside / count, abs=1e-3)
+    (found,) = (one for one in results if (one.model, one.method) == ("tiny_resnet", "shift"))
+    assert found.on_digit == pytest.approx(inside / count, abs=1e-3)
 
 
 def test_gains_over_the_controls_are_differences_of_the_reported_accuracies(small_run):
