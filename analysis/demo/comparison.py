@@ -270,9 +270,10 @@ def cells(result: Result) -> list[str]:
 HEADINGS = ("drop", "method", "accuracy %", "images/s", "GMACs", "on digit %", "chance %")
 LEGEND = (
     "drop: share of the tokens, or rows and columns of the map, @ the blocks, layers or stages after which they go "
-    "(none: the dense model); random: mean and standard deviation of three draws; even, centre: lines "
-    "by their places alone; mnn: tokens are merged instead; lowres: the dense model on a smaller input, for at most the GMACs of dropping; on "
-    "digit: share of what the last of them keeps that lies on the digit; chance: that share among all tokens there. "
+    "(none: the dense model); random: mean and standard deviation of three draws; even, centre: lines by their places "
+    "alone; mnn: tokens are merged instead; lowres: the dense model on a smaller input, for at most the GMACs of "
+    "dropping; on digit: share of what the last of them keeps that lies on the digit; chance: that share among all "
+    "tokens there. "
     f"{MEANING}"
 )
 
