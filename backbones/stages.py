@@ -21,6 +21,16 @@ BARE = "its last block changes the map's size or channels and has no shortcut"
 
 
 @dataclass(frozen=True)
+class _AnySize:
+    """Convolutions take images of any size; an object of a class, so that two structures can be compared."""
+
+    embedding: str
+
+    def __call__(self, size: tuple[int, int]) -> Resizing:
+        return Resizing(self.embedding)
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of residual blocks.
 
@@ -112,7 +122,7 @@ def staged(model: nn.Module, stages: Sequence[Stage], embedding: str, channels_l
         layout=FeatureMap(channels_last),
         embedding=embedding,
         images=Images.of(model.get_submodule(embedding)),
-        resizes=lambda size: Resizing(embedding),  # convolutions take any
+        resizes=_AnySize(embedding),
         grid=None,
         tokens=None,
         operation="stage",

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,14 @@ def browser():
         started.close()
 
 
+def wait_until(page, condition, seconds=10):
+    """Wait for a condition of a page; its own waiting evaluates text in the page, which the page's policy forbids."""
+    until = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < until, f"not within {seconds} s: {condition}"
+        page.wait_for_timeout(20)
+
+
 @pytest.fixture
 def open_page(browser):
     """Open a report; errors, warnings and requests other than for the file itself fail the test when it ends."""
@@ -55,9 +65,10 @@ def open_page(browser):
         address = Path(path).resolve().as_uri()
         page.on("request", lambda request: request.url.startswith(("data:", address)) or told.append(request.url))
         page.goto(address)
-        page.wait_for_function("document.getElementById('colophon').textContent !== ''")
+        page.wait_until = partial(wait_until, page)
+        page.wait_until("document.getElementById('colophon').textContent !== ''")
         if page.locator("#reading").count():
-            page.wait_for_function("document.getElementById('reading').textContent !== ''")
+            page.wait_until("document.getElementById('reading').textContent !== ''")
         return page
 
     yield open_page

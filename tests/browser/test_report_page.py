@@ -346,8 +346,8 @@ def test_the_labels_of_charts_can_be_read_at_any_width(open_page, report, width)
 def test_charts_follow_the_width_of_the_window(open_page, report):
     page = open_page(report)
     page.set_viewport_size({"width": 360, "height": 740})
-    page.wait_for_function("document.documentElement.scrollWidth === 360")
-    page.wait_for_function("document.querySelector('.charts svg[role=img]').viewBox.baseVal.width < 330")
+    page.wait_until("document.documentElement.scrollWidth === 360")
+    page.wait_until("document.querySelector('.charts svg[role=img]').viewBox.baseVal.width < 330")
     assert min(size for size, _, _ in page.evaluate(SIZES)) >= 10
 
 
@@ -484,7 +484,7 @@ def test_light_and_dark_differ_and_change_while_the_page_is_open(open_page, repo
     page.locator("#block").fill("5")
     before = page.evaluate(paper), drawn(page, "map-pruned")
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{paper} !== '{before[0]}'")
+    page.wait_until(f"{paper} !== '{before[0]}'")
     assert sum(map(int, page.evaluate(paper)[4:-1].split(","))) < 150
     assert (drawn(page, "map-pruned") != before[1]).any()  # what was dropped is darker, too
 

@@ -71,7 +71,7 @@ def test_every_promise_about_compilation_is_kept_by_models_that_merge(build_vit,
     promise_of_compilation(make_subject(model, images, Recipe("0.3@0;7@1", pruner=merge)))
 
 
-@pytest.mark.parametrize("name", ["mnn", "tome", "saliency_merge"])
+@pytest.mark.parametrize("name", ["mnn", "saliency_merge"])
 def test_every_promise_about_compilation_is_kept_by_pruners(build_vit, images, promise_of_compilation, name):
     promise_of_compilation(make_subject(build_vit(depth=3), images, Recipe("0.3@0;7@1", pruner=name, operation="attn")))
 

@@ -18,7 +18,6 @@ OWN = {
     "device": {"report"},  # the CPU by default
     "drop": {"finetuning", "report"},  # this or --recipe; by default that of the results
     "epochs": {"finetuning", "zoo"},  # of the data; of canvases, by default the recipe's
-    "methods": {"throughput"},  # the limit, too
     "model": {"ablation", "evaluation", "report"},  # has a default; several; by default that of the results
     "num_samples": {"statistics"},  # never all, and at least 1
     "output": {"report"},  # a page, with a short form
