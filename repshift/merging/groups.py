@@ -88,7 +88,8 @@ class Distances:
             goes: ``(batch, number)`` int64, towards whom.
             share: ``(batch, number)`` float32, how far: 0 stays as it is, 1 is the other one.
         """
-        rows = torch.lerp(pick(self.products, stays), pick(self.products, goes), share.unsqueeze(2))
+        own = pick(self.products, stays)
+        rows = torch.lerp(own, pick(self.products, goes), share.unsqueeze(2))
         across = [whom.unsqueeze(1).expand(-1, stays.shape[1], -1) for whom in (stays, goes)]
         both = torch.lerp(rows.gather(2, across[0]), rows.gather(2, across[1]), share.unsqueeze(1))
         rows = rows.scatter(2, across[0], both)
@@ -96,7 +97,7 @@ class Distances:
         products = self.products.scatter(1, at, rows).scatter(2, at.mT, rows.mT)
         squares = torch.lerp(self.halves.gather(1, stays), self.halves.gather(1, goes), share)
         apart = self.halves.gather(1, stays) + self.halves.gather(1, goes)
-        apart = apart - self.products[_images(stays), stays, goes]
+        apart = apart - own.gather(2, goes.unsqueeze(2)).squeeze(2)
         # |(1-a) x + a y|^2 = (1-a) |x|^2 + a |y|^2 - a (1-a) |x - y|^2
         halves = squares - share * (1 - share) * apart
         return Distances(products, self.halves.scatter(1, stays, halves))
@@ -110,10 +111,6 @@ def _quick_dtype(device: torch.device) -> torch.dtype:
 
 
 _CPU_HAS_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
-
-
-def _images(positions: Tensor) -> Tensor:
-    return torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
 
 
 def selected(goes: Tensor, into: Tensor, left: int, *, keeps_norm: bool = False) -> Selection:
