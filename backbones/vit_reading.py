@@ -51,7 +51,8 @@ def read_block(block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal
     """
     attended = _attention(block.attn, block.norm1(x), attn_mask, is_causal, rows)
     x = x[:, :rows] + block.drop_path1(block.ls1(attended))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
+    branch: Tensor = block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return x + branch
 
 
 def _attention(attention: Any, x: Tensor, attn_mask: Tensor | None, is_causal: bool, rows: int) -> Tensor:
