@@ -48,6 +48,7 @@ def fidelity(
     recipe: options.RecipeFile = None,
     methods: options.Methods = None,
     compare: options.Compare = None,
+    against: options.Against = None,
     operation: options.Operation = None,
     distance: options.Distance = "l2",
     residual: options.Residual = False,
@@ -108,6 +109,7 @@ def fidelity(
                     compare or (),
                     seed,
                     chosen,
+                    against or (),
                 )
                 config = config_of(subjects.model)
                 source: dict[str, Any] = {

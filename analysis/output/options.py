@@ -84,6 +84,12 @@ Compare = Annotated[
     list[Path] | None,
     typer.Option(help="A recipe that is compared, too, by the name of its file; repeated for several."),
 ]
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Compare each image by image with this method; repeated for several. [default: shift and lowres]"
+    ),
+]
 Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]
 
 # --- the data -----------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ def probe(
     recipe: options.RecipeFile = None,
     methods: options.Methods = None,
     compare: options.Compare = None,
+    against: options.Against = None,
     operation: options.Operation = None,
     distance: options.Distance = "l2",
     residual: options.Residual = False,
@@ -110,6 +111,7 @@ def probe(
                     compare or (),
                     seed,
                     chosen,
+                    against or (),
                 )
                 config = config_of(subjects.model)
                 source: dict[str, Any] = {"suffixes": suffixes, "skip_other_files": skip_other_files}

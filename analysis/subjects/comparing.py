@@ -26,6 +26,7 @@ from repshift.analysis.subjects.recipes import (
 )
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import DataError, UnknownNameError, UnsupportedModelError, first_line
+from repshift.registry import suggest
 
 # What is compared where nothing was asked for, as far as the model can have it
 USUAL = (SHIFT, "norm", "random", "tome", "mnn", LOWRES)
@@ -42,6 +43,7 @@ class Subjects:
         pruned: The others, by method, in the order of the table.
         notes: On what was left out.
         seed: Of weights that are not loaded, and of what is drawn.
+        against: The methods that each is to be compared with, image by image; without any, see :attr:`others`.
     """
 
     name: str
@@ -50,10 +52,13 @@ class Subjects:
     pruned: dict[str, nn.Module]
     notes: list[str]
     seed: int
+    against: tuple[str, ...] = ()
 
     @property
     def others(self) -> list[str]:
         """The methods that each is compared with: the shift, or else the first one; and the smaller input, if there."""
+        if self.against:
+            return list(self.against)
         first = SHIFT if SHIFT in self.pruned else next(iter(self.pruned))
         return [first, *(name for name in (LOWRES,) if name in self.pruned and name != first)]
 
@@ -119,6 +124,7 @@ def build_subjects(
     files: Sequence[Path] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
+    against: Sequence[str] = (),
 ) -> Subjects:
     """Build the models that are compared.
 
@@ -131,6 +137,7 @@ def build_subjects(
         files: Of ``--compare``: further recipes, each a method of its own with the name of its file.
         seed: Of weights that are not loaded.
         device: Where they run.
+        against: Of ``--against``: the methods that each is compared with, image by image.
 
     Raises:
         RepshiftError: If there is no such model, method or recipe, or the model cannot have it.
@@ -152,7 +159,11 @@ def build_subjects(
     models |= {method: apply(recipe, model).eval() for method, recipe in further.items()}
     if not models:
         raise UnknownNameError("Only the dense model would be compared with itself. Give --methods of known methods.")
-    return Subjects(name, given, model, models, notes, seed)
+    if unknown := [other for other in against if other not in models]:
+        raise UnknownNameError(
+            f"--against names a method that is compared, got {unknown[0]!r}. {suggest(unknown[0], models)}"
+        )
+    return Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)))
 
 
 def restoring(model: nn.Module, pruned: nn.Module) -> nn.Module | None:
