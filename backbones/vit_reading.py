@@ -22,7 +22,7 @@ READ = {f"{TIMM}.VisionTransformer.forward_head": 1, "timm.models.deit.VisionTra
 def reading_of(model: Any) -> Reading:
     """Say what the head of one of timm's vision transformers reads."""
     if model.attn_pool is not None or model.global_pool != "token":
-        return Reading(why=f"its head pools all tokens (global_pool={model.global_pool!r})")
+        return Reading(why=f"its head reads more than the class token (global_pool={model.global_pool!r})")
     rows = READ.get(_written(model, "forward_head"), 0)
     own = [name for name in ("forward", "pool") if _written(model, name) != f"{TIMM}.VisionTransformer.{name}"]
     if not rows or own:
@@ -49,7 +49,12 @@ def read_block(block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal
     Returns:
         ``(batch, rows, channels)``, the first rows of what the block returns.
     """
-    attended = _attention(block.attn, block.norm1(x), attn_mask, is_causal, rows)
+    attention = block.attn
+    if "forward" in vars(attention) or attention._forward_hooks or attention._forward_pre_hooks:
+        # somebody's hook or patch acts on all of it, so all of it runs
+        attended = attention(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)[:, :rows]
+    else:
+        attended = _attention(attention, block.norm1(x), attn_mask, is_causal, rows)
     x = x[:, :rows] + block.drop_path1(block.ls1(attended))
     branch: Tensor = block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
     return x + branch
@@ -84,7 +89,7 @@ def _attention(attention: Any, x: Tensor, attn_mask: Tensor | None, is_causal: b
 
 def _projected(qkv: Any, x: Tensor, width: int, rows: int) -> tuple[Tensor, Tensor]:
     """Return the queries of the first tokens, and keys and values of all."""
-    if type(qkv) is not nn.Linear or qkv._forward_hooks or qkv._forward_pre_hooks:
+    if type(qkv) is not nn.Linear or "forward" in vars(qkv) or qkv._forward_hooks or qkv._forward_pre_hooks:
         # a layer that was replaced (adapters, quantised) or is helped by hooks runs as it is
         whole = qkv(x)
         return whole[:, :rows, :width], whole[..., width:]

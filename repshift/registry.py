@@ -59,12 +59,14 @@ class Registry:
 
     def name_of(self, thing: object) -> str | None:
         """Return the name that an object, or one equal to it, is registered under; ``None`` if there is none."""
-        same = (
-            name
-            for name, target in self._targets.items()
-            if target is thing or (type(target) is type(thing) and not isinstance(target, str) and target == thing)
-        )
-        return next(same, None)
+        # what is not imported yet cannot be equal, unless it stands where this thing is from
+        home = getattr(thing, "__module__", None)
+        for name, target in list(self._targets.items()):
+            if isinstance(target, str) and target.partition(":")[0] == home:
+                target = self.get(name)
+            if target is thing or (type(target) is type(thing) and not isinstance(target, str) and target == thing):
+                return name
+        return None
 
     def get(self, name: str) -> Any:
         """Return the object behind a name, importing it if needed.

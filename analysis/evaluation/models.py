@@ -18,7 +18,7 @@ from repshift.analysis.subjects.methods import RANDOM, choose_methods, method_na
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, measured_columns, schedule_of, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
-from repshift.errors import first_line
+from repshift.errors import ScheduleError, first_line
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ def _facts(name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, 
     recipe = recipe_of(pruned)
     try:
         work, dense = (count_work(counted, config["input_size"]) for counted in (pruned, model))
+    except ScheduleError:
+        raise
     except (RuntimeError, AssertionError, ValueError) as error:
         raise DataError(
             f"{name} does not take images of {config['input_size']} ({type(error).__name__}: {first_line(error)}). "

@@ -11,7 +11,7 @@ from repshift.analysis.output.paired import paired_summary
 from repshift.analysis.samples.batches import Batch, seed_batch
 from repshift.analysis.samples.data import Samples
 from repshift.analysis.samples.passes import Found, Passes
-from repshift.analysis.subjects.comparing import Subjects, reads_one_token, restoring
+from repshift.analysis.subjects.comparing import Subjects, readable, reads_one_token, restoring
 from repshift.analysis.subjects.features import Features, Reader, cosine_distance
 from repshift.analysis.subjects.methods import DENSE
 
@@ -37,9 +37,11 @@ class Fidelity:
         shared = reads_one_token(subjects.model)
         self.readers: dict[str, tuple[Reader, Reader | None]] = {}
         for name, pruned in subjects.pruned.items():
-            whole = restoring(subjects.model, pruned)
-            reader = Reader(whole if shared and whole is not None else pruned)
-            self.readers[name] = reader, reader if shared or whole is None or whole is pruned else Reader(whole)
+            shown = readable(subjects.model, pruned)
+            whole = restoring(subjects.model, shown)
+            reader = Reader(whole if shared and whole is not None else shown)
+            same = whole is None or shared or whole is shown
+            self.readers[name] = reader, None if whole is None else reader if same else Reader(whole)
         noise = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.inference_mode():
             dense = self.dense(noise)
@@ -61,7 +63,7 @@ class Fidelity:
         reader, restored = self.readers[name]
         seed_batch(self.subjects.seed, first)
         ours = reader(images)
-        tokens = ours.tokens
+        tokens = ours.tokens if restored is reader else None
         if restored is not None and restored is not reader:
             seed_batch(self.subjects.seed, first)  # the same tokens go
             tokens = restored(images).tokens

@@ -13,7 +13,7 @@ from repshift.analysis.probe.classifiers import LinearProbe, Neighbours, fit_lin
 from repshift.analysis.samples.batches import Batch, seed_batch
 from repshift.analysis.samples.data import Samples
 from repshift.analysis.samples.passes import Found, Passes, told_apart_by
-from repshift.analysis.subjects.comparing import Subjects
+from repshift.analysis.subjects.comparing import Subjects, readable
 from repshift.analysis.subjects.features import Reader
 from repshift.analysis.subjects.methods import DENSE
 
@@ -110,7 +110,8 @@ class _Measure:
 
     def __init__(self, subjects: Subjects, probes: Probes, device: torch.device) -> None:
         self.subjects, self.probes, self.device = subjects, probes, device
-        self.readers = {name: Reader(model) for name, model in {DENSE: subjects.model, **subjects.pruned}.items()}
+        shown = {name: readable(subjects.model, pruned) for name, pruned in subjects.pruned.items()}
+        self.readers = {name: Reader(model) for name, model in {DENSE: subjects.model, **shown}.items()}
         self.columns = [(name, measure) for name in self.readers for measure in MEASURES]
 
     def __call__(self, batch: Batch) -> Tensor:

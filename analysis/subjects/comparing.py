@@ -14,18 +14,18 @@ from torch import nn
 from repshift import Recipe, recipe_of
 from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.subjects.methods import DENSE, LOWRES, SHIFT, choose_methods, known_methods, read_methods
+from repshift.analysis.subjects.methods import DENSE, LOWRES, SHIFT, choose_methods, further_recipes, read_methods
 from repshift.analysis.subjects.models import ModelOptions, saved_model
 from repshift.analysis.subjects.recipes import (
     apply,
     measured_columns,
-    read_recipe,
     schedule_of,
     settings_of,
     whole_recipe,
+    with_tokens,
 )
 from repshift.analysis.subjects.sizes import build_model
-from repshift.errors import DataError, UnknownNameError, UnsupportedModelError, first_line
+from repshift.errors import DataError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.registry import suggest
 
 # What is compared where nothing was asked for, as far as the model can have it
@@ -99,6 +99,8 @@ class Subjects:
             recipe = recipe_of(model)
             try:
                 work = count_work(model, config["input_size"])
+            except ScheduleError:
+                raise
             except (RuntimeError, AssertionError, ValueError) as error:
                 raise DataError(
                     f"{self.name} does not take images of {config['input_size']} "
@@ -145,18 +147,8 @@ def build_subjects(
     random_seed(seed)  # weights that are not loaded are the same in every process, and after a resumption
     model = build_model(name, given).to(device).eval()
     asked = read_methods(methods)
-    further = {file.stem: read_recipe(file) for file in files}
-    if len(further) < len(files) or (taken := further.keys() & {DENSE, *known_methods()}):
-        told = sorted(taken) if len(further) == len(files) else [str(file) for file in files]
-        raise UnknownNameError(
-            f"--compare names each method by its file, and these names are taken: {', '.join(told)}. Rename the files."
-        )
-    models: dict[str, nn.Module] = {}
-    notes: list[str] = []
-    if pruned is not None or asked is not None or not further:
-        models, notes = choose_methods(model, pruned, asked, size_of(model), USUAL)
+    models, notes = choose_methods(model, pruned, asked, size_of(model), USUAL, further_recipes(files))
     models.pop(DENSE, None)
-    models |= {method: apply(recipe, model).eval() for method, recipe in further.items()}
     if not models:
         raise UnknownNameError("Only the dense model would be compared with itself. Give --methods of known methods.")
     if unknown := [other for other in against if other not in models]:
@@ -164,6 +156,18 @@ def build_subjects(
             f"--against names a method that is compared, got {unknown[0]!r}. {suggest(unknown[0], models)}"
         )
     return Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)))
+
+
+def readable(model: nn.Module, pruned: nn.Module) -> nn.Module:
+    """Make the model of the same answers that gives its features, where a pruned one computes only what a head reads.
+
+    Args:
+        model: The dense one.
+        pruned: Pruned in any way.
+    """
+    recipe = recipe_of(pruned)
+    shown = with_tokens(recipe)
+    return pruned if shown == recipe else apply(shown, model).eval()
 
 
 def restoring(model: nn.Module, pruned: nn.Module) -> nn.Module | None:
@@ -174,6 +178,8 @@ def restoring(model: nn.Module, pruned: nn.Module) -> nn.Module | None:
         pruned: Pruned in any way.
     """
     recipe = recipe_of(pruned)
+    if recipe is not None and recipe.input_size is not None:
+        return None  # its places are others
     if recipe is None or recipe.schedule is None or recipe.restore:
         return pruned
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
 from repshift import PRUNERS, Recipe
-from repshift.analysis.subjects.recipes import apply, pruner_in_words
+from repshift.analysis.subjects.recipes import apply, pruner_in_words, read_recipe
 from repshift.analysis.subjects.smaller_inputs import SmallerInputs
 from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
 from repshift.registry import suggest
@@ -45,6 +46,22 @@ def read_methods(text: str | None) -> list[str] | None:
         if name not in known:
             raise UnknownNameError(f"Unknown method {name!r}. {suggest(name, known)} (--methods)")
     return list(dict.fromkeys(names))
+
+
+def further_recipes(files: Sequence[Path]) -> dict[str, Recipe]:
+    """Read the recipes of ``--compare``, each a method of its own with the name of its file.
+
+    Raises:
+        UnknownNameError: If two have the same name, or one has the name of a method.
+        RecipeError: If a file holds no recipe.
+    """
+    further = {file.stem: read_recipe(file) for file in files}
+    if len(further) < len(files) or (taken := further.keys() & {DENSE, *known_methods()}):
+        told = sorted(taken) if len(further) == len(files) else [str(file) for file in files]
+        raise UnknownNameError(
+            f"--compare names each method by its file, and these names are taken: {', '.join(told)}. Rename the files."
+        )
+    return further
 
 
 def method_name(recipe: Recipe | None) -> str:
@@ -87,6 +104,7 @@ def choose_methods(
     asked: Sequence[str] | None,
     size: tuple[int, int, int],
     usual: Sequence[str] = USUAL,
+    further: Mapping[str, Recipe] | None = None,
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """Make the models that are compared; all share the weights of the dense one, which is always the first.
 
@@ -97,6 +115,7 @@ def choose_methods(
             given if that is another one.
         size: Channels, rows and columns of the images.
         usual: Some of :func:`known_methods`.
+        further: Recipes that are compared, too, by the names of their methods; alone, if nothing else was given.
 
     Returns:
         Models by method, in the order of the table, and notes on what was left out.
@@ -105,7 +124,9 @@ def choose_methods(
         ScheduleError: If methods that prune are asked for without a schedule, or it does not fit the model.
         UnsupportedModelError: If the model cannot have a method that was asked for; a smaller input is left out.
     """
-    wanted = _wanted(pruned, usual if asked is None else asked)
+    # what drops nothing, such as a smaller input, is nothing that other methods do in their way
+    alone = _drops_nothing(pruned) or (pruned is None and bool(further))
+    wanted = _wanted(pruned, asked if asked is not None else () if alone else usual)
     models = {DENSE: model}
     if asked is None and (own := method_name(pruned)) not in wanted:
         models[own] = apply(pruned, model)
@@ -124,14 +145,20 @@ def choose_methods(
             if name == SHIFT or (name in (asked or ()) and name != LOWRES):
                 raise
             missing.setdefault(str(error), []).append(name)
+    models |= {name: apply(recipe, model) for name, recipe in (further or {}).items()}
     return models, [f"without {', '.join(names)}: {reason}" for reason, names in missing.items()]
+
+
+def _drops_nothing(pruned: Recipe | None) -> bool:
+    return pruned is not None and pruned.schedule is None
 
 
 def _wanted(pruned: Recipe | None, asked: Sequence[str]) -> list[str]:
     wanted = [name for name in dict.fromkeys(asked) if name != DENSE]
     if wanted and (pruned is None or pruned.schedule is None):
+        lack = "The recipe has no schedule" if _drops_nothing(pruned) else "No schedule was given"
         raise ScheduleError(
-            "No schedule was given for the methods that prune. Give --drop 0.2@0,3,6 or --recipe, or --methods "
-            "dense alone."
+            f"{lack} for the methods that prune. Give --drop 0.2@0,3,6 or a --recipe that drops, or --methods dense "
+            "alone."
         )
     return wanted

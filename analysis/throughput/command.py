@@ -35,6 +35,7 @@ def bench(
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
     methods: options.Methods = None,
+    compare: options.Compare = None,
     batch_size: Annotated[
         list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
     ] = None,
@@ -70,13 +71,13 @@ def bench(
     from repshift.analysis.subjects.devices import choose_device
     from repshift.analysis.subjects.limits import check_batch, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
-    from repshift.analysis.subjects.methods import DENSE, LIMIT, choose_methods, read_methods
+    from repshift.analysis.subjects.methods import DENSE, LIMIT, choose_methods, further_recipes, read_methods
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
     from repshift.analysis.throughput.setup import Setup
 
-    asked = read_methods(methods)
+    asked, further = read_methods(methods), further_recipes(compare or ())
     if asked is not None and set(asked) != {DENSE}:
         asked.append(LIMIT)  # the efficiency is against it
     for size in batch_sizes:
@@ -97,7 +98,7 @@ def bench(
     if chosen.startswith("cpu"):
         keep_freed_memory()
     dense = setup.load()
-    models, remarks = choose_methods(dense, pruned, asked, setup.input_size(dense))
+    models, remarks = choose_methods(dense, pruned, asked, setup.input_size(dense), further=further)
     for remark in remarks:
         note(f"note: {remark}")
     comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory)

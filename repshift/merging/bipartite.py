@@ -39,6 +39,7 @@ class BipartitePruner(Merger):
     chooses_itself: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.metric not in METRICS:
             raise UnknownNameError(f"Tokens are compared by {' or '.join(METRICS)}, got metric={self.metric!r}.")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from repshift.drops import Drop
+from repshift.errors import ScheduleError
 from repshift.pruners import Candidates
 from repshift.selection import Selection
 
@@ -21,6 +22,12 @@ class Merger(ABC):
 
     size_attention: bool = field(default=True, kw_only=True)
     needs: ClassVar[tuple[str, ...]] = ("merge",)
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(setting.default, bool) and not isinstance(value, bool):
+                raise ScheduleError(f"{type(self).__name__} has {setting.name} True or False, got {value!r}.")
 
     def choose(self, candidates: Candidates, drop: Drop) -> Selection | None:
         """Merge as many tokens as a drop says; see :class:`repshift.pruners.Pruner`.

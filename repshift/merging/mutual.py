@@ -41,7 +41,8 @@ class MutualNearestPruner(Merger):
     chooses_itself: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.rounds not in (1, 2):
+        super().__post_init__()
+        if type(self.rounds) is not int or self.rounds not in (1, 2):
             raise ScheduleError(f"Mutual nearest neighbours are joined in 1 or 2 rounds, got {self.rounds!r}.")
 
     def merge(self, candidates: Candidates, left: int) -> Selection:

@@ -91,6 +91,24 @@ def test_a_projection_that_is_no_plain_layer_runs_as_it_is(vit, images):
     torch.testing.assert_close(pruned(images), vit(images), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["attn", "attn.qkv", "attn.proj", "attn.q_norm"])
+@pytest.mark.parametrize("patched", [False, True])
+def test_hooks_and_patches_inside_the_block_are_honoured(build_vit, images, where, patched):
+    vit = build_vit(qk_norm=True)
+    module = vit.blocks[-1].get_submodule(where)
+    with torch.no_grad():
+        plain = vit(images)
+        if patched:
+            own = module.forward
+            module.forward = lambda *args, **kwargs: 1.5 * own(*args, **kwargs)
+        else:
+            module.register_forward_hook(lambda module, args, output: 1.5 * output)
+        expected = vit(images)
+        assert (expected - plain).abs().max() > 1e-3
+        pruned = ShiftTracker(vit).prune(Recipe(None, read="head"))
+        torch.testing.assert_close(pruned(images), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_gradients_are_those_of_the_whole_block(vit, images):
     pruned = ShiftTracker(vit).prune(read="head")
     found, expected = (
@@ -153,8 +171,8 @@ def test_blocks_before_the_last_can_be_watched(vit, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"global_pool": "avg"}, "pools all tokens .global_pool='avg'"),
-        ({"global_pool": "map"}, "pools all tokens"),
+        ({"global_pool": "avg"}, "more than the class token .global_pool='avg'"),
+        ({"global_pool": "map"}, "more than the class token"),
         ({"block_fn": ParallelScalingBlock}, "block is of another kind .*ParallelScalingBlock"),
         ({"block_fn": ResPostBlock}, "block is of another kind .*ResPostBlock"),
         ({"attn_layer": "diff"}, "attention of its last block is of another kind"),

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from repshift.errors import ScheduleError
 from repshift.layouts import TokenSequence
 from repshift.merging import BipartitePruner, FusePruner, MutualNearestPruner, NearestPruner, WardPruner
 from repshift.pruners import Candidates
@@ -203,6 +205,11 @@ def test_the_score_decides_who_merges_into_its_nearest():
     tokens, scores = example(12)[0], torch.rand(3, 12)
     selection = NearestPruner().choose(candidates(tokens, scores=scores), 5)
     assert selection.kept.tolist() == scores.topk(7, dim=1).indices.sort(dim=1).values.tolist()
+    for image, kept in enumerate(selection.kept.tolist()):
+        for token in range(12):
+            cosines = [float(F.cosine_similarity(tokens[image, token], tokens[image, at], dim=0)) for at in kept]
+            expected = kept.index(token) if token in kept else cosines.index(max(cosines))
+            assert selection.joins[image, token] == expected
 
 
 def test_a_merged_token_keeps_the_mean_length_and_a_lone_one_its_bits():
@@ -219,3 +226,28 @@ def test_a_merged_token_keeps_the_mean_length_and_a_lone_one_its_bits():
             lengths = (tokens[image, members].norm(dim=-1) * weights).sum()
             direction = (tokens[image, members] * weights.unsqueeze(1)).sum(0)
             torch.testing.assert_close(merged[image, place], direction * lengths / direction.norm())
+
+
+def test_what_is_fused_counts_by_its_score_also_where_the_lowest_stay():
+    tokens, scores = example(6)[0], torch.rand(3, 6)
+    selection = FusePruner().choose(candidates(tokens, scores=-scores), 3)
+    weights, gone = selection.weights, ~torch.zeros_like(scores, dtype=torch.bool).scatter(1, selection.kept, True)
+    for image in range(3):
+        own = scores[image][gone[image]]
+        torch.testing.assert_close(weights[image][gone[image]] / weights[image][gone[image]].sum(), own / own.sum())
+
+
+@pytest.mark.parametrize(
+    ("pruner", "settings"),
+    [
+        (MutualNearestPruner, {"rounds": True}),
+        (MutualNearestPruner, {"rounds": 1.0}),
+        (MutualNearestPruner, {"exact": "no"}),
+        (WardPruner, {"size_attention": "no"}),
+        (BipartitePruner, {"size_attention": 1}),
+    ],
+)
+def test_settings_of_another_kind_are_refused(pruner, settings):
+    (value,) = settings.values()
+    with pytest.raises(ScheduleError, match=f"got {value!r}"):
+        pruner(**settings)

@@ -78,6 +78,17 @@ def test_further_recipes_are_methods_by_the_names_of_their_files(fidelity, tmp_p
     assert "these names are taken: shift" in err
 
 
+def test_recipes_for_the_head_and_for_smaller_inputs_are_compared(fidelity, tmp_path):
+    Recipe("0.3@0", pruner="mnn").save(tmp_path / "whole.json")
+    Recipe(None, input_size=48).save(tmp_path / "small.json")
+    code, _, err = fidelity("--recipe", "small.json", "--compare", "whole.json", "--results-file", "r.json")
+    assert (code, err) == (0, "")
+    rows = rows_of(tmp_path / "r.json")
+    assert list(rows) == ["lowres", "whole"]
+    assert rows["lowres"]["token_distance"] is None
+    assert rows["whole"]["token_distance"] > 0
+
+
 def test_what_a_model_cannot_have_is_left_out_and_said(fidelity, tmp_path):
     model = ("-m", "tiny_resnet", "--pretrained")
     code, out, err = fidelity("--drop", "8@0", "--num-samples", 4, "--results-file", "r.json", model=model)
