@@ -19,7 +19,7 @@ UNPRUNED = {
     ),
     **dict.fromkeys(("Eva", "Levit", "LevitDistilled", "MultiScaleVit"), TABLE),
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
-    **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
+    **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "CoaT", "FocalNet"), STRIDES),
 }
 TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
 TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"

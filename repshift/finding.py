@@ -54,6 +54,8 @@ BACKBONES = Registry(
         "resnet": "repshift.backbones.resnet:RESNET",
         "convnet": "repshift.backbones.convnet:CONVNET",
         "biased": "repshift.backbones.biased:BIASED",
+        "class_attention": "repshift.backbones.class_attention:CLASS_ATTENTION",
+        "lined": "repshift.backbones.lined:LINED",
         "vim": "repshift.backbones.vim:VIM",
     },
 )

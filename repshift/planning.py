@@ -17,6 +17,7 @@ from repshift.reading import reading_roles
 from repshift.recipes import Recipe
 from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
+from repshift.sides import GiveSides, RollUp, Unroll
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
 from repshift.travelling import Carry, End, Follow, Restore, Start, Weigh
@@ -35,7 +36,7 @@ class Plan:
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
         self.placed = getattr(pruner, "wants_places", False)
-        self.follows = bool(wanted or structure.built or recipe.restore or joins or self.placed)
+        self.follows = bool(wanted or structure.built or structure.sides or recipe.restore or joins or self.placed)
         # all tokens are back behind the last block, so what stands behind it and averages needs no weights
         self.lays_out = bool(
             recipe.restore and structure.grid_methods and structure.restores == structure.sites[-1].name
@@ -66,8 +67,7 @@ class Plan:
         for number, site in enumerate(structure.sites):
             if number > first and self.lays_out:
                 self._play(site.name, Resume(self.streams))
-            if number > first and (self.follows or structure.companions):
-                self._carry(site)
+            self._tell(site, number - first)
             if number in drops:
                 self._cut(site, drops[number])
             if number >= first and self.lays_out and site != structure.sites[-1]:
@@ -110,13 +110,17 @@ class Plan:
     def _prefix(self) -> int:
         return int(getattr(self.structure.layout, "prefix", 0))
 
-    def _carry(self, site: Site) -> None:
-        companions, prefix = self.structure.companions, self._prefix()
-        self._play(site.name, Carry(self.streams, companions, self.bias, prefix, self.follows))
-        for built in self.structure.built:
-            if f"{built.module}.".startswith(f"{site.name}."):
-                follow = Follow(self.streams, built.companion, built.is_bias and self.sized, prefix)
-                self._play(built.module, follow)
+    def _tell(self, site: Site, behind: int) -> None:
+        """Let a block know what was cut, which stands so many behind the first that cuts."""
+        structure, prefix = self.structure, self._prefix()
+        if behind > 0 and (self.follows or structure.companions):
+            self._play(site.name, Carry(self.streams, structure.companions, self.bias, prefix, self.follows))
+            for built in structure.built:
+                if f"{built.module}.".startswith(f"{site.name}."):
+                    follow = Follow(self.streams, built.companion, built.is_bias and self.sized, prefix)
+                    self._play(built.module, follow)
+        if behind >= 0 and structure.sides:
+            self._play(site.name, GiveSides(self.streams, structure.sides))
 
     def _cut(self, site: Site, drop: Drop) -> None:
         recipe, streams = self.recipe, self.streams
@@ -148,7 +152,9 @@ class Plan:
             cut = CutInside(**vars(cut), adds=mlp.leaves[0])
             self._play(mlp.enters, Shorten(streams, site.name, cut))
             self._play(cut.adds, AddAside(streams, site.name, cut.adds))
-        self._play(site.name, cut)
+        unrolled = self.structure.sides is not None
+        for role in (Unroll(streams), cut, RollUp(streams)) if unrolled else (cut,):
+            self._play(site.name, role)
 
     def _measure(self, site: Site) -> None:
         recipe, score, streams, block = self.recipe, self.score, self.streams, site.name

@@ -41,7 +41,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         )
     refuse_wrappers(model, structure.root)
     recipe, pruner = _settled(structure, recipe)
-    check_layout(pruner, structure.layout, type(model).__name__, structure.pruner)
+    check_layout(pruner, structure.layout, type(model).__name__, structure.pruner, structure.counts_once)
     pruned: Model | None = None
     resizing: list[tuple[str, Role]] = []
     if recipe.input_size is not None:  # of another size there may be other numbers of tokens

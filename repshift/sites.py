@@ -152,6 +152,9 @@ class Structure:
         rounds_up: Whether strides take half of an odd side of a feature map rounded up, or down.
         companions: Arguments of the blocks that have an entry for each token.
         built: What modules inside the blocks build with an entry for each token, in the order of the blocks.
+        sides: Names of the blocks' arguments for the rows and columns of the tokens, if they are given these.
+        counts_once: Why attention behind a block cannot be told how many places a merged token stands for; pruners that
+            would tell it are refused then. ``None`` if it can.
         bias: The argument of the blocks that is added to attention's logits, ``(batch, heads, queries, keys)``: there
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
@@ -180,6 +183,8 @@ class Structure:
     rounds_up: bool = True
     companions: tuple[Companion, ...] = ()
     built: tuple[Built, ...] = ()
+    sides: tuple[str, str] | None = None
+    counts_once: str | None = None
     bias: str | None = None
     weighs: str | None = None
     weighs_prefix: bool = False

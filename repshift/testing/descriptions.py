@@ -133,6 +133,8 @@ def _merged_last(tokens: Tensor, dropped: int) -> Selection:
 
 def _merges(subject: Subject) -> bool:
     layout = subject.structure.layout
+    if subject.structure.counts_once:
+        return False
     return is_sequence(subject.structure) and hasattr(layout, "merge") and not isinstance(layout, ResidualPair)
 
 

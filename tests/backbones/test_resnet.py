@@ -287,7 +287,6 @@ NEED_THE_GRID = {
     "swinv2_tiny_window8_256": "SwinTransformerV2 .*windows of a fixed grid",
     "maxvit_tiny_tf_224": "MaxxVit .*windows of a fixed grid",
     "hiera_tiny_224": "Hiera .*windows of a fixed grid",
-    "beit_base_patch16_224": "Beit .*table or rotation of a fixed grid",
     "eva02_tiny_patch14_224": "Eva .*table or rotation of a fixed grid",
     "levit_128s": "LevitDistilled .*table or rotation of a fixed grid",
     "pvt_v2_b0": "PyramidVisionTransformerV2 .*strides over the grid",
