@@ -139,7 +139,7 @@ class Follow(Bystander):
     prefix: int
 
     def followed(self, value: Tensor) -> Tensor:
-        """Return what is left of it."""
+        """Return what is left of it; as many dimensions as it has for all tokens, ``(batch, heads, queries, keys)``."""
         stream = self.streams.own
         if stream.origin is not None and stream.origin.positions is not None:
             value = self.companion.shortened(value, stream.origin.positions)
