@@ -8,21 +8,44 @@ WINDOWS = "it attends within windows of a fixed grid, which dropped tokens would
 TABLE = "its attention looks positions up in a table or rotation of a fixed grid, one entry for each token"
 SCANS = "it scans the grid in several directions, which needs all rows and columns"
 STRIDES = "its later layers take strides over the grid of tokens, which needs all rows and columns"
+UNITS = (
+    f"{WINDOWS}; its tokens are unrolled into units of such windows, and its own forward_features(images, mask=...) "
+    "leaves out whole ones before the blocks"
+)
+BLOCKIFIED = f"{WINDOWS}; its tokens are laid out window by window, and it needs as many in each"
+REGIONS = f"{WINDOWS}, and looks positions up by rows and columns; the neck behind the blocks convolves the grid"
+POOLED = "its attention pools queries and keys by convolutions over the grid, which needs all rows and columns"
+STEPPED = f"{STRIDES}, and {TABLE}"
+SUMMARISED = f"it attends within windows of a fixed grid and to summaries by convolutions with strides, and {STRIDES}"
+CONVOLVED = "its attention convolves the grid for its positions, at several scales that are resized to one another"
+FOCAL = f"each of its blocks modulates tokens by convolutions over the map around them, and {STRIDES}"
+GATED = "its gated attention computes distances from the number of tokens, as if they filled a square"
+PIXELS = "its blocks carry a second stream, of the pixels of each patch, which is not known to lose the same patches"
 
 # By class name, so that no library need be imported to say no
 UNPRUNED = {
     **dict.fromkeys(
         ("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "MaxxVit", "DaVit", "GlobalContextVit"), WINDOWS
     ),
-    **dict.fromkeys(
-        ("Nest", "Twins", "Hiera", "HieraDet", "VisionTransformerSAM", "TinyVit", "EfficientVitMsra"), WINDOWS
-    ),
-    **dict.fromkeys(("Beit", "Eva", "VisionTransformerRelPos", "Levit", "LevitDistilled", "MultiScaleVit"), TABLE),
+    **dict.fromkeys(("HieraDet", "TinyVit", "EfficientVitMsra"), WINDOWS),
+    **dict.fromkeys(("Eva",), TABLE),
+    **dict.fromkeys(("Levit", "LevitDistilled"), STEPPED),
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
-    **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
+    **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer"), STRIDES),
+    "MultiScaleVit": POOLED,
+    "Hiera": UNITS,
+    "Nest": BLOCKIFIED,
+    "VisionTransformerSAM": REGIONS,
+    "Twins": SUMMARISED,
+    "CoaT": CONVOLVED,
+    "FocalNet": FOCAL,
+    "ConVit": GATED,
+    "TNT": PIXELS,
 }
 TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
 TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"
+INSTEAD = "; smaller images make it faster instead, if it is built for them"
+UNPRUNED = {name: why + INSTEAD for name, why in UNPRUNED.items()}
 UNPRUNED |= {
     **dict.fromkeys(("FeatureListNet", "FeatureDictNet", "FeatureHookNet"), TAKEN_APART),
     **dict.fromkeys(("EfficientNetFeatures", "MobileNetV3Features"), TAKEN_APART),
@@ -34,7 +57,7 @@ WRAPPERS = {
     "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
 }
 # Tokens do not stand in row order inside the blocks
-UNORDERED = ("Hiera",)
+UNORDERED = ("Hiera", "Nest")
 
 
 class KnownRefusals:

@@ -12,7 +12,7 @@ from repshift.finding import find_structure, why_unserved
 from repshift.inside import mlp_behind_attention
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import own_class
-from repshift.pruners import PRUNERS
+from repshift.pruners import PRUNERS, tells_sizes
 from repshift.pruning import recipe_of
 from repshift.recipes import Recipe
 from repshift.scores import SCORES
@@ -143,6 +143,8 @@ def _pruners(structure: Structure) -> tuple[str, ...]:
         if getattr(pruner, "before_mlp", False) and not all(map(mlp_behind_attention, structure.sites)):
             return False
         if getattr(pruner, "wants_places", False) and structure.grid is None:
+            return False
+        if structure.counts_once and tells_sizes(pruner):
             return False
         return all(hasattr(structure.layout, method) for method in getattr(pruner, "needs", ()))
 

@@ -53,6 +53,9 @@ BACKBONES = Registry(
         "vit": "repshift.backbones.vit:VIT",
         "resnet": "repshift.backbones.resnet:RESNET",
         "convnet": "repshift.backbones.convnet:CONVNET",
+        "biased": "repshift.backbones.biased:BIASED",
+        "class_attention": "repshift.backbones.class_attention:CLASS_ATTENTION",
+        "lined": "repshift.backbones.lined:LINED",
         "vim": "repshift.backbones.vim:VIM",
     },
 )

@@ -184,6 +184,25 @@ class FeatureMap:
         return tensor
 
 
+@dataclass(frozen=True)
+class UnrolledMap(FeatureMap):
+    """A map as a sequence ``(batch, rows * columns, channels)``: the blocks are given rows and columns beside it.
+
+    While it is cut it is laid out as a map with channels last.
+    """
+
+    channels_last: bool = True
+
+    def tokens(self, value: Any) -> Tensor:
+        """Return the tokens, ``(batch, rows * columns, channels)``, of the sequence or the map."""
+        tensor = first_tensor(value)
+        return tensor if tensor.ndim == 3 else super().tokens(value)
+
+    def grid(self, value: Any) -> tuple[int, ...] | None:  # type: ignore[override]  # only a map tells
+        """Return rows and columns where it is laid out, else ``None``."""
+        return None if first_tensor(value).ndim == 3 else super().grid(value)
+
+
 def guess_layout(value: Any) -> Layout:
     """Choose a layout by the number of dimensions alone: a sequence without prefix, or a map with channels first.
 

@@ -11,15 +11,16 @@ from repshift.attention import AttentionScore
 from repshift.drops import Drop
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.intermediates import LayOut, Resume, Show
-from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
+from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay, Scale
 from repshift.pruners import Pruner
 from repshift.reading import reading_roles
 from repshift.recipes import Recipe
 from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
+from repshift.sides import GiveSides, RollUp, Unroll
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import Carry, End, Restore, Start, Weigh
+from repshift.travelling import Carry, End, Follow, Restore, Start, Weigh
 
 
 class Plan:
@@ -35,12 +36,13 @@ class Plan:
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
         self.placed = getattr(pruner, "wants_places", False)
-        self.follows = bool(wanted or recipe.restore or joins or self.placed)
+        self.follows = bool(wanted or structure.built or structure.sides or recipe.restore or joins or self.placed)
         # all tokens are back behind the last block, so what stands behind it and averages needs no weights
         self.lays_out = bool(
             recipe.restore and structure.grid_methods and structure.restores == structure.sites[-1].name
         )
         sized = joins and getattr(pruner, "size_attention", True)
+        self.sized = sized
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
 
     def roles(self) -> dict[str, list[Role]]:
@@ -65,9 +67,7 @@ class Plan:
         for number, site in enumerate(structure.sites):
             if number > first and self.lays_out:
                 self._play(site.name, Resume(self.streams))
-            if number > first and (self.follows or structure.companions):
-                carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
-                self._play(site.name, carry)
+            self._tell(site, number - first)
             if number in drops:
                 self._cut(site, drops[number])
             if number >= first and self.lays_out and site != structure.sites[-1]:
@@ -94,11 +94,33 @@ class Plan:
             if operation is not None and operation.cheap
         }
 
+    def scales(self, pruned: nn.Module) -> dict[str, Scale]:
+        """List what blocks multiply the branch by that they are scored by, by the name of the block."""
+        sites = [self.structure.sites[number] for number in self.recipe.drops]
+        operations = {site.name: site.operations.get(self.recipe.operation or "") for site in sites}
+        return {
+            name: Scale.of(pruned, operation.scaled_by)
+            for name, operation in operations.items()
+            if operation is not None and operation.scaled_by
+        }
+
     def _play(self, name: str, role: Role) -> None:
         self.played.setdefault(name, []).append(role)
 
     def _prefix(self) -> int:
         return int(getattr(self.structure.layout, "prefix", 0))
+
+    def _tell(self, site: Site, behind: int) -> None:
+        """Let a block know what was cut, which stands so many behind the first that cuts."""
+        structure, prefix = self.structure, self._prefix()
+        if behind > 0 and (self.follows or structure.companions):
+            self._play(site.name, Carry(self.streams, structure.companions, self.bias, prefix, self.follows))
+            for built in structure.built:
+                if f"{built.module}.".startswith(f"{site.name}."):
+                    follow = Follow(self.streams, built.companion, built.is_bias and self.sized, prefix)
+                    self._play(built.module, follow)
+        if behind >= 0 and structure.sides:
+            self._play(site.name, GiveSides(self.streams, structure.sides))
 
     def _cut(self, site: Site, drop: Drop) -> None:
         recipe, streams = self.recipe, self.streams
@@ -130,7 +152,9 @@ class Plan:
             cut = CutInside(**vars(cut), adds=mlp.leaves[0])
             self._play(mlp.enters, Shorten(streams, site.name, cut))
             self._play(cut.adds, AddAside(streams, site.name, cut.adds))
-        self._play(site.name, cut)
+        unrolled = self.structure.sides is not None
+        for role in (Unroll(streams), cut, RollUp(streams)) if unrolled else (cut,):
+            self._play(site.name, role)
 
     def _measure(self, site: Site) -> None:
         recipe, score, streams, block = self.recipe, self.score, self.streams, site.name
@@ -177,6 +201,11 @@ def with_replay(role: Role, block: str, module: nn.Module) -> Role:
     return (
         replace(role, replay=Replay(module)) if isinstance(role, (Remember, Measure)) and role.block == block else role
     )
+
+
+def with_scale(role: Role, block: str, scale: Scale) -> Role:
+    """Return a role of a block that multiplies the branch that it measures."""
+    return replace(role, scale=scale) if isinstance(role, Measure) and role.block == block else role
 
 
 def _in_words(drop: Drop, recipe: Recipe) -> str:

@@ -87,7 +87,12 @@ class SequencePruner:
         return Selection(candidates.highest(left).kept, aligned=True)
 
 
-def check_layout(pruner: Pruner, layout: Layout, model: str, own: str) -> None:
+def tells_sizes(pruner: object) -> bool:
+    """Say whether a pruner merges tokens, and later attention is to know how many each stands for."""
+    return not getattr(pruner, "drops_only", False) and bool(getattr(pruner, "size_attention", True))
+
+
+def check_layout(pruner: Pruner, layout: Layout, model: str, own: str, counts_once: str | None = None) -> None:
     """Check that a pruner can shorten what a model's blocks return.
 
     Raises:
@@ -97,6 +102,12 @@ def check_layout(pruner: Pruner, layout: Layout, model: str, own: str) -> None:
         raise UnsupportedModelError(
             f"{type(pruner).__name__} cannot shorten the {type(layout).__name__} of {model}: that layout has no "
             f"{' or '.join(missing)}. Leave pruner out, or give pruner={own!r}."
+        )
+    if counts_once and tells_sizes(pruner):
+        raise UnsupportedModelError(
+            f"{type(pruner).__name__} lets a merged token count for all that it stands for, which attention in {model} "
+            f"cannot be told: {counts_once}. Give a pruner with size_attention=False, such as 'fuse', which lets it "
+            f"count once, or drop tokens, pruner={own!r}."
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repshift.attention import AttentionScore, Heads
-from repshift.companions import Companion
+from repshift.companions import Built, Companion
 from repshift.errors import RepshiftWarning, UnknownNameError, UnsupportedModelError
 from repshift.images import Images, Resizing
 from repshift.layouts import Layout
@@ -30,6 +30,8 @@ class Operation:
         from_output: ``x`` is what ``enters`` returns instead of what it takes, as behind a shortcut.
         before: How ``x`` is held, if not as between the blocks.
         after: How what leaves is held, if not as between the blocks.
+        scaled_by: Name of a parameter that the block multiplies what leaves by, outside of any module, before it adds
+            it to the stream: ``"blocks.0.gamma_2"``, with a number for each channel, or one for all. ``None`` for none.
         cheap: ``enters`` may run a second time instead of what it returns being kept: it takes little work, and
             running it has no effect.
     """
@@ -40,6 +42,7 @@ class Operation:
     from_output: bool = False
     before: Layout | None = None
     after: Layout | None = None
+    scaled_by: str | None = None
     cheap: bool = False
 
     @staticmethod
@@ -49,7 +52,9 @@ class Operation:
 
     def within(self, prefix: str) -> Operation:
         """Return the same operation of a model that is a part of another."""
-        return replace(self, enters=inner(prefix, self.enters), leaves=tuple(inner(prefix, n) for n in self.leaves))
+        leaves = tuple(inner(prefix, name) for name in self.leaves)
+        scaled_by = self.scaled_by and inner(prefix, self.scaled_by)
+        return replace(self, enters=inner(prefix, self.enters), leaves=leaves, scaled_by=scaled_by)
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,10 @@ class Structure:
             what the blocks return token by token, such as by a norm.
         rounds_up: Whether strides take half of an odd side of a feature map rounded up, or down.
         companions: Arguments of the blocks that have an entry for each token.
+        built: What modules inside the blocks build with an entry for each token, in the order of the blocks.
+        sides: Names of the blocks' arguments for the rows and columns of the tokens, if they are given these.
+        counts_once: Why attention behind a block cannot be told how many places a merged token stands for; pruners that
+            would tell it are refused then. ``None`` if it can.
         bias: The argument of the blocks that is added to attention's logits, ``(batch, heads, queries, keys)``: there
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
@@ -173,6 +182,9 @@ class Structure:
     grid_methods: tuple[str, ...] = ()
     rounds_up: bool = True
     companions: tuple[Companion, ...] = ()
+    built: tuple[Built, ...] = ()
+    sides: tuple[str, str] | None = None
+    counts_once: str | None = None
     bias: str | None = None
     weighs: str | None = None
     weighs_prefix: bool = False
@@ -223,6 +235,7 @@ class Structure:
         names = [self.embedding, *(site.name for site in self.sites), *self.parts]
         names += [name for each in operations for name in (each.enters, *each.leaves)]
         names += [name for each in heads for name in (each.queries, each.keys)]
+        names += [each.module for each in self.built]
         return tuple(dict.fromkeys(filter(None, (*names, self.weighs, self.restores))))
 
     def within(self, prefix: str) -> Structure:
@@ -236,6 +249,7 @@ class Structure:
             sites=tuple(site.within(prefix) for site in self.sites),
             embedding=inner(prefix, self.embedding),
             parts={inner(prefix, name): operation.within(prefix) for name, operation in self.parts.items()},
+            built=tuple(each.within(prefix) for each in self.built),
             weighs=self.weighs and inner(prefix, self.weighs),
             restores=self.restores and inner(prefix, self.restores),
             root=inner(prefix, self.root),

@@ -60,6 +60,7 @@ class Stream:
         origin: Where the tokens stood; ``None`` unless somebody needs it (see :class:`repshift.roles.Cut`).
         sizes: ``(batch, tokens)`` float32, how many places each token stands for: 0 for padding, ``None`` for one each.
         grid: Rows and columns of all tokens, if a pruner asks for them.
+        sides: Rows and columns of what is left, where blocks are given them as arguments.
         cuts: The cuts so far, if they are undone in the end.
         block: Name of the block that is running, if it drops tokens.
         before: ``x``, ``(batch, tokens, channels)``.
@@ -80,6 +81,7 @@ class Stream:
     origin: Origin | None
     sizes: Tensor | None
     grid: tuple[int, int] | None
+    sides: tuple[int, int] | None
     cuts: tuple[PastCut, ...]
     left: Any
     block: str | None
@@ -100,7 +102,7 @@ class Stream:
 
     def clear(self) -> None:
         """Forget everything of a forward."""
-        self.origin = self.sizes = self.grid = None
+        self.origin = self.sizes = self.grid = self.sides = None
         self.cuts = ()
         self.left = None
         self.leave_block()

@@ -95,7 +95,7 @@ def test_a_tracker_says_what_it_watches(vit, options, said):
 
 def test_a_registry_says_what_it_holds():
     assert repr(DISTANCES) == "Registry(distance: l2, l1, cosine)"
-    assert repr(BACKBONES).startswith("Registry(backbone: vit, resnet, convnet, vim")
+    assert repr(BACKBONES).startswith("Registry(backbone: vit, resnet, convnet, biased")
 
 
 # --- what was recorded --------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from repshift import RepresentationError, Selection
-from repshift.layouts import FeatureMap, TokenSequence, first_tensor, guess_layout
+from repshift.layouts import FeatureMap, TokenSequence, UnrolledMap, first_tensor, guess_layout
 
 
 def test_a_sequence_leaves_its_prefix_out():
@@ -88,3 +88,10 @@ def test_the_first_tensor_of_a_tuple_is_its_value():
 def test_a_value_without_a_tensor_is_refused_with_its_type(value):
     with pytest.raises(RepresentationError, match=rf"got {type(value).__name__}\. Choose a module"):
         first_tensor(value)
+
+
+def test_a_map_that_is_unrolled_tells_its_grid_only_where_it_is_laid_out():
+    layout, sequence = UnrolledMap(), torch.randn(2, 12, 5)
+    laid_out = sequence.view(2, 3, 4, 5)
+    assert torch.equal(layout.tokens(sequence), layout.tokens(laid_out))
+    assert (layout.grid(sequence), layout.grid(laid_out)) == (None, (3, 4))
