@@ -288,7 +288,6 @@ NEED_THE_GRID = {
     "maxvit_tiny_tf_224": "MaxxVit .*windows of a fixed grid",
     "hiera_tiny_224": "Hiera .*windows of a fixed grid",
     "beit_base_patch16_224": "Beit .*table or rotation of a fixed grid",
-    "eva02_tiny_patch14_224": "Eva .*table or rotation of a fixed grid",
     "levit_128s": "LevitDistilled .*table or rotation of a fixed grid",
     "pvt_v2_b0": "PyramidVisionTransformerV2 .*strides over the grid",
 }
