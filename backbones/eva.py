@@ -7,21 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from repshift.attention import Heads
 from repshift.backbones.positions import fitting_grid
+from repshift.backbones.rotary import ROTARY, only_keys
 from repshift.backbones.vit import block_site, mask_of
 from repshift.calls import positional_names
-from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
 from repshift.images import FixedGrid, Images, Resizing
 from repshift.layouts import TokenSequence
-from repshift.modules import children, has_class
+from repshift.modules import has_class
 from repshift.participants import own_class
 from repshift.sites import Reading, Structure
 
-# one table for all, one for each head (a table of its own for each block), or one for each image (patch dropout)
-ROTARY = Companion("rope", "batch heads token channels")
-TURNED = "its queries and keys are turned by their places behind where they can be watched"
 READING = Reading(why="its last block turns queries and keys by their places, which is not computed in parts")
 
 
@@ -45,7 +41,7 @@ class Eva:
         tokens = grid.rows * grid.columns if isinstance(grid, FixedGrid) else embedding.num_patches if fixed else None
         pooled = pool is not None and "attn_mask" in positional_names(own_class(pool).forward)
         return Structure(
-            sites=tuple(block_site(model, f"blocks.{n}", block, turned_heads) for n, block in enumerate(model.blocks)),
+            sites=tuple(block_site(model, f"blocks.{n}", block, only_keys) for n, block in enumerate(model.blocks)),
             layout=TokenSequence(prefix),
             embedding="patch_embed",
             grid=grid,
@@ -64,13 +60,6 @@ class Eva:
 
 
 EVA = Eva()
-
-
-def turned_heads(model: Any, name: str, attention: Any) -> Heads | None:
-    """Say where keys can be watched before they are turned, by which tokens can be compared."""
-    if not {"q_norm", "k_norm"} <= children(attention).keys():
-        return None
-    return Heads(f"{name}.q_norm", f"{name}.k_norm", attention.scale, model.num_prefix_tokens, False, TURNED)
 
 
 def _resizing(model: Any, size: tuple[int, int]) -> Resizing:

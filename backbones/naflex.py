@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from repshift.attention import Heads
-from repshift.backbones.eva import ROTARY
 from repshift.backbones.positions import fitting_grid
+from repshift.backbones.rotary import ROTARY, only_keys
 from repshift.backbones.vit import block_site
 from repshift.companions import Companion
 from repshift.images import FixedGrid, Images, Resizing
 from repshift.layouts import TokenSequence
-from repshift.modules import children, has_class
+from repshift.modules import has_class
 from repshift.sites import Structure
 
 PADDED = "its attention may be told of padding, or of places, which queries and keys do not show"
@@ -36,11 +35,12 @@ class NaFlexVit:
 
     def structure(self, model: Any) -> Structure:
         """List the blocks, and what they are given beside the tokens."""
+        heads = partial(only_keys, why=PADDED)
         prefix, pooled = model.num_prefix_tokens, model.attn_pool is not None
         grid = model.embeds.dynamic_feat_size
         mask = Companion("attn_mask", "batch heads token token", prefix, optional=True, padding=True)
         return Structure(
-            sites=tuple(block_site(model, f"blocks.{n}", block, _heads) for n, block in enumerate(model.blocks)),
+            sites=tuple(block_site(model, f"blocks.{n}", block, heads) for n, block in enumerate(model.blocks)),
             layout=TokenSequence(prefix),
             embedding="embeds",
             grid=grid,
@@ -60,12 +60,6 @@ class NaFlexVit:
 
 
 NAFLEX = NaFlexVit()
-
-
-def _heads(model: Any, name: str, attention: Any) -> Heads | None:
-    if not {"q_norm", "k_norm"} <= children(attention).keys():
-        return None
-    return Heads(f"{name}.q_norm", f"{name}.k_norm", attention.scale, model.num_prefix_tokens, False, PADDED)
 
 
 def _resizing(model: Any, size: tuple[int, int]) -> Resizing:

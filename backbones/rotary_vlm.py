@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift.backbones.eva import ROTARY, turned_heads
+from repshift.backbones.rotary import ROTARY, only_keys
 from repshift.backbones.vit import block_site
 from repshift.calls import positional_names
 from repshift.companions import Companion
@@ -26,10 +26,7 @@ LATE = "its queries and keys stand in another order where they can be watched"
 
 
 class RotaryEncoder:
-    """Encoders whose blocks are given rotary tables, and behind which the grid of tokens is pooled or laid out.
-
-    So all tokens must be there again behind the last block.
-    """
+    """Encoders with rotary tables; the grid is pooled or laid out behind the blocks, so all tokens must be back there."""
 
     serves = "timm's encoders of Qwen3-VL, DeepSeek-V4 and Gemma 4 (with restore=True)"
 
@@ -45,8 +42,7 @@ class RotaryEncoder:
             mask = Companion("attn_mask", "batch heads queries token", optional=True, padding=True)
             sites, companions, needs = [_sandwich(name) for name in names], (mask, *tables), BINNED
         else:
-            pairs = zip(names, model.blocks, strict=True)
-            sites = [block_site(model, name, block, turned_heads) for name, block in pairs]
+            sites = [block_site(model, name, model.get_submodule(name), only_keys) for name in names]
             companions, needs = (ROTARY,), LAID_OUT
         grid = getattr(embedding, "dynamic_feat_size", partial(_grid, patch=tuple(embedding.patch_size)))
         return Structure(
@@ -80,14 +76,13 @@ def _sandwich(name: str) -> Site:
 
 
 def _resizing(model: Any, size: tuple[int, int]) -> Resizing:
-    side = model.merge_size if getattr(model, "merger", None) else 1
-    side = model.pooling_kernel_size if getattr(model, "global_pool", "") == "soft" else side
+    sides = {"merge": "merge_size", "soft": "pooling_kernel_size"}  # DeepSeek's aligner fills up what is missing
+    side = getattr(model, sides.get(model.global_pool, ""), 1)
     rows, columns = (side * length for length in model.patch_embed.patch_size)
     if size[0] % rows or size[1] % columns:
-        near = (max(1, size[0] // rows) * rows, max(1, size[1] // columns) * columns)
         raise UnsupportedModelError(
             f"input_size {size[0]}x{size[1]} does not come to whole patches of {rows}x{columns} pixels, as they are "
-            f"pooled. Give multiples, such as input_size={near}."
+            f"pooled. Give multiples, such as input_size={(8 * rows, 8 * columns)}."
         )
     grid = FixedGrid(*_grid(size, model.patch_embed.patch_size))
     return Resizing("patch_embed", attributes={"patch_embed": {"dynamic_feat_size": grid}})
