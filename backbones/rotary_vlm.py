@@ -26,7 +26,7 @@ LATE = "its queries and keys stand in another order where they can be watched"
 
 
 class RotaryEncoder:
-    """Encoders with rotary tables; the grid is pooled or laid out behind the blocks, so all tokens must be back there."""
+    """Encoders with rotary tables; behind their blocks the grid is pooled or laid out, so all tokens must be back."""
 
     serves = "timm's encoders of Qwen3-VL, DeepSeek-V4 and Gemma 4 (with restore=True)"
 
