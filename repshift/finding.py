@@ -51,12 +51,12 @@ BACKBONES = Registry(
     "backbone",
     {
         "vit": "repshift.backbones.vit:VIT",
-        "eva": "repshift.backbones.eva:EVA",
-        "naflex": "repshift.backbones.naflex:NAFLEX",
-        "rotary_vlm": "repshift.backbones.rotary_vlm:ROTARY_VLM",
         "resnet": "repshift.backbones.resnet:RESNET",
         "convnet": "repshift.backbones.convnet:CONVNET",
         "vim": "repshift.backbones.vim:VIM",
+        "eva": "repshift.backbones.eva:EVA",
+        "naflex": "repshift.backbones.naflex:NAFLEX",
+        "rotary_vlm": "repshift.backbones.rotary_vlm:ROTARY_VLM",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})

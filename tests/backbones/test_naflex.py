@@ -16,6 +16,8 @@ KINDS = {
     "pooled by attention": {"global_pool": "map", "reg_tokens": 1, "use_key_only_attn_mask": True},
     "maximum": {"global_pool": "max"},
 }
+if "use_key_only_attn_mask" not in NaFlexVitCfg.__dataclass_fields__:  # timm 1.0.23, which cannot turn patches so
+    del KINDS["pooled by attention"]["use_key_only_attn_mask"], KINDS["average, rotary for each head"]
 GRIDS = ((4, 4), (3, 4))
 OWN = ("described", "bit for bit", "dense model", "places", "schedule", "count", "disturb each other", "pruned by")
 
