@@ -28,7 +28,6 @@ UNPRUNED = {
         ("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "MaxxVit", "DaVit", "GlobalContextVit"), WINDOWS
     ),
     **dict.fromkeys(("HieraDet", "TinyVit", "EfficientVitMsra"), WINDOWS),
-    **dict.fromkeys(("Eva",), TABLE),
     **dict.fromkeys(("Levit", "LevitDistilled"), STEPPED),
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
     **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer"), STRIDES),

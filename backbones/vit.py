@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,14 +56,14 @@ class VisionTransformer:
         pool = model.attn_pool
         pooled = pool is not None and "attn_mask" in positional_names(own_class(pool).forward)
         return Structure(
-            sites=tuple(_site(model, f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
+            sites=tuple(block_site(model, f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
             layout=TokenSequence(prefix),
             embedding="patch_embed",
             grid=grid,
             images=Images.of(embedding, fixed=fixed),
             grid_methods=("forward_intermediates", "get_intermediate_layers"),
             tokens=tokens,
-            companions=(_mask(model, prefix),) if masked else (),
+            companions=(mask_of(model, prefix),) if masked else (),
             bias="attn_mask" if masked else None,
             # the head averages what the last norm returns, or pools it by attention
             weighs="attn_pool" if pooled else "norm" if model.global_pool == "avg" and pool is None else None,
@@ -92,13 +93,28 @@ def _resizing(model: Any, size: tuple[int, int]) -> Resizing:
     return Resizing("patch_embed", embedding.img_size, {"patch_embed": attributes}, {"pos_embed": resample})
 
 
-def _mask(model: Any, prefix: int) -> Companion:
+def mask_of(model: Any, prefix: int) -> Companion:
+    """Describe the attention mask that the blocks may be given."""
     heads = {getattr(getattr(block, "attn", None), "num_heads", None) for block in model.blocks}
     sizes: dict[str, Any] = {"heads": heads.pop()} if len(heads) == 1 and None not in heads else {}
     return Companion("attn_mask", "batch heads token token", prefix, optional=True, sizes=sizes)
 
 
-def _site(model: Any, name: str, block: nn.Module) -> Site:
+def block_site(
+    model: Any, name: str, block: nn.Module, heads_of: Callable[[Any, str, Any], Heads | None] | None = None
+) -> Site:
+    """Describe a block of timm's, by the modules it has.
+
+    Args:
+        model: Holds the block.
+        name: Of the block.
+        block: The block.
+        heads_of: Says of the model, and of name and module of its attention, where queries and keys can be watched; by
+            default as in timm's plain attention.
+
+    Raises:
+        UnsupportedModelError: If it is of a kind that is not known here.
+    """
     whole = Operation(name, (name,), on_stream=True)
     parts = children(block)
     if "attns" in parts and "ffns" in parts:  # ParallelThingsBlock: several branches of each kind, added up
@@ -108,12 +124,12 @@ def _site(model: Any, name: str, block: nn.Module) -> Site:
         return Site(name, {"block": whole}, absent={"attn": JOINT, "mlp": JOINT, "heads": OTHER})
     if {"attn", "mlp", "norm1", "norm2", "drop_path1", "drop_path2"} <= parts.keys():
         # F is what is added to the stream, so it ends behind LayerScale, post-norm and drop-path; it starts at the
-        # stream, which is where the norm stands before the branch, unless the norm stands behind it (ResPostBlock)
-        # of a pruned model the block's own class is a generated one, which inherits from this
-        post_norm = any(cls.__name__.startswith("ResPost") for cls in type(block).__mro__)
+        # stream, which is where the norm stands before the branch, unless the norm stands behind it (ResPostBlock,
+        # EvaBlockPostNorm); of a pruned model the block's own class is a generated one, which inherits from this
+        post_norm = any(cls.__name__.startswith(("ResPost", "EvaBlockPostNorm")) for cls in type(block).__mro__)
         attn = Operation(f"{name}.{'attn' if post_norm else 'norm1'}", (f"{name}.drop_path1",))
         mlp = Operation(f"{name}.{'mlp' if post_norm else 'norm2'}", (f"{name}.drop_path2",))
-        heads = _heads(model, f"{name}.attn", block.get_submodule("attn"))
+        heads = (heads_of or _heads)(model, f"{name}.attn", block.get_submodule("attn"))
         return Site(name, {"attn": attn, "mlp": mlp, "block": whole}, absent={"heads": OTHER}, heads=heads)
     raise UnsupportedModelError(
         f"{name} is of the class {type(block).__name__}, whose order of attention, MLP and residuals is not known. "

@@ -25,6 +25,8 @@ class Heads:
         scale: What their products are multiplied by before the softmax.
         prefix: How many prefix tokens stand before those that can be dropped.
         class_token: Whether the first of these is a class token.
+        incomplete: Why attention cannot be computed from them, though tokens can be compared by such keys: they are
+            turned by their places later on, say. Empty if it can.
     """
 
     queries: str
@@ -32,6 +34,7 @@ class Heads:
     scale: float
     prefix: int
     class_token: bool
+    incomplete: str = ""
 
     def within(self, prefix: str) -> Heads:
         """Return the same of a model that is a part of another, whose modules have names behind its own."""

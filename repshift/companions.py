@@ -128,11 +128,12 @@ class Companion:
             value: ``(batch, ..., queries, keys)``, boolean, or added to the logits.
 
         Returns:
-            ``(batch, tokens)`` float32: 1 for what every query may look at, 0 for padding; prefix tokens left out.
+            ``(batch, tokens)`` float32: 1 for what some query may look at, 0 for padding; prefix tokens left out.
         """
-        last = value.flatten(1, -2)[:, -1] if value.ndim > 2 else value
-        last = last[:, self.prefix :]
-        return (last if last.dtype == torch.bool else last > -1).float()
+        seen = value[..., self.prefix :]
+        seen = seen if seen.dtype == torch.bool else seen > -1
+        # not one query alone: a mask that is symmetric lets padding look at nothing
+        return (seen.flatten(1, -2).any(1) if seen.ndim > 2 else seen).float()
 
     def _names(self) -> tuple[list[str], list[str]]:
         taken, _, given = self.pattern.partition("->")

@@ -129,7 +129,7 @@ def _scores(structure: Structure) -> tuple[str, ...]:
         score = SCORES.get(name)
         if not isinstance(score, AttentionScore):
             return True
-        heads = [site.heads for site in structure.sites if site.heads is not None]
+        heads = [site.heads for site in structure.sites if site.heads is not None and not site.heads.incomplete]
         return bool(heads) and (score.rows == "mean" or all(each.class_token for each in heads))
 
     return ("shift", *filter(serves, SCORES.names()))

@@ -57,6 +57,9 @@ BACKBONES = Registry(
         "class_attention": "repshift.backbones.class_attention:CLASS_ATTENTION",
         "lined": "repshift.backbones.lined:LINED",
         "vim": "repshift.backbones.vim:VIM",
+        "eva": "repshift.backbones.eva:EVA",
+        "naflex": "repshift.backbones.naflex:NAFLEX",
+        "rotary_vlm": "repshift.backbones.rotary_vlm:ROTARY_VLM",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})

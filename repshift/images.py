@@ -174,6 +174,20 @@ def refuse_symbolic_tracing() -> NoReturn:
     )
 
 
+def require_image_rank(images: Any, what: str) -> None:
+    """Refuse patches that were cut before, where the rows and columns of images are needed.
+
+    Raises:
+        RepresentationError: If these are no images.
+    """
+    shape = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__!r}"
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise RepresentationError(
+            f"{what} takes images (batch, channels, rows, columns), whose rows and columns are known, got {shape}. "
+            "Give images, or prune without it."
+        )
+
+
 def require_floating_point(value: Any) -> None:
     """Refuse images of whole numbers, and what are no images at all.
 

@@ -7,20 +7,19 @@ return, needs no knowledge of pruning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from repshift.calls import Call
 from repshift.layouts import Layout
 from repshift.restoring import restored
-from repshift.roles import Bystander
+from repshift.roles import Bystander, Surrounding
 from repshift.stream import Streams
 
 
 @dataclass(frozen=True)
-class LayOut(Bystander):
+class LayOut(Surrounding):
     """Tells the blocks that one of the model's grid methods runs.
 
     Attributes:
@@ -31,13 +30,12 @@ class LayOut(Bystander):
     streams: Streams
     methods: tuple[str, ...]
 
-    @contextmanager
-    def laid_out(self) -> Iterator[None]:
-        """Say so while the context lasts; afterwards nothing of the forward is left, as it may end before its end."""
+    def around(self, run: Callable[[], Any]) -> Any:
+        """Say so while it runs; afterwards nothing of the forward is left, as it may end before its end."""
         stream = self.streams.own
         outer, stream.laid_out = stream.laid_out, True
         try:
-            yield
+            return run()
         finally:
             stream.laid_out = outer
             if not stream.heard_by():

@@ -104,11 +104,7 @@ class TokenSequence:
         if selection.leading:
             return with_first_tensor(value, tensor[:, : self.prefix + selection.kept.shape[1]])
         kept = pick(tensor, behind_prefix(selection.kept, self.prefix))
-        if tensor.stride(2) != 1 and tensor.stride(1) == 1:
-            # tokens that lie side by side in memory, as some embeddings leave them, stay so: the order in which later
-            # sums are taken, and so their rounding, is that of the dense model
-            kept = kept.mT.contiguous().mT
-        return with_first_tensor(value, kept)
+        return with_first_tensor(value, side_by_side(kept, tensor))
 
     def merge(self, value: Any, selection: Selection, sizes: Tensor | None) -> Any:
         """Return ``(batch, prefix + kept, channels)``: the prefix and the averages by ``(batch, tokens)`` sizes."""
@@ -237,6 +233,18 @@ def shortened(layout: Any, value: Any, selection: Selection, sizes: Tensor | Non
     if selection.joins is not None:
         return layout.merge(value, selection, sizes)
     return layout.keep(layout.align(value, selection) if selection.aligned else value, selection)
+
+
+def side_by_side(tokens: Tensor, like: Tensor) -> Tensor:
+    """Let tokens lie side by side in memory if others do, as some embeddings leave them.
+
+    So the order in which later sums are taken, and so their rounding, is that of the dense model.
+
+    Args:
+        tokens: ``(batch, tokens, channels)``.
+        like: The others, of the same form.
+    """
+    return tokens.mT.contiguous().mT if like.stride(2) != 1 and like.stride(1) == 1 else tokens
 
 
 def first_tensor(value: Any) -> Tensor:

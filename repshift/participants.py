@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from repshift.calls import Call, positional_names
 from repshift.images import explain, refuse_symbolic_tracing
-from repshift.intermediates import LayOut
 from repshift.reading import ReadOnly
 from repshift.resizing import ReadResampled
-from repshift.roles import Cut, Role, TakeImages
+from repshift.roles import Cut, Role, Surrounding, TakeImages
 from repshift.travelling import Follow
 
 
@@ -115,11 +114,12 @@ _participants = {}
 
 
 def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Say what a subclass is generated for: whether it takes images, reads resampled tables, lays out, builds."""
+    """Say what a subclass is generated for: taking images, resampled tables, methods surrounded, methods followed."""
     receives = any(isinstance(role, TakeImages) for role in roles)
     tables = tuple(role.table for role in roles if isinstance(role, ReadResampled))
+    methods = tuple(name for role in roles if isinstance(role, Surrounding) for name in role.methods)
     builds = tuple(role.companion.argument for role in roles if isinstance(role, Follow))
-    return receives, tables, next((role.methods for role in roles if isinstance(role, LayOut)), ()), builds
+    return receives, tables, methods, builds
 
 
 def _participant(
@@ -138,8 +138,8 @@ def _participant(
         kind = Receiver if receives else Participant
         own["forward"] = _forward_of(kind, base)
         own |= {table: _resampled(table) for table in tables}  # a property goes before torch's own look-up
-        own |= {method: _laid_out(getattr(base, method)) for method in methods}
         own |= {method: _followed(getattr(base, method)) for method in builds}
+        own |= {method: _surrounded(method, getattr(base, method)) for method in methods}
         # of two threads that come here at once, the first one's class is everybody's
         _participants.setdefault(kept, type(base.__name__, (kind, base), own))
     return _participants[kept]
@@ -167,16 +167,16 @@ def _forward_of(kind: type[Participant], base: type[nn.Module]) -> FunctionType:
     return forward
 
 
-def _laid_out(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the method that lays out the tokens of a model that has dropped some and restores them."""
+def _surrounded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the method that runs a class's own one with what a role does around it."""
 
     @wraps(method)
-    def laying_out(module: Participant, *args: Any, **kwargs: Any) -> Any:
-        role = next(role for role in module.repshift_roles if isinstance(role, LayOut))
-        with role.laid_out():
-            return method(module, *args, **kwargs)
+    def surrounded(module: Participant, *args: Any, **kwargs: Any) -> Any:
+        roles = (role for role in module.repshift_roles if isinstance(role, Surrounding))
+        role = next(role for role in roles if name in role.methods)
+        return role.around(partial(method, module, *args, **kwargs))
 
-    return laying_out
+    return surrounded
 
 
 def _followed(method: Callable[..., Tensor]) -> Callable[..., Tensor]:

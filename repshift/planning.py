@@ -20,7 +20,7 @@ from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sides import GiveSides, RollUp, Unroll
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import Carry, End, Follow, Restore, Start, Weigh
+from repshift.travelling import Carry, End, Follow, Restore, ShortenAnswer, Start, Weigh
 
 
 class Plan:
@@ -187,11 +187,17 @@ class Plan:
             if structure.weighs_bias:
                 self._play(ends, Carry(self.streams, (), structure.weighs_bias, prefix, always=True))
             else:
-                self._play(ends, Weigh(self.streams, structure.layout, structure.weighs_prefix))
+                weigh = Weigh(self.streams, structure.layout, structure.weighs_prefix, structure.weighs_present)
+                self._play(ends, weigh)
         if self.recipe.restore and structure.restores:
             self._play(structure.restores, Restore(self.streams, structure.layout))
+        answers = {} if self.recipe.restore else structure.answers
+        last = not (self.follows and structure.weighs_bias)  # nothing behind them asks what became of the tokens
+        for method, companion in answers.items():
+            self._play(structure.root, ShortenAnswer(self.streams, (method,), companion, last))
         if self.follows or structure.companions:
-            self._play(ends, End(self.streams))
+            if not (answers and last):
+                self._play(ends, End(self.streams))
             # whatever raises between the blocks, nothing of the forward is left
             self._play("" if self.follows else structure.root, End(self.streams))
 

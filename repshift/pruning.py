@@ -21,7 +21,7 @@ from repshift.resizing import forget_size, take_size
 from repshift.roles import Role
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Structure
-from repshift.travelling import Carry, End, NoteGrid, Start
+from repshift.travelling import Carry, End, NoteGrid, ShortenAnswer, Start
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -157,6 +157,10 @@ def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, in
 def _require_places(plan: Plan, model: str) -> None:
     """Refuse a recipe that asks for the places of tokens where these are not known."""
     structure = plan.structure
+    if structure.needs_all and plan.recipe.drops and not plan.recipe.restore:
+        raise UnsupportedModelError(
+            f"The tokens of {model} must have their places back: {structure.needs_all}. Prune with restore=True."
+        )
     if plan.recipe.restore and structure.restores is None:
         raise UnsupportedModelError(
             f"The tokens of {model} cannot have their places back: nothing behind its {structure.unit}s has one for "
@@ -170,7 +174,7 @@ def _require_places(plan: Plan, model: str) -> None:
 
 
 def _only_follows(played: Iterable[Role]) -> bool:
-    return all(isinstance(role, (Start, Carry, End)) for role in played)
+    return all(isinstance(role, (Start, Carry, ShortenAnswer, End)) for role in played)
 
 
 def _patched(model: nn.Module, name: str) -> bool:

@@ -242,8 +242,8 @@ class Recorder:
     ) -> tuple[int, ...] | None:
         """Return the grid of the tokens, or ``None`` if it cannot be told, so that no scrambled map is drawn."""
         structure = self.structure if self._is_inside(name) else None
-        if structure and structure.grid and self._image and grid is None:
-            return structure.grid((self._image[0], self._image[1]))
+        if structure and structure.grid and grid is None:  # patches that were cut before tell no rows and columns
+            return structure.grid((self._image[0], self._image[1])) if self._image else None
         if self.unordered or self._batch not in (None, len(shift)):
             return None
         if grid is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from repshift.calls import Call
 from repshift.errors import RepresentationError, UnsupportedModelError
 from repshift.finding import require_structure
-from repshift.images import OWN_SIZE, RESIZE
+from repshift.images import OWN_SIZE, RESIZE, require_image_rank
 from repshift.roles import Bystander, Role
 from repshift.sites import Structure, inner
 
@@ -40,6 +40,7 @@ class Resize(Bystander):
             RepresentationError: If the dense model would not take them.
         """
         images = call.first
+        require_image_rank(images, "input_size")
         given = tuple(images.shape[-2:])
         if self.own is not None and given != self.own:
             rows, columns = self.own

@@ -6,6 +6,7 @@ How tokens are scored within a block stands in :mod:`repshift.measuring`, what i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, Protocol
@@ -60,6 +61,20 @@ class Bystander:
         return None
 
 
+class Surrounding(Bystander):
+    """A role around methods of a module other than its forward.
+
+    Attributes:
+        methods: Their names.
+    """
+
+    methods: tuple[str, ...]
+
+    def around(self, run: Callable[[], Any]) -> Any:
+        """Run the method, with its arguments bound, and return what takes the place of its answer."""
+        return run()
+
+
 @dataclass(frozen=True)
 class TakeImages(Bystander):
     """Refuses what are no images, where they enter the model.
@@ -71,7 +86,9 @@ class TakeImages(Bystander):
     images: Images | None
 
     def enter(self, call: Call) -> Call:
-        """Check the images."""
+        """Check the images; patches in a dictionary are for the embedding to check."""
+        if isinstance(call.first, Mapping):
+            return call
         require_floating_point(call.first)
         if self.images is not None:
             self.images.require_rank(call.first)

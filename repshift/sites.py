@@ -85,7 +85,10 @@ class Site:
         Raises:
             UnsupportedModelError: If it cannot be; the message says why.
         """
-        heads = self.shown_heads("has no attention map to score by", "Choose another score, such as score='shift'.")
+        lack, otherwise = "has no attention map to score by", "Choose another score, such as score='shift'."
+        heads = self.shown_heads(lack, otherwise)
+        if heads.incomplete:
+            raise UnsupportedModelError(f"{self.name} {lack}: {heads.incomplete}. {otherwise}")
         if score.rows == "class" and not heads.class_token:
             raise UnsupportedModelError(
                 f"{self.name} has no class token whose attention could be read. Choose score='mean_attention'."
@@ -159,9 +162,14 @@ class Structure:
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
         weighs_prefix: Whether prefix tokens take part in that average.
+        weighs_present: Whether that average leaves padding out: it divides by the tokens that are there.
         weighs_bias: Of a module that pools the tokens by attention itself: its argument that is added to the logits.
             ``weighs`` is that module then.
         restores: Name of the module behind which dropped and merged tokens can have their places back.
+        needs_all: Why they must have them: what stands behind the blocks reads tokens by their places. Empty if it
+            takes any number of them.
+        answers: Methods of the model that return a dictionary which holds, beside the tokens, something with an entry
+            for each of them; by name, with what that is.
         root: Name of the module that all this was found in; empty for the model itself.
         images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
         resizes: How the model takes images of another size (rows, columns): asked once for each size, it raises
@@ -188,8 +196,11 @@ class Structure:
     bias: str | None = None
     weighs: str | None = None
     weighs_prefix: bool = False
+    weighs_present: bool = False
     weighs_bias: str | None = None
     restores: str | None = None
+    needs_all: str = ""
+    answers: Mapping[str, Companion] = field(default_factory=dict)
     root: str = ""
     images: Images | None = None
     resizes: Callable[[tuple[int, int]], Resizing] | None = None

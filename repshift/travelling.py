@@ -12,9 +12,10 @@ from torch import Tensor
 from repshift.calls import Call
 from repshift.companions import Companion
 from repshift.errors import RepresentationError
-from repshift.layouts import Layout, first_tensor, with_first_tensor
+from repshift.images import require_image_rank
+from repshift.layouts import Layout, first_tensor, side_by_side, with_first_tensor
 from repshift.restoring import restored
-from repshift.roles import Bystander
+from repshift.roles import Bystander, Surrounding
 from repshift.stream import Streams, is_repeated
 
 
@@ -32,6 +33,7 @@ class NoteGrid(Bystander):
 
     def enter(self, call: Call) -> Call:
         """Note it."""
+        require_image_rank(call.first, "A pruner that asks where the tokens stood")
         rows, columns = self.grid((call.first.shape[-2], call.first.shape[-1]))
         self.streams.own.grid = (rows, columns)
         return call
@@ -156,11 +158,13 @@ class Weigh(Bystander):
         streams: What the modules of the model tell each other.
         layout: How the value holds its tokens.
         with_prefix: Whether prefix tokens take part in the average, each for itself.
+        present: Whether the average leaves padding out.
     """
 
     streams: Streams
     layout: Layout
     with_prefix: bool
+    present: bool = False
 
     def leave(self, output: Any) -> Any:
         """Multiply every token by the places it stands for, over their mean."""
@@ -171,7 +175,8 @@ class Weigh(Bystander):
         value = first_tensor(output)
         prefix = value.shape[1] - tokens.shape[1] if self.with_prefix else 0
         # the average behind divides by the number of tokens, and should divide by the number of places
-        share = (prefix + tokens.shape[1]) / (prefix + sizes.sum(1)).clamp_min(1e-6)
+        number = (sizes > 0).sum(1) if self.present else tokens.shape[1]
+        share = (prefix + number) / (prefix + sizes.sum(1)).clamp_min(1e-6)
         if self.with_prefix:
             output = with_first_tensor(output, (value * share[:, None, None]).to(value.dtype))
         weighted = tokens * (sizes * share.unsqueeze(1)).unsqueeze(-1)
@@ -190,9 +195,41 @@ class Restore(Bystander):
         stream = self.streams.own
         if not stream.cuts:
             return output
-        whole = restored(self.layout.tokens(output), stream.cuts)
+        tokens = self.layout.tokens(output)
+        whole = side_by_side(restored(tokens, stream.cuts), tokens)
         stream.cuts, stream.sizes = (), None  # every place has a token again
         return self.layout.put(output, whole)
+
+
+@dataclass(frozen=True)
+class ShortenAnswer(Surrounding):
+    """Shortens what a method of the model returns beside the tokens, in a dictionary.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        methods: The name of the method.
+        companion: What has an entry for each token, by its key.
+        ends: Whether nothing behind needs to know what became of the tokens.
+    """
+
+    streams: Streams
+    methods: tuple[str, ...]
+    companion: Companion
+    ends: bool
+
+    def around(self, run: Callable[[], Any]) -> Any:
+        """Run the method, and exchange that entry of the dictionary."""
+        stream = self.streams.own
+        try:
+            answer = run()
+            positions = None if stream.origin is None else stream.origin.positions
+            value = answer.get(self.companion.argument) if isinstance(answer, dict) else None
+            if positions is None or value is None:
+                return answer
+            return {**answer, self.companion.argument: self.companion.shortened(value, positions)}
+        finally:
+            if self.ends and not stream.heard_by():
+                stream.clear()
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,6 @@ NEED_THE_GRID = {
     "swinv2_tiny_window8_256": "SwinTransformerV2 .*windows of a fixed grid",
     "maxvit_tiny_tf_224": "MaxxVit .*windows of a fixed grid",
     "hiera_tiny_224": "Hiera .*windows of a fixed grid.*mask=",
-    "eva02_tiny_patch14_224": "Eva .*table or rotation of a fixed grid",
     "levit_128s": "LevitDistilled .*strides over the grid.*table or rotation of a fixed grid",
     "mvitv2_tiny": "MultiScaleVit .*pools queries and keys by convolutions",
     "nest_tiny": "Nest .*laid out window by window",

@@ -8,37 +8,15 @@ import torch
 from torch import nn
 
 from repshift import Recipe, Selection, ShiftTracker
+from repshift.backbones.eva import EVA
 from repshift.companions import Companion
 from repshift.layouts import TokenSequence
 from repshift.positions import pick
+from repshift.pruning import prune
 from repshift.sites import Operation, Site, Structure
 from repshift.testing import leftovers, make_subject
 
 # --- rotary tables ------------------------------------------------------------------------------------------------
-
-
-class Rotary:
-    """Vision transformers of timm that turn queries and keys in every block by a table of the places."""
-
-    def matches(self, model):
-        return type(model).__name__ == "Eva"
-
-    def structure(self, model):
-        def site(name):
-            mlp = Operation(f"{name}.norm2", (f"{name}.drop_path2",))
-            return Site(name, {"mlp": mlp, "block": Operation(name, (name,), on_stream=True)})
-
-        return Structure(
-            sites=tuple(site(f"blocks.{number}") for number in range(len(model.blocks))),
-            layout=TokenSequence(model.num_prefix_tokens),
-            embedding="patch_embed",
-            grid=model.patch_embed.dynamic_feat_size,
-            tokens=model.patch_embed.num_patches,
-            companions=(Companion("rope", "token channels -> batch 1 token channels"),),
-            bias="attn_mask",
-            weighs="norm" if model.global_pool == "avg" else None,
-            restores=f"blocks.{len(model.blocks) - 1}",
-        )
 
 
 ROTARY = {
@@ -48,8 +26,7 @@ ROTARY = {
 
 
 @pytest.fixture(params=ROTARY)
-def rotary(request, register):
-    register(Rotary())
+def rotary(request):
     name, options = ROTARY[request.param]
     model = timm.create_model(name, depth=3, num_classes=5, **options).eval()
     return model, torch.randn(3, 3, options["img_size"], options["img_size"])
@@ -90,15 +67,11 @@ def test_every_promise_is_kept_by_models_with_rotary_tables_that_merge(rotary, p
     promise(make_subject(*rotary, Recipe("0.3@0;3@1", pruner=merge)))
 
 
-def test_tables_that_do_not_follow_are_found_out(rotary, register):
-    class Forgetful(Rotary):
-        def structure(self, model):
-            return replace(super().structure(model), companions=())
-
-    register(Forgetful())
+def test_tables_that_do_not_follow_are_found_out(rotary):
     model, images = rotary
+    forgetful = replace(EVA.structure(model), companions=())
     with pytest.raises(RuntimeError, match="size of tensor"):
-        ShiftTracker(model).prune({0: 0.4})(images)
+        prune(model, forgetful, Recipe({0: 0.4}))(images)
 
 
 # --- masks of the user's own ----------------------------------------------------------------------------------------
