@@ -54,6 +54,7 @@ BACKBONES = Registry(
         "resnet": "repshift.backbones.resnet:RESNET",
         "convnet": "repshift.backbones.convnet:CONVNET",
         "vim": "repshift.backbones.vim:VIM",
+        "huggingface": "repshift.backbones.huggingface:HUGGINGFACE",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})

@@ -26,10 +26,23 @@ class LayOut(Bystander):
     Attributes:
         streams: What the modules of the model tell each other.
         methods: Their names.
+        always: Somebody lays them out whenever the model runs.
     """
 
     streams: Streams
     methods: tuple[str, ...]
+    always: bool = False
+
+    def enter(self, call: Call) -> Call:
+        """Say so, if that is always the case."""
+        if self.always:
+            self.streams.own.laid_out = True
+        return call
+
+    def close(self, failed: bool) -> None:
+        """Take it back."""
+        if self.always:
+            self.streams.own.laid_out = None
 
     @contextmanager
     def laid_out(self) -> Iterator[None]:

@@ -35,10 +35,12 @@ class Plan:
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
         self.placed = getattr(pruner, "wants_places", False)
-        self.follows = bool(wanted or recipe.restore or joins or self.placed)
+        self.follows = bool(wanted or structure.behind or recipe.restore or joins or self.placed)
         # all tokens are back behind the last block, so what stands behind it and averages needs no weights
         self.lays_out = bool(
-            recipe.restore and structure.grid_methods and structure.restores == structure.sites[-1].name
+            recipe.restore
+            and (structure.grid_methods or structure.restored_only)
+            and structure.restores == structure.sites[-1].name
         )
         sized = joins and getattr(pruner, "size_attention", True)
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
@@ -156,16 +158,20 @@ class Plan:
     def _finish(self) -> None:
         """Use and forget what is known of the tokens, behind the last block."""
         structure, ends = self.structure, self.structure.sites[-1].name
+        if self.recipe.restore and structure.restores:
+            self._play(structure.restores, Restore(self.streams, structure.layout))
         if self.lays_out:
-            self._play(structure.root, LayOut(self.streams, structure.grid_methods))
+            self._play(structure.root, LayOut(self.streams, structure.grid_methods, bool(structure.restored_only)))
         elif self.follows and structure.weighs:
             ends, prefix = structure.weighs, self._prefix() if structure.weighs_prefix else 0
             if structure.weighs_bias:
                 self._play(ends, Carry(self.streams, (), structure.weighs_bias, prefix, always=True))
             else:
-                self._play(ends, Weigh(self.streams, structure.layout, structure.weighs_prefix))
-        if self.recipe.restore and structure.restores:
-            self._play(structure.restores, Restore(self.streams, structure.layout))
+                weigh = Weigh(self.streams, structure.layout, structure.weighs_prefix, structure.weighs_taken)
+                self._play(ends, weigh)
+        for name, companions in structure.behind.items() if not self.recipe.restore else ():
+            self._play(name, Carry(self.streams, companions, None, self._prefix(), self.follows))
+            ends = structure.weighs or name
         if self.follows or structure.companions:
             self._play(ends, End(self.streams))
             # whatever raises between the blocks, nothing of the forward is left

@@ -63,6 +63,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
     if plan.placed:  # the last to see the images, whatever is done to them before; it asks the copy's own embedding
         roles[structure.embedding] = [*roles[structure.embedding], NoteGrid(plan.streams, _grid_of(pruned, structure))]
+    roles = _asking_about_bias(roles, pruned, structure)
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, played in roles.items():
@@ -152,6 +153,17 @@ def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, in
     return grid
 
 
+def _asking_about_bias(roles: dict[str, list[Role]], pruned: nn.Module, structure: Structure) -> dict[str, list[Role]]:
+    """Let roles that give attention a bias ask the copy whether it takes one, since its kernel may be changed."""
+    if structure.no_bias is None:
+        return roles
+    no_bias = (find_structure(pruned) or structure).no_bias
+    return {
+        name: [replace(role, no_bias=no_bias) if isinstance(role, (Start, Carry)) else role for role in played]
+        for name, played in roles.items()
+    }
+
+
 def _require_places(plan: Plan, model: str) -> None:
     """Refuse a recipe that asks for the places of tokens where these are not known."""
     structure = plan.structure
@@ -159,6 +171,11 @@ def _require_places(plan: Plan, model: str) -> None:
         raise UnsupportedModelError(
             f"The tokens of {model} cannot have their places back: nothing behind its {structure.unit}s has one for "
             "each. Leave restore out."
+        )
+    if plan.recipe.drops and structure.restored_only and not plan.recipe.restore:
+        raise UnsupportedModelError(
+            f"{model} needs all of its tokens, since {structure.restored_only}. Give those that go their places back: "
+            "prune(..., restore=True)."
         )
     if plan.placed and structure.grid is None:
         raise UnsupportedModelError(

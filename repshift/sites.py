@@ -150,9 +150,16 @@ class Structure:
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
         weighs_prefix: Whether prefix tokens take part in that average.
-        weighs_bias: Of a module that pools the tokens by attention itself: its argument that is added to the logits.
+        weighs_taken: The average is over what ``weighs`` takes, inside of it, instead of over what it returns.
+        weighs_bias: Of a module that pools the tokens by attention itself: its argument that is added to the logits,
+            ``(batch, 1, 1, keys)``, or by the name ``key_padding_mask`` ``(batch, keys)`` as in torch's own attention.
             ``weighs`` is that module then.
+        no_bias: Says why attention can be given no mask or bias at present, such as by the kernel that is chosen;
+            ``None`` if it can. Asked in every forward that needs it.
+        behind: Modules behind the blocks, by name, and their arguments that have an entry for each token.
         restores: Name of the module behind which dropped and merged tokens can have their places back.
+        restored_only: Why the model needs all tokens at their places whenever it runs, in words, so that a model that
+            drops tokens must restore them: then every block shows all tokens. Empty if it does not.
         root: Name of the module that all this was found in; empty for the model itself.
         images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
         resizes: How the model takes images of another size (rows, columns): asked once for each size, it raises
@@ -176,8 +183,12 @@ class Structure:
     bias: str | None = None
     weighs: str | None = None
     weighs_prefix: bool = False
+    weighs_taken: bool = False
     weighs_bias: str | None = None
+    no_bias: Callable[[], str | None] | None = None
+    behind: Mapping[str, tuple[Companion, ...]] = field(default_factory=dict)
     restores: str | None = None
+    restored_only: str = ""
     root: str = ""
     images: Images | None = None
     resizes: Callable[[tuple[int, int]], Resizing] | None = None
@@ -223,7 +234,7 @@ class Structure:
         names = [self.embedding, *(site.name for site in self.sites), *self.parts]
         names += [name for each in operations for name in (each.enters, *each.leaves)]
         names += [name for each in heads for name in (each.queries, each.keys)]
-        return tuple(dict.fromkeys(filter(None, (*names, self.weighs, self.restores))))
+        return tuple(dict.fromkeys(filter(None, (*names, *self.behind, self.weighs, self.restores))))
 
     def within(self, prefix: str) -> Structure:
         """Return the same structure of a model that is a part of another.
@@ -237,6 +248,7 @@ class Structure:
             embedding=inner(prefix, self.embedding),
             parts={inner(prefix, name): operation.within(prefix) for name, operation in self.parts.items()},
             weighs=self.weighs and inner(prefix, self.weighs),
+            behind={inner(prefix, name): companions for name, companions in self.behind.items()},
             restores=self.restores and inner(prefix, self.restores),
             root=inner(prefix, self.root),
         )

@@ -17,6 +17,9 @@ from repshift.restoring import restored
 from repshift.roles import Bystander
 from repshift.stream import Streams, is_repeated
 
+# the mask of torch.nn.MultiheadAttention that is added to the logits, (batch, keys)
+PADDED = "key_padding_mask"
+
 
 @dataclass(frozen=True)
 class NoteGrid(Bystander):
@@ -47,6 +50,7 @@ class Start(Bystander):
         companions: What the blocks are given beside the tokens.
         always: Follow them whatever is given; otherwise only if there is a companion to follow them.
         bias: The argument that is added to attention's logits.
+        no_bias: Says why attention takes none at present.
     """
 
     streams: Streams
@@ -54,6 +58,7 @@ class Start(Bystander):
     companions: tuple[Companion, ...]
     always: bool
     bias: str | None = None
+    no_bias: Callable[[], str | None] | None = None
 
     def enter(self, call: Call) -> Call:
         """Begin.
@@ -71,6 +76,8 @@ class Start(Bystander):
             _refuse_repetition()
             stream.begin(self.layout.tokens(call.first).shape[1], None)
         for companion, value in given:
+            if companion.argument == self.bias:
+                _refuse_bias(self.no_bias)
             companion.check(value, self.layout.tokens(call.first), logits=companion.argument == self.bias)
             if companion.padding:
                 stream.sizes = companion.valid(value)
@@ -87,6 +94,7 @@ class Carry(Bystander):
         bias: The argument that is added to attention's logits.
         prefix: How many prefix tokens the logits begin with; each stands for itself.
         always: Something is to be told at every forward; otherwise only if there is a companion.
+        no_bias: Says why attention takes none at present.
     """
 
     streams: Streams
@@ -94,6 +102,7 @@ class Carry(Bystander):
     bias: str | None
     prefix: int
     always: bool
+    no_bias: Callable[[], str | None] | None = None
 
     def enter(self, call: Call) -> Call:
         """Change the call.
@@ -113,8 +122,14 @@ class Carry(Bystander):
                 call = call.replaced(companion.argument, companion.shortened(value, positions))
         if self.bias is None or stream.sizes is None:
             return call
+        _refuse_bias(self.no_bias)
         dtype = first_tensor(call.first).dtype
-        return call.replaced(self.bias, _with_sizes(call.get(self.bias), stream.sizes, self.prefix, dtype))
+        given = call.get(self.bias)
+        if self.bias == PADDED:  # where it is boolean, True is what is hidden
+            hidden = ~given if given is not None and given.dtype == torch.bool else given
+            given = None if hidden is None else hidden[:, None, None]
+        bias = _with_sizes(given, stream.sizes, self.prefix, dtype)
+        return call.replaced(self.bias, bias[:, 0, 0] if self.bias == PADDED else bias)
 
     def close(self, failed: bool) -> None:
         """Leave nothing behind if the forward ends here."""
@@ -130,13 +145,23 @@ class Weigh(Bystander):
         streams: What the modules of the model tell each other.
         layout: How the value holds its tokens.
         with_prefix: Whether prefix tokens take part in the average, each for itself.
+        taken: The average is over what the module takes.
     """
 
     streams: Streams
     layout: Layout
     with_prefix: bool
+    taken: bool = False
+
+    def enter(self, call: Call) -> Call:
+        """Weigh what the module takes, if that is averaged."""
+        return call.with_first(self._weighed(call.first)) if self.taken else call
 
     def leave(self, output: Any) -> Any:
+        """Weigh what the module returns, if that is averaged."""
+        return output if self.taken else self._weighed(output)
+
+    def _weighed(self, output: Any) -> Any:
         """Multiply every token by the places it stands for, over their mean."""
         sizes = self.streams.own.sizes
         if sizes is None:
@@ -189,6 +214,12 @@ def _refuse_repetition() -> None:
             "tokens were left, and these blocks are told. Switch it off: model.set_grad_checkpointing(False) or "
             "model.gradient_checkpointing_disable()."
         )
+
+
+def _refuse_bias(no_bias: Callable[[], str | None] | None) -> None:
+    why = None if no_bias is None else no_bias()
+    if why is not None:
+        raise RepresentationError(why)
 
 
 def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
