@@ -87,7 +87,7 @@ def mlp_behind_attention(site: Site) -> Operation | None:
     mlp = site.operations.get("mlp")
     if mlp is None or "attn" not in site.operations or len(mlp.leaves) != 1:
         return None
-    plain = not (mlp.on_stream or mlp.from_output or mlp.before or mlp.after)
+    plain = not (mlp.on_stream or mlp.from_output or mlp.before or mlp.after or mlp.scaled_by)
     return mlp if plain else None
 
 
@@ -104,7 +104,10 @@ def require_mlp_behind_attention(site: Site, pruner: Pruner, operation: str | No
     """
     mlp, name = mlp_behind_attention(site), type(pruner).__name__
     if mlp is None:
-        why = site.absent.get("mlp", "it has no MLP of one branch behind its attention")
+        has = site.operations.get("mlp")
+        scaled = "what its MLP yields is multiplied by a parameter outside of any module"
+        why = scaled if has and has.scaled_by else "it has no MLP of one branch behind its attention"
+        why = site.absent.get("mlp", why)
         raise UnsupportedModelError(
             f"{name} works between attention and MLP, which {site.name} does not allow: {why}. Choose a pruner "
             "that works behind the block, such as 'mnn' or 'merge'."

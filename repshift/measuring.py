@@ -145,6 +145,7 @@ class Measure(OfBlock):
         adds_before: Whether ``after`` is ``x + F(x)`` instead of ``F(x)``.
         last: Whether this is the last branch.
         replay: See :class:`Remember`.
+        scale: What the block multiplies this branch by.
         source_layout: How ``x`` is held, where it is computed once more.
     """
 
@@ -154,6 +155,7 @@ class Measure(OfBlock):
     adds_before: bool
     last: bool
     replay: Replay | None = None
+    scale: Scale | None = None
     source_layout: Layout | None = None
 
     def leave(self, output: Any) -> Any:
@@ -162,6 +164,8 @@ class Measure(OfBlock):
         if stream is None:
             return output
         after = self.layout.tokens(output).detach()
+        if self.scale is not None:
+            after = self.scale.applied(after)
         if stream.after is not None:
             after = stream.after + after
         if not self.last:
@@ -193,6 +197,30 @@ class Measure(OfBlock):
     def _score(self, before: Tensor, after: Tensor) -> Tensor:
         after = add_to_float32(before, after) if self.adds_before else after
         return apply_score(self.score, before, after, read_only=self.read_only)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """A parameter that a block multiplies a branch by; looked up each time, since torch may put another in its place.
+
+    Attributes:
+        holder: The module that has it.
+        parameter: Its name there.
+    """
+
+    holder: nn.Module
+    parameter: str
+
+    @staticmethod
+    def of(model: nn.Module, name: str) -> Scale:
+        """Find a parameter by its name in the whole model."""
+        around, _, own = name.rpartition(".")
+        return Scale(model.get_submodule(around), own)
+
+    def applied(self, tokens: Tensor) -> Tensor:
+        """Multiply tokens ``(batch, tokens, channels)`` by it: a number for each channel, or one for all."""
+        parameter: Tensor = getattr(self.holder, self.parameter)
+        return tokens * parameter.detach().flatten()
 
 
 @dataclass(frozen=True, eq=False)

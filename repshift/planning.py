@@ -11,7 +11,7 @@ from repshift.attention import AttentionScore
 from repshift.drops import Drop
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.intermediates import LayOut, Resume, Show
-from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay
+from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay, Scale
 from repshift.pruners import Pruner
 from repshift.reading import reading_roles
 from repshift.recipes import Recipe
@@ -94,6 +94,16 @@ class Plan:
             name: pruned.get_submodule(operation.enters)
             for name, operation in operations.items()
             if operation is not None and operation.cheap
+        }
+
+    def scales(self, pruned: nn.Module) -> dict[str, Scale]:
+        """List what blocks multiply the branch by that they are scored by, by the name of the block."""
+        sites = [self.structure.sites[number] for number in self.recipe.drops]
+        operations = {site.name: site.operations.get(self.recipe.operation or "") for site in sites}
+        return {
+            name: Scale.of(pruned, operation.scaled_by)
+            for name, operation in operations.items()
+            if operation is not None and operation.scaled_by
         }
 
     def _play(self, name: str, role: Role) -> None:
@@ -183,6 +193,11 @@ def with_replay(role: Role, block: str, module: nn.Module) -> Role:
     return (
         replace(role, replay=Replay(module)) if isinstance(role, (Remember, Measure)) and role.block == block else role
     )
+
+
+def with_scale(role: Role, block: str, scale: Scale) -> Role:
+    """Return a role of a block that multiplies the branch that it measures."""
+    return replace(role, scale=scale) if isinstance(role, Measure) and role.block == block else role
 
 
 def _in_words(drop: Drop, recipe: Recipe) -> str:

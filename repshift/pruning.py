@@ -14,7 +14,7 @@ from repshift.finding import find_structure, refuse_wrappers
 from repshift.images import read_size
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import participants, take_leave, take_part
-from repshift.planning import Plan, with_replay
+from repshift.planning import Plan, with_replay, with_scale
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
 from repshift.resizing import forget_size, take_size
@@ -66,6 +66,8 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     roles = _asking_about_bias(roles, pruned, structure)
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
+    for name, scale in plan.scales(pruned).items():
+        roles = {other: [with_scale(role, name, scale) for role in played] for other, played in roles.items()}
     for name, played in roles.items():
         take_part(pruned.get_submodule(name), tuple(played))
     inside = pruned.get_submodule(structure.root)

@@ -18,7 +18,7 @@ from repshift.hooks import Hook, attached
 from repshift.images import explain, require_floating_point
 from repshift.inside import CutInside
 from repshift.layouts import Layout, first_tensor
-from repshift.measuring import add_to_float32
+from repshift.measuring import Scale, add_to_float32
 from repshift.origins import Origin
 from repshift.participants import cuts
 from repshift.records import Measurement
@@ -217,6 +217,8 @@ class Recorder:
             return
         del self._entered[watched.name]
         after = sum(entered.branches[1:], start=entered.branches[0])
+        if watched.operation.scaled_by:
+            after = Scale.of(self.model, watched.operation.scaled_by).applied(after)
         if self.residual and not watched.operation.on_stream:
             after = add_to_float32(entered.before, after)
         shift = apply_score(self.score, entered.before, after, read_only=self.score in READ_ONLY)

@@ -30,6 +30,8 @@ class Operation:
         from_output: ``x`` is what ``enters`` returns instead of what it takes, as behind a shortcut.
         before: How ``x`` is held, if not as between the blocks.
         after: How what leaves is held, if not as between the blocks.
+        scaled_by: Name of a parameter that the block multiplies what leaves by, outside of any module, before it adds
+            it to the stream: ``"blocks.0.gamma_2"``, with a number for each channel, or one for all. ``None`` for none.
         cheap: ``enters`` may run a second time instead of what it returns being kept: it takes little work, and
             running it has no effect.
     """
@@ -40,6 +42,7 @@ class Operation:
     from_output: bool = False
     before: Layout | None = None
     after: Layout | None = None
+    scaled_by: str | None = None
     cheap: bool = False
 
     @staticmethod
@@ -49,7 +52,9 @@ class Operation:
 
     def within(self, prefix: str) -> Operation:
         """Return the same operation of a model that is a part of another."""
-        return replace(self, enters=inner(prefix, self.enters), leaves=tuple(inner(prefix, n) for n in self.leaves))
+        leaves = tuple(inner(prefix, name) for name in self.leaves)
+        scaled_by = self.scaled_by and inner(prefix, self.scaled_by)
+        return replace(self, enters=inner(prefix, self.enters), leaves=leaves, scaled_by=scaled_by)
 
 
 @dataclass(frozen=True)
