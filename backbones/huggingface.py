@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from repshift.backbones.huggingface_blocks import site_of, why_no_bias
+from repshift.backbones.huggingface_folder import save_with_recipe
 from repshift.backbones.huggingface_towers import HOLDERS, POOLED, REFUSED, TOWERS, Holder, Tower, named
 from repshift.calls import positional_names
 from repshift.companions import Companion
@@ -73,6 +74,7 @@ def _described(model: Any, tower: Tower, holder: Holder) -> Structure:
         behind={name: companions for name, companions in tower.behind.items() if name in inside},
         restores=blocks[-1],
         restored_only=holder.restored_only,
+        methods={"save_pretrained": save_with_recipe},
     )
 
 

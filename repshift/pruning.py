@@ -73,7 +73,8 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     inside = pruned.get_submodule(structure.root)
     inside.repshift_recipe = recipe  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
     for method in structure.grid_methods if recipe.drops and not plan.lays_out else ():
-        setattr(inside, method, partial(_refuse_grid, method))
+        setattr(inside, method, _Replaced(_refuse_grid, method))
+    _replace_methods(pruned, structure)
     return pruned
 
 
@@ -127,8 +128,8 @@ def dense(model: Model) -> Model:
     for module in whole.modules():
         if "repshift_recipe" in vars(module):
             del module.repshift_recipe
-            for method in [name for name, value in vars(module).items() if _is_refusal(value)]:
-                delattr(module, method)
+        for method in [name for name, value in vars(module).items() if isinstance(value, _Replaced)]:
+            delattr(module, method)
     return whole
 
 
@@ -217,5 +218,14 @@ def _refuse_grid(method: str, *args: Any, **kwargs: Any) -> None:
     )
 
 
-def _is_refusal(value: object) -> bool:
-    return isinstance(value, partial) and value.func is _refuse_grid
+class _Replaced(partial[Any]):
+    """A method that a pruned model has otherwise than the dense one."""
+
+
+def _replace_methods(pruned: nn.Module, structure: Structure) -> None:
+    parts = structure.root.split(".") if structure.root else []
+    for end in range(len(parts) + 1):
+        module = pruned.get_submodule(".".join(parts[:end]))
+        for name, function in structure.methods.items():
+            if hasattr(type(module), name):
+                setattr(module, name, _Replaced(function, module))

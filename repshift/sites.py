@@ -171,6 +171,8 @@ class Structure:
             :class:`UnsupportedModelError` for one that does not fit. ``None`` if that is not described. The model is
             described anew when its attributes have changed.
         reading: What the head reads of what the last block returns.
+        methods: Methods that a pruned model, and what holds it, have otherwise than the dense one where they have any
+            of the name: functions of the module and of what the method is called with.
     """
 
     sites: tuple[Site, ...]
@@ -198,6 +200,7 @@ class Structure:
     images: Images | None = None
     resizes: Callable[[tuple[int, int]], Resizing] | None = None
     reading: Reading = field(default_factory=Reading)
+    methods: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def at(self, site: Site, operation: str) -> Operation:
         """Return an operation of one of the sites.
