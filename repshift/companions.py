@@ -1,9 +1,9 @@
-"""Arguments of the blocks that have an entry for each token: masks, rotary tables, relative positions."""
+"""What has an entry for each token beside the tokens: masks, rotary tables, relative positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -145,3 +145,23 @@ class Companion:
     def _names(self) -> tuple[list[str], list[str]]:
         taken, _, given = self.pattern.partition("->")
         return taken.split(), (given or taken).split()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A companion that no block is given: a module inside builds it for all tokens, such as a bias of their distances.
+
+    Attributes:
+        module: Its name.
+        companion: What is built; its ``argument`` is the name of the module's method that returns it.
+        is_bias: It is added to attention's logits, and is what tells attention how many places a merged token stands
+            for, since the blocks take no argument for that (see ``bias`` of :class:`repshift.sites.Structure`).
+    """
+
+    module: str
+    companion: Companion
+    is_bias: bool = False
+
+    def within(self, prefix: str) -> Built:
+        """Return the same of a model that is a part of another."""
+        return replace(self, module=f"{prefix}.{self.module}")

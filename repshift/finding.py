@@ -53,6 +53,7 @@ BACKBONES = Registry(
         "vit": "repshift.backbones.vit:VIT",
         "resnet": "repshift.backbones.resnet:RESNET",
         "convnet": "repshift.backbones.convnet:CONVNET",
+        "biased": "repshift.backbones.biased:BIASED",
         "vim": "repshift.backbones.vim:VIM",
         "huggingface": "repshift.backbones.huggingface:HUGGINGFACE",
     },

@@ -21,6 +21,7 @@ from repshift.intermediates import LayOut
 from repshift.reading import ReadOnly
 from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, TakeImages
+from repshift.travelling import Follow
 
 
 class Participant(nn.Module):
@@ -109,21 +110,27 @@ def cuts(model: nn.Module) -> dict[str, Cut]:
     }
 
 
-_participants: dict[tuple[type[nn.Module], bool, tuple[str, ...], tuple[str, ...]], type[nn.Module]] = {}
+_participants: dict[tuple[type[nn.Module], bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]], type[nn.Module]]
+_participants = {}
 
 
-def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
-    """Say what a subclass is generated for: whether it takes images, what it reads resampled, its grid methods."""
+def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Say what a subclass is generated for: whether it takes images, reads resampled tables, lays out, builds."""
     receives = any(isinstance(role, TakeImages) for role in roles)
     tables = tuple(role.table for role in roles if isinstance(role, ReadResampled))
-    return receives, tables, next((role.methods for role in roles if isinstance(role, LayOut)), ())
+    builds = tuple(role.companion.argument for role in roles if isinstance(role, Follow))
+    return receives, tables, next((role.methods for role in roles if isinstance(role, LayOut)), ()), builds
 
 
 def _participant(
-    base: type[nn.Module], receives: bool, tables: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+    base: type[nn.Module],
+    receives: bool,
+    tables: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
+    builds: tuple[str, ...] = (),
 ) -> type[nn.Module]:
     """Generate the subclass, once for each class, so that compiled code recognises it."""
-    kept = base, receives, tables, methods
+    kept = base, receives, tables, methods, builds
     if kept not in _participants:
         # the base's full name, by which libraries look classes up; not torch's, whose layers dynamo may take for leaves
         module = __name__ if base.__module__.startswith("torch.") else base.__module__
@@ -133,6 +140,7 @@ def _participant(
         own["forward"] = _forward_of(kind, base)
         own |= {table: _resampled(table) for table in tables}  # a property goes before torch's own look-up
         own |= {method: _laid_out(getattr(base, method)) for method in methods}
+        own |= {method: _followed(getattr(base, method)) for method in builds}
         # of two threads that come here at once, the first one's class is everybody's
         _participants.setdefault(kept, type(base.__name__, (kind, base), own))
     return _participants[kept]
@@ -172,8 +180,21 @@ def _laid_out(method: Callable[..., Any]) -> Callable[..., Any]:
     return laying_out
 
 
-def _rebuild(
-    base: type[nn.Module], receives: bool, tables: tuple[str, ...] = (), methods: tuple[str, ...] = ()
-) -> nn.Module:
-    generated = _participant(base, receives, tables, methods)
+def _followed(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make the method whose result follows the tokens that are left."""
+    name = method.__name__
+
+    @wraps(method)
+    def following(module: Participant, *args: Any, **kwargs: Any) -> Tensor:
+        value = method(module, *args, **kwargs)
+        for role in module.repshift_roles:
+            if isinstance(role, Follow) and role.companion.argument == name:
+                value = role.followed(value)
+        return value
+
+    return following
+
+
+def _rebuild(base: type[nn.Module], *kind: Any) -> nn.Module:
+    generated = _participant(base, *kind)
     return generated.__new__(generated)

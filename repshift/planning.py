@@ -19,7 +19,7 @@ from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import Carry, End, Restore, Start, Weigh
+from repshift.travelling import Carry, End, Follow, Restore, Start, Weigh
 
 
 class Plan:
@@ -35,7 +35,8 @@ class Plan:
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
         self.placed = getattr(pruner, "wants_places", False)
-        self.follows = bool(wanted or structure.behind or recipe.restore or joins or self.placed)
+        told = structure.built or structure.behind
+        self.follows = bool(wanted or told or recipe.restore or joins or self.placed)
         # all tokens are back behind the last block, so what stands behind it and averages needs no weights
         self.lays_out = bool(
             recipe.restore
@@ -43,6 +44,7 @@ class Plan:
             and structure.restores == structure.sites[-1].name
         )
         sized = joins and getattr(pruner, "size_attention", True)
+        self.sized = sized
         self.bias = structure.bias if sized or any(each.padding for each in structure.companions) else None
 
     def roles(self) -> dict[str, list[Role]]:
@@ -68,8 +70,7 @@ class Plan:
             if number > first and self.lays_out:
                 self._play(site.name, Resume(self.streams))
             if number > first and (self.follows or structure.companions):
-                carry = Carry(self.streams, structure.companions, self.bias, self._prefix(), self.follows)
-                self._play(site.name, carry)
+                self._carry(site)
             if number in drops:
                 self._cut(site, drops[number])
             if number >= first and self.lays_out and site != structure.sites[-1]:
@@ -111,6 +112,14 @@ class Plan:
 
     def _prefix(self) -> int:
         return int(getattr(self.structure.layout, "prefix", 0))
+
+    def _carry(self, site: Site) -> None:
+        companions, prefix = self.structure.companions, self._prefix()
+        self._play(site.name, Carry(self.streams, companions, self.bias, prefix, self.follows))
+        for built in self.structure.built:
+            if f"{built.module}.".startswith(f"{site.name}."):
+                follow = Follow(self.streams, built.companion, built.is_bias and self.sized, prefix)
+                self._play(built.module, follow)
 
     def _cut(self, site: Site, drop: Drop) -> None:
         recipe, streams = self.recipe, self.streams

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repshift.attention import AttentionScore, Heads
-from repshift.companions import Companion
+from repshift.companions import Built, Companion
 from repshift.errors import RepshiftWarning, UnknownNameError, UnsupportedModelError
 from repshift.images import Images, Resizing
 from repshift.layouts import Layout
@@ -151,6 +151,7 @@ class Structure:
             what the blocks return token by token, such as by a norm.
         rounds_up: Whether strides take half of an odd side of a feature map rounded up, or down.
         companions: Arguments of the blocks that have an entry for each token.
+        built: What modules inside the blocks build with an entry for each token, in the order of the blocks.
         bias: The argument of the blocks that is added to attention's logits, ``(batch, heads, queries, keys)``: there
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
@@ -187,6 +188,7 @@ class Structure:
     grid_methods: tuple[str, ...] = ()
     rounds_up: bool = True
     companions: tuple[Companion, ...] = ()
+    built: tuple[Built, ...] = ()
     bias: str | None = None
     weighs: str | None = None
     weighs_prefix: bool = False
@@ -242,7 +244,8 @@ class Structure:
         names = [self.embedding, *(site.name for site in self.sites), *self.parts]
         names += [name for each in operations for name in (each.enters, *each.leaves)]
         names += [name for each in heads for name in (each.queries, each.keys)]
-        return tuple(dict.fromkeys(filter(None, (*names, *self.behind, self.weighs, self.restores))))
+        names += [*self.behind, *(each.module for each in self.built)]
+        return tuple(dict.fromkeys(filter(None, (*names, self.weighs, self.restores))))
 
     def within(self, prefix: str) -> Structure:
         """Return the same structure of a model that is a part of another.
@@ -255,6 +258,7 @@ class Structure:
             sites=tuple(site.within(prefix) for site in self.sites),
             embedding=inner(prefix, self.embedding),
             parts={inner(prefix, name): operation.within(prefix) for name, operation in self.parts.items()},
+            built=tuple(each.within(prefix) for each in self.built),
             weighs=self.weighs and inner(prefix, self.weighs),
             behind={inner(prefix, name): companions for name, companions in self.behind.items()},
             restores=self.restores and inner(prefix, self.restores),

@@ -138,6 +138,32 @@ class Carry(Bystander):
 
 
 @dataclass(frozen=True)
+class Follow(Bystander):
+    """Shortens what a method of the module builds for all tokens, and adds how many places each stands for.
+
+    Attributes:
+        streams: What the modules of the model tell each other.
+        companion: What it builds; its ``argument`` is the method.
+        sized: Whether it is added to attention's logits and says there how many places a token stands for.
+        prefix: How many prefix tokens the logits begin with.
+    """
+
+    streams: Streams
+    companion: Companion
+    sized: bool
+    prefix: int
+
+    def followed(self, value: Tensor) -> Tensor:
+        """Return what is left of it."""
+        stream = self.streams.own
+        if stream.origin is not None and stream.origin.positions is not None:
+            value = self.companion.shortened(value, stream.origin.positions)
+        if not self.sized or stream.sizes is None:
+            return value
+        return _with_sizes(value, stream.sizes, self.prefix, value.dtype)
+
+
+@dataclass(frozen=True)
 class Weigh(Bystander):
     """Stands in front of an average over tokens: the mean of weighted tokens is the weighted mean.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift.calls import Call
+from repshift.companions import Companion
 from repshift.drops import Drop
 from repshift.pruners import Candidates
 from repshift.residual_pairs import ResidualPair
@@ -69,7 +71,7 @@ def merged_tokens_count_for_all_that_they_are(subject: Subject) -> None:
     if not _merges(subject):
         return
     last = len(subject.structure.sites) - 1
-    numbers = (last,) if subject.structure.bias is None else (min(subject.recipe.drops), last)
+    numbers = (last,) if not _tells_sizes(subject) else (min(subject.recipe.drops), last)
     for number in dict.fromkeys(numbers):
         pruned = _merging(subject, number)
         with torch.no_grad():
@@ -90,7 +92,7 @@ def restored_tokens_have_their_places_back(subject: Subject) -> None:
     if structure.restores is None or not _merges(subject):
         return
     last = len(structure.sites) - 1
-    number = last if structure.bias is None else min(subject.recipe.drops)
+    number = last if not _tells_sizes(subject) else min(subject.recipe.drops)
     pruned = _merging(subject, number, restore=True)
     seen: dict[str, Any] = {}
 
@@ -134,6 +136,10 @@ def _merges(subject: Subject) -> bool:
     return is_sequence(subject.structure) and hasattr(layout, "merge") and not isinstance(layout, ResidualPair)
 
 
+def _tells_sizes(subject: Subject) -> bool:
+    return subject.structure.bias is not None or any(each.is_bias for each in subject.structure.built)
+
+
 def _merging(subject: Subject, number: int, restore: bool = False) -> nn.Module:
     return subject.pruned(
         schedule={number: 0.25}, pruner=_MergeLast(), score="oracle_free", keep="top", restore=restore
@@ -162,4 +168,24 @@ def _with_equal_tokens(subject: Subject, number: int, seen: dict[str, Any] | Non
         stack.callback(blocks[number].register_forward_hook(equalise).remove)
         stack.callback(blocks[-1].register_forward_hook(store(seen, "dense")).remove)
         stack.enter_context(entering(blocks[number + 1 :], follow))
+        behind = tuple(f"{site.name}." for site in structure.sites[number + 1 :])
+        for each in structure.built:
+            if f"{each.module}.".startswith(behind):
+                stack.enter_context(_built_by(model.get_submodule(each.module), each.companion, seen))
         return model(subject.images)
+
+
+@contextmanager
+def _built_by(module: nn.Module, companion: Companion, seen: dict[str, Any]) -> Iterator[None]:
+    """Let what a dense module builds belong to the tokens that were made equal, while the context lasts."""
+    build = getattr(module, companion.argument)
+
+    def built(*args: Any, **kwargs: Any) -> Tensor:
+        selection: Selection = seen["merged"]
+        return companion.shortened(build(*args, **kwargs), selection.back(selection.kept))
+
+    setattr(module, companion.argument, built)
+    try:
+        yield
+    finally:
+        delattr(module, companion.argument)
