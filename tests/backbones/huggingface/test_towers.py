@@ -22,6 +22,8 @@ ALONE = {
     "SiglipForImageClassification": 0,
     "IJepaForImageClassification": 0,
     "ViTMSNModel": 1,
+    "BeitModel": 1,
+    "BeitForImageClassification": 1,
 }
 
 
@@ -46,7 +48,7 @@ def test_towers_are_described_as_they_are(build, images, name, prefix):
     assert ShiftTracker(model).run(images).maps[0].shape == (2, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone"])
+@pytest.mark.parametrize("name", ["Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone", "BeitBackbone"])
 def test_feature_maps_take_all_tokens(build, images, name):
     model = build(name)
     with pytest.raises(UnsupportedModelError, match=rf"{name} needs all of its tokens.*feature maps.*restore=True"):
@@ -125,8 +127,17 @@ def test_a_model_inside_timms_wrapper_is_found(transformers):
     assert pruned(torch.rand(1, 3, 160, 160)).last_hidden_state.shape[1] == 97
 
 
-def test_other_models_are_not_taken_for_a_tower(transformers):
+@pytest.mark.parametrize(
+    ("name", "sizes", "why"),
+    [
+        ("SwinModel", {"depths": [1, 1], "num_heads": [1, 1]}, "attends within windows"),
+        ("HieraModel", {}, "attends within windows"),
+        ("SegformerModel", {}, "take strides over the grid"),
+    ],
+)
+def test_other_models_are_refused_with_what_stands_in_the_way(transformers, name, sizes, why):
+    kind = getattr(transformers, name)
     with torch.device("meta"):
-        model = transformers.SwinModel(transformers.SwinConfig(depths=[1, 1], num_heads=[1, 1]))
-    with pytest.raises(UnsupportedModelError, match=r"SwinModel (belongs to no known backbone|can be tracked)"):
+        model = kind(kind.config_class(**sizes))
+    with pytest.raises(UnsupportedModelError, match=rf"{name} can be tracked but not pruned: .*{why}"):
         ShiftTracker(model)
