@@ -164,8 +164,8 @@ class Follow(Bystander):
             tokens = self.prefix + (stream.origin.tokens or 0)
             if value.shape[-1] != tokens:
                 raise RepresentationError(
-                    f"What attention builds for all {tokens} tokens has {value.shape[-1]} entries, since it is "
-                    "resampled to those that are left. Leave the option out that resamples it, such as interpolate_pos_encoding."
+                    f"What attention builds for all {tokens} tokens has {value.shape[-1]} entries: it is resampled to "
+                    "those that are left. Leave the option out that resamples it, such as interpolate_pos_encoding."
                 )
             value = self.companion.shortened(value, stream.origin.positions)
         if not self.sized or stream.sizes is None:
