@@ -43,7 +43,8 @@ class HuggingFaceTower:
         if why := named(model, REFUSED):
             raise UnsupportedModelError(f"{own_class(model).__name__} cannot be pruned: {why}.")
         found = ((name, module, named(module, TOWERS)) for name, module in model.named_modules())
-        prefix, inside, tower = next((name, module, tower) for name, module, tower in found if tower is not None)
+        # the innermost: older versions hold a tower in another one of its name
+        *_, (prefix, inside, tower) = ((name, module, tower) for name, module, tower in found if tower is not None)
         described = _described(inside, tower, named(model, HOLDERS) or Holder())
         return described.within(prefix) if prefix else described
 
@@ -58,7 +59,8 @@ def _described(model: Any, tower: Tower, holder: Holder) -> Structure:
     prefix = prefix_of(inside[place])
     mask = Companion("attention_mask", LOGITS, prefix, not tower.padded, tower.padded)
     table = Companion("forward", LOGITS, prefix)
-    masks = (mask,) if "attention_mask" in positional_names(own_class(inside[blocks[0]]).forward) else ()
+    taken = positional_names(own_class(inside[blocks[0]]).forward)
+    masks = (mask,) if "attention_mask" in taken else ()
     weighs = blocks[-1] if holder.weighs == "last block" else holder.weighs or tower.weighs
     return Structure(
         sites=tuple(site_of(name, inside[name]) for name in blocks),
@@ -67,8 +69,10 @@ def _described(model: Any, tower: Tower, holder: Holder) -> Structure:
         grid=grid_of(inside[place]) if tower.gridded else None,
         images=Images.of(inside[place]) if tower.gridded else None,
         tokens=None,  # positions are interpolated for images of other sizes
-        companions=(*masks, *tower.companions),
-        built=tuple(Built(name, table) for name in (f"{block}.{tower.built}" for block in blocks) if name in inside),
+        companions=(*masks, *(each for each in tower.companions if each.argument in taken)),
+        built=tuple(
+            Built(name, table, is_bias=not masks) for name in inside if tower.built and name.endswith(f".{tower.built}")
+        ),
         bias="attention_mask" if masks else None,
         no_bias=partial(why_no_bias, model.config) if masks else None,
         weighs=weighs if weighs in inside else None,

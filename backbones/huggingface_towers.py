@@ -83,8 +83,10 @@ for _folder, _name in DINO.items():
 for _folder, _name in CLIP.items():
     _tower = Tower(f"{_name}EncoderLayer", f"{_name}VisionEmbeddings", weighs=POOLED if _folder == "siglip" else None)
     TOWERS |= _of(_folder, [f"{_name}{kind}" for kind in VISION], _tower)
-BEIT = Tower("BeitLayer", "BeitEmbeddings", weighs="pooler", weighs_taken=True, built="relative_position_bias")
-TOWERS |= _of("beit", ["BeitModel"], BEIT)
+BIAS = "relative_position_bias"  # of each block; older versions give blocks one that all share by this name
+SHARED = (Companion(BIAS, "batch heads token token", 1, optional=True),)
+BEIT = Tower("BeitLayer", "BeitEmbeddings", companions=SHARED, weighs="pooler", weighs_taken=True, built=BIAS)
+TOWERS |= _of("beit", ["BeitModel", "BeitBackbone"], BEIT)
 TOWERS |= _of("siglip2", [f"Siglip2{kind}" for kind in VISION], SIGLIP2)
 
 MAPS = Holder("it lays the tokens of several blocks out as feature maps")

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from repshift.calls import Call
-from repshift.layouts import Layout
+from repshift.layouts import Layout, first_tensor
 from repshift.restoring import restored
 from repshift.roles import Bystander
 from repshift.stream import Streams
@@ -66,7 +68,10 @@ class Resume(Bystander):
     def enter(self, call: Call) -> Call:
         """Take them for the restored ones."""
         left = self.streams.own.left
-        return call if left is None else call.with_first(left)
+        if left is None:
+            return call
+        # a block that returns more than the tokens may be given only these
+        return call.with_first(first_tensor(left) if isinstance(call.first, Tensor) else left)
 
 
 @dataclass(frozen=True)

@@ -136,3 +136,25 @@ def test_a_sequence_without_a_grid_has_no_map(describe, images):
     tracker = ShiftTracker(describe(grid=None)).run(images)
     with pytest.raises(RepresentationError, match="no known rows and columns"):
         tracker.maps[0]
+
+
+def test_blocks_that_return_more_than_tokens_show_them_all(describe, images):
+    model = describe(restored_only="its head draws them")
+
+    class More(type(model.blocks[0])):
+        def forward(self, x, **options):
+            return super().forward(x, **options), None
+
+    expected = ShiftTracker(model).prune({0: 4}, restore=True)(images)
+    for block in model.blocks:
+        block.__class__ = More
+    model.blocks = Unpacking(*model.blocks)
+    pruned = ShiftTracker(model).prune({0: 4}, restore=True)
+    assert torch.equal(pruned(images), expected)
+
+
+class Unpacking(nn.Sequential):
+    def forward(self, x):
+        for block in self:
+            x = block(x)[0]
+        return x
