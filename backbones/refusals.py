@@ -55,8 +55,13 @@ WRAPPERS = {
     "FeatureGetterNet": "(features_only=True) lays all tokens out on their grid, which takes restore=True",
     "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
 }
+# of transformers
+UNPRUNED |= {
+    **dict.fromkeys(("SwinModel", "Swinv2Model", "Swin2SRModel", "HieraModel"), WINDOWS),
+    **dict.fromkeys(("PvtModel", "PvtV2Model", "SegformerModel"), STRIDES),
+}
 # Tokens do not stand in row order inside the blocks
-UNORDERED = ("Hiera", "Nest")
+UNORDERED = ("Hiera", "HieraModel", "Nest")
 
 
 class KnownRefusals:

@@ -18,7 +18,8 @@ class Companion:
     """An argument of every block that has an entry for each token, so that it must be shortened with the tokens.
 
     Attributes:
-        argument: Its name among the parameters of the block's forward.
+        argument: Its name among the parameters of the block's forward. Of a tuple, such as cosines and sines, every
+            value has these dimensions.
         pattern: Its dimensions in words, in the manner of einops; those called ``token`` are shortened, one called
             ``batch`` has an entry for each image, or a single one for all. What it becomes stands behind an arrow, if
             that is more: ``"token channels -> batch 1 token channels"``, because each image keeps tokens of its own.
@@ -63,6 +64,10 @@ class Companion:
         Raises:
             RepresentationError: If it does not fit the tokens.
         """
+        if isinstance(value, tuple):
+            for each in value:
+                self.check(each, tokens, logits=logits)
+            return
         if not isinstance(value, Tensor):
             raise RepresentationError(f"{self.argument} got {type(value).__name__!r}. Give a tensor, or leave it out.")
         taken, _ = self._names()
@@ -91,11 +96,11 @@ class Companion:
         """The names of the dimensions that it is given with."""
         return self._names()[0]
 
-    def shortened(self, value: Tensor, positions: Tensor) -> Tensor:
+    def shortened(self, value: Any, positions: Tensor) -> Any:
         """Take the entries of the tokens that are left.
 
         Args:
-            value: Of the dimensions that the pattern names.
+            value: Of the dimensions that the pattern names, or a tuple of such tensors.
             positions: ``(batch, kept)`` int64: where the tokens stood that are left.
 
         Returns:
@@ -104,6 +109,8 @@ class Companion:
         Raises:
             RepresentationError: If the value has other dimensions.
         """
+        if isinstance(value, tuple):
+            return tuple(self.shortened(each, positions) for each in value)
         taken, given = self._names()
         if value.ndim > len(taken):
             raise RepresentationError(
@@ -119,7 +126,8 @@ class Companion:
         for place, name in enumerate(names):
             if name == "token" and value.shape[place] > 1:  # a single entry serves all tokens
                 value = pick(value.transpose(1, place), where).transpose(1, place)
-        return value
+        shortened: Tensor = value
+        return shortened
 
     def valid(self, value: Tensor) -> Tensor:
         """Read from an attention mask which tokens are there.

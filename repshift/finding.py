@@ -60,6 +60,7 @@ BACKBONES = Registry(
         "eva": "repshift.backbones.eva:EVA",
         "naflex": "repshift.backbones.naflex:NAFLEX",
         "rotary_vlm": "repshift.backbones.rotary_vlm:ROTARY_VLM",
+        "huggingface": "repshift.backbones.huggingface:HUGGINGFACE",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})

@@ -15,8 +15,11 @@ from repshift.files import all_or_none, as_path, read_text, write_json, write_wh
 from repshift.modules import require_model
 from repshift.pruning import recipe_of
 from repshift.recipes import VERSION, Recipe, check_version
+from repshift.registry import Registry
 
 DESCRIPTION = "repshift.json"
+# models that were saved by their own library, of the class behind the colon; the function that loads them
+LIBRARIES = Registry("library", {"transformers": "repshift.backbones.huggingface_folder:load_saved"})
 HUBS = ("hf-hub", "hf_hub")  # where a model's name may come from; local-dir: is another folder
 # options of load_model and of timm that name weights elsewhere
 LEAD_OUT = (
@@ -37,7 +40,7 @@ class SavedModel:
     """What the description in a folder says.
 
     Attributes:
-        weights: The file of the weights.
+        weights: The file of the weights; the folder, where a library of its own finds them in it.
         name: The model's, for :func:`repshift.load_model`.
         options: What the model is built with.
         recipe: How it is pruned; ``None`` for a dense model.
@@ -95,6 +98,11 @@ def save_model(model: nn.Module, folder: str | Path, name: str | None = None, **
     path = as_path(folder, CheckpointError)
     known = getattr(model, "pretrained_cfg", None) or {}
     name = name or known.get("architecture")
+    if not name and hasattr(model, "save_pretrained"):
+        raise CheckpointError(
+            f"{type(model).__name__} saves itself: model.save_pretrained(folder), of a pruned model with its recipe, "
+            "so that load_model(folder) brings it back."
+        )
     if not isinstance(name, str) or not name:
         raise CheckpointError(
             f"{type(model).__name__} does not know its name. Give the one that load_model takes: "
@@ -150,7 +158,7 @@ def read_folder(folder: Path) -> SavedModel:
     if not isinstance(options, dict):
         raise RecipeError(f"{path} should list the model's options by name, got {options!r}. Save the model again.")
     source, sign, _ = said["model"].partition(":")
-    if (sign and source not in HUBS) or folder_of(said["model"]) is not None:
+    if (sign and source not in HUBS and source not in LIBRARIES) or folder_of(said["model"]) is not None:
         raise CheckpointError(
             f"{path} names {said['model']!r}, which lies outside of the folder. Load that by name, or name a model."
         )
@@ -160,10 +168,12 @@ def read_folder(folder: Path) -> SavedModel:
             "of a folder are its own."
         )
     weights = [folder / file for file in WEIGHTS if (folder / file).is_file()]
-    if not weights:
+    if not weights and source not in LIBRARIES:
         raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}. Put the weights there.")
     recipe = said.get("recipe")
-    return SavedModel(weights[0], said["model"], options, None if recipe is None else Recipe.from_dict(recipe))
+    return SavedModel(
+        weights[0] if weights else folder, said["model"], options, None if recipe is None else Recipe.from_dict(recipe)
+    )
 
 
 def _check_fits(model: nn.Module, name: str, options: dict[str, Any]) -> None:

@@ -130,6 +130,26 @@ class FixedGrid:
         return self.rows, self.columns
 
 
+@dataclass(frozen=True)
+class PatchGrid:
+    """Rows and columns of patches, as a convolution without padding makes them.
+
+    Attributes:
+        size: Rows and columns of a patch.
+        stride: From one patch to the next.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+
+    def __call__(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of an image of so many rows and columns."""
+        rows, columns = (
+            (side - size) // step + 1 for side, size, step in zip(image, self.size, self.stride, strict=True)
+        )
+        return rows, columns
+
+
 def read_size(given: Any) -> tuple[int, int]:
     """Read rows and columns from one number or two.
 

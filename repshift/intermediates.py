@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from repshift.calls import Call
-from repshift.layouts import Layout
+from repshift.layouts import Layout, first_tensor
 from repshift.restoring import restored
 from repshift.roles import Bystander, Surrounding
 from repshift.stream import Streams
@@ -25,10 +27,23 @@ class LayOut(Surrounding):
     Attributes:
         streams: What the modules of the model tell each other.
         methods: Their names.
+        always: Somebody lays them out whenever the model runs.
     """
 
     streams: Streams
     methods: tuple[str, ...]
+    always: bool = False
+
+    def enter(self, call: Call) -> Call:
+        """Say so, if that is always the case."""
+        if self.always:
+            self.streams.own.laid_out = True
+        return call
+
+    def close(self, failed: bool) -> None:
+        """Take it back."""
+        if self.always:
+            self.streams.own.laid_out = None
 
     def around(self, run: Callable[[], Any]) -> Any:
         """Say so while it runs; afterwards nothing of the forward is left, as it may end before its end."""
@@ -51,7 +66,10 @@ class Resume(Bystander):
     def enter(self, call: Call) -> Call:
         """Take them for the restored ones."""
         left = self.streams.own.left
-        return call if left is None else call.with_first(left)
+        if left is None:
+            return call
+        # a block that returns more than the tokens may be given only these
+        return call.with_first(first_tensor(left) if isinstance(call.first, Tensor) else left)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path
-from repshift.folders import folder_of, read_folder
+from repshift.folders import LIBRARIES, folder_of, read_folder
 from repshift.network import hub_at_once, what_failed
 from repshift.options import check_built, check_flags, check_options
 from repshift.registry import Registry, suggest
@@ -43,8 +43,8 @@ def load_model(
         name: A model of the embedded zoo (``tiny_vit``, ``tiny_resnet``, ``tiny_vim``), a Vision Mamba (``vim_tiny``,
             ``vim_small``, ``vim_base``, each also with ``_stride8`` for overlapping patches), or any name that
             :func:`timm.create_model` takes, such as ``deit_small_patch16_224``, ``resnet50`` or ``hf-hub:timm/...``.
-            Or a folder that :func:`repshift.save_model` wrote (a path with a slash, or a :class:`pathlib.Path`): the
-            model with its weights, pruned by its recipe if it has one.
+            Or a folder that :func:`repshift.save_model`, or ``save_pretrained`` of a pruned model, wrote (a path with a
+            slash, or a :class:`pathlib.Path`): the model with its weights, pruned by its recipe if it has one.
         pretrained: Load the published weights: shipped ones for the zoo, downloaded ones for the others.
         checkpoint: Load weights from this file instead, strictly and without unpickling code. With ``img_size`` among
             the options, tables of positions of another size are resampled as timm resamples published ones.
@@ -152,6 +152,12 @@ def take_size(model: nn.Module, size: tuple[int, int]) -> None:
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
     saved = read_folder(folder)
+    source, _, kind = saved.name.partition(":")
+    if source in LIBRARIES:
+        if options := {**saved.options, **options}:
+            raise UnknownNameError(f"{folder} says itself how its model is built. Leave {', '.join(options)} out.")
+        built: nn.Module = LIBRARIES.get(source)(folder, kind)
+        return built if saved.recipe is None else ShiftTracker(built).prune(saved.recipe).eval()
     model = load_model(saved.name, checkpoint=saved.weights, **{**saved.options, **options})
     return model if saved.recipe is None else ShiftTracker(model).prune(saved.recipe).eval()
 

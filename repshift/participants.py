@@ -132,8 +132,9 @@ def _participant(
     """Generate the subclass, once for each class, so that compiled code recognises it."""
     kept = base, receives, tables, methods, builds
     if kept not in _participants:
-        # our own module's name: dynamo may take classes of torch.nn for leaves and not look into their forward
-        own: dict[str, Any] = {"__module__": __name__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        # the base's full name, by which libraries look classes up; not torch's, whose layers dynamo may take for leaves
+        module = __name__ if base.__module__.startswith("torch.") else base.__module__
+        own: dict[str, Any] = {"__module__": module, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         own["repshift_names"] = positional_names(base.forward)[1:]
         kind = Receiver if receives else Participant
         own["forward"] = _forward_of(kind, base)

@@ -36,10 +36,13 @@ class Plan:
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
         self.placed = getattr(pruner, "wants_places", False)
-        self.follows = bool(wanted or structure.built or structure.sides or recipe.restore or joins or self.placed)
+        told = structure.built or structure.sides or structure.behind
+        self.follows = bool(wanted or told or recipe.restore or joins or self.placed)
         # all tokens are back behind the last block, so what stands behind it and averages needs no weights
         self.lays_out = bool(
-            recipe.restore and structure.grid_methods and structure.restores == structure.sites[-1].name
+            recipe.restore
+            and (structure.grid_methods or structure.shows_all)
+            and structure.restores == structure.sites[-1].name
         )
         sized = joins and getattr(pruner, "size_attention", True)
         self.sized = sized
@@ -180,15 +183,26 @@ class Plan:
     def _finish(self) -> None:
         """Use and forget what is known of the tokens, behind the last block."""
         structure, ends = self.structure, self.structure.sites[-1].name
+        if self.recipe.restore and structure.restores:
+            self._play(structure.restores, Restore(self.streams, structure.layout))
         if self.lays_out:
-            self._play(structure.root, LayOut(self.streams, structure.grid_methods))
+            self._play(structure.root, LayOut(self.streams, structure.grid_methods, structure.shows_all))
         elif self.follows and structure.weighs:
             ends, prefix = structure.weighs, self._prefix() if structure.weighs_prefix else 0
             if structure.weighs_bias:
                 self._play(ends, Carry(self.streams, (), structure.weighs_bias, prefix, always=True))
             else:
-                weigh = Weigh(self.streams, structure.layout, structure.weighs_prefix, structure.weighs_present)
+                weigh = Weigh(
+                    self.streams,
+                    structure.layout,
+                    structure.weighs_prefix,
+                    structure.weighs_present,
+                    structure.weighs_taken,
+                )
                 self._play(ends, weigh)
+        for name, companions in structure.behind.items() if not self.recipe.restore else ():
+            self._play(name, Carry(self.streams, companions, None, self._prefix(), self.follows))
+            ends = structure.weighs or name
         if self.recipe.restore and structure.restores:
             self._play(structure.restores, Restore(self.streams, structure.layout))
         answers = {} if self.recipe.restore else structure.answers

@@ -63,6 +63,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
     if plan.placed:  # the last to see the images, whatever is done to them before; it asks the copy's own embedding
         roles[structure.embedding] = [*roles[structure.embedding], NoteGrid(plan.streams, _grid_of(pruned, structure))]
+    roles = _asking_about_bias(roles, pruned, structure)
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
     for name, scale in plan.scales(pruned).items():
@@ -72,7 +73,8 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     inside = pruned.get_submodule(structure.root)
     inside.repshift_recipe = recipe  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
     for method in structure.grid_methods if recipe.drops and not plan.lays_out else ():
-        setattr(inside, method, partial(_refuse_grid, method))
+        setattr(inside, method, _Replaced(_refuse_grid, method))
+    _replace_methods(pruned, structure)
     return pruned
 
 
@@ -126,8 +128,8 @@ def dense(model: Model) -> Model:
     for module in whole.modules():
         if "repshift_recipe" in vars(module):
             del module.repshift_recipe
-            for method in [name for name, value in vars(module).items() if _is_refusal(value)]:
-                delattr(module, method)
+        for method in [name for name, value in vars(module).items() if isinstance(value, _Replaced)]:
+            delattr(module, method)
     return whole
 
 
@@ -152,6 +154,17 @@ def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, in
     grid = (find_structure(pruned) or structure).grid
     assert grid is not None
     return grid
+
+
+def _asking_about_bias(roles: dict[str, list[Role]], pruned: nn.Module, structure: Structure) -> dict[str, list[Role]]:
+    """Let roles that give attention a bias ask the copy whether it takes one, since its kernel may be changed."""
+    if structure.no_bias is None:
+        return roles
+    no_bias = (find_structure(pruned) or structure).no_bias
+    return {
+        name: [replace(role, no_bias=no_bias) if isinstance(role, (Start, Carry)) else role for role in played]
+        for name, played in roles.items()
+    }
 
 
 def _require_places(plan: Plan, model: str) -> None:
@@ -204,5 +217,14 @@ def _refuse_grid(method: str, *args: Any, **kwargs: Any) -> None:
     )
 
 
-def _is_refusal(value: object) -> bool:
-    return isinstance(value, partial) and value.func is _refuse_grid
+class _Replaced(partial[Any]):
+    """A method that a pruned model has otherwise than the dense one."""
+
+
+def _replace_methods(pruned: nn.Module, structure: Structure) -> None:
+    parts = structure.root.split(".") if structure.root else []
+    for end in range(len(parts) + 1):
+        module = pruned.get_submodule(".".join(parts[:end]))
+        for name, function in structure.methods.items():
+            if hasattr(type(module), name):
+                setattr(module, name, _Replaced(function, module))

@@ -246,6 +246,8 @@ class Recorder:
             return structure.grid((self._image[0], self._image[1])) if self._image else None
         if self.unordered or self._batch not in (None, len(shift)):
             return None
+        if structure and structure.grid is None and hasattr(structure.layout, "keep"):
+            return None  # a sequence whose rows and columns are not known: a guess by its length may be wrong
         if grid is None:
             return grid_of(shift.shape[1], self._image)
         if structure:

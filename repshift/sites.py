@@ -163,19 +163,27 @@ class Structure:
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.
         weighs_prefix: Whether prefix tokens take part in that average.
         weighs_present: Whether that average leaves padding out: it divides by the tokens that are there.
-        weighs_bias: Of a module that pools the tokens by attention itself: its argument that is added to the logits.
+        weighs_taken: The average is over what ``weighs`` takes, inside of it, instead of over what it returns.
+        weighs_bias: Of a module that pools the tokens by attention itself: its argument that is added to the logits,
+            ``(batch, 1, 1, keys)``, or by the name ``key_padding_mask`` ``(batch, keys)`` as in torch's own attention.
             ``weighs`` is that module then.
+        no_bias: Says why attention can be given no mask or bias at present, such as by the kernel that is chosen;
+            ``None`` if it can. Asked in every forward that needs it.
+        behind: Modules behind the blocks, by name, and their arguments that have an entry for each token.
         restores: Name of the module behind which dropped and merged tokens can have their places back.
         needs_all: Why they must have them: what stands behind the blocks reads tokens by their places. Empty if it
             takes any number of them.
         answers: Methods of the model that return a dictionary which holds, beside the tokens, something with an entry
             for each of them; by name, with what that is.
+        shows_all: Whether they must have them behind every block, which then shows all tokens.
         root: Name of the module that all this was found in; empty for the model itself.
         images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
         resizes: How the model takes images of another size (rows, columns): asked once for each size, it raises
             :class:`UnsupportedModelError` for one that does not fit. ``None`` if that is not described. The model is
             described anew when its attributes have changed.
         reading: What the head reads of what the last block returns.
+        methods: Methods that a pruned model, and what holds it, have otherwise than the dense one where they have any
+            of the name: functions of the module and of what the method is called with.
     """
 
     sites: tuple[Site, ...]
@@ -197,14 +205,19 @@ class Structure:
     weighs: str | None = None
     weighs_prefix: bool = False
     weighs_present: bool = False
+    weighs_taken: bool = False
     weighs_bias: str | None = None
+    no_bias: Callable[[], str | None] | None = None
+    behind: Mapping[str, tuple[Companion, ...]] = field(default_factory=dict)
     restores: str | None = None
     needs_all: str = ""
     answers: Mapping[str, Companion] = field(default_factory=dict)
+    shows_all: bool = False
     root: str = ""
     images: Images | None = None
     resizes: Callable[[tuple[int, int]], Resizing] | None = None
     reading: Reading = field(default_factory=Reading)
+    methods: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def at(self, site: Site, operation: str) -> Operation:
         """Return an operation of one of the sites.
@@ -246,7 +259,7 @@ class Structure:
         names = [self.embedding, *(site.name for site in self.sites), *self.parts]
         names += [name for each in operations for name in (each.enters, *each.leaves)]
         names += [name for each in heads for name in (each.queries, each.keys)]
-        names += [each.module for each in self.built]
+        names += [*self.behind, *(each.module for each in self.built)]
         return tuple(dict.fromkeys(filter(None, (*names, self.weighs, self.restores))))
 
     def within(self, prefix: str) -> Structure:
@@ -262,6 +275,7 @@ class Structure:
             parts={inner(prefix, name): operation.within(prefix) for name, operation in self.parts.items()},
             built=tuple(each.within(prefix) for each in self.built),
             weighs=self.weighs and inner(prefix, self.weighs),
+            behind={inner(prefix, name): companions for name, companions in self.behind.items()},
             restores=self.restores and inner(prefix, self.restores),
             root=inner(prefix, self.root),
         )

@@ -18,6 +18,9 @@ from repshift.restoring import restored
 from repshift.roles import Bystander, Surrounding
 from repshift.stream import Streams, is_repeated
 
+# the mask of torch.nn.MultiheadAttention that is added to the logits, (batch, keys)
+PADDED = "key_padding_mask"
+
 
 @dataclass(frozen=True)
 class NoteGrid(Bystander):
@@ -49,6 +52,7 @@ class Start(Bystander):
         companions: What the blocks are given beside the tokens.
         always: Follow them whatever is given; otherwise only if there is a companion to follow them.
         bias: The argument that is added to attention's logits.
+        no_bias: Says why attention takes none at present.
     """
 
     streams: Streams
@@ -56,6 +60,7 @@ class Start(Bystander):
     companions: tuple[Companion, ...]
     always: bool
     bias: str | None = None
+    no_bias: Callable[[], str | None] | None = None
 
     def enter(self, call: Call) -> Call:
         """Begin.
@@ -73,6 +78,8 @@ class Start(Bystander):
             _refuse_repetition()
             stream.begin(self.layout.tokens(call.first).shape[1], None)
         for companion, value in given:
+            if companion.argument == self.bias:
+                _refuse_bias(self.no_bias)
             companion.check(value, self.layout.tokens(call.first), logits=companion.argument == self.bias)
             if companion.padding:
                 stream.sizes = companion.valid(value)
@@ -89,6 +96,7 @@ class Carry(Bystander):
         bias: The argument that is added to attention's logits.
         prefix: How many prefix tokens the logits begin with; each stands for itself.
         always: Something is to be told at every forward; otherwise only if there is a companion.
+        no_bias: Says why attention takes none at present.
     """
 
     streams: Streams
@@ -96,6 +104,7 @@ class Carry(Bystander):
     bias: str | None
     prefix: int
     always: bool
+    no_bias: Callable[[], str | None] | None = None
 
     def enter(self, call: Call) -> Call:
         """Change the call.
@@ -115,8 +124,14 @@ class Carry(Bystander):
                 call = call.replaced(companion.argument, companion.shortened(value, positions))
         if self.bias is None or stream.sizes is None:
             return call
+        _refuse_bias(self.no_bias)
         dtype = first_tensor(call.first).dtype
-        return call.replaced(self.bias, _with_sizes(call.get(self.bias), stream.sizes, self.prefix, dtype))
+        given = call.get(self.bias)
+        if self.bias == PADDED:  # where it is boolean, True is what is hidden
+            hidden = ~given if given is not None and given.dtype == torch.bool else given
+            given = None if hidden is None else hidden[:, None, None]
+        bias = _with_sizes(given, stream.sizes, self.prefix, dtype)
+        return call.replaced(self.bias, bias[:, 0, 0] if self.bias == PADDED else bias)
 
     def close(self, failed: bool) -> None:
         """Leave nothing behind if the forward ends here."""
@@ -141,9 +156,19 @@ class Follow(Bystander):
     prefix: int
 
     def followed(self, value: Tensor) -> Tensor:
-        """Return what is left of it; as many dimensions as it has for all tokens, ``(batch, heads, queries, keys)``."""
+        """Return what is left of it, ``(batch, heads, queries, keys)``.
+
+        Raises:
+            RepresentationError: If it was built for another number of tokens.
+        """
         stream = self.streams.own
         if stream.origin is not None and stream.origin.positions is not None:
+            tokens = self.prefix + (stream.origin.tokens or 0)
+            if value.shape[-1] != tokens:
+                raise RepresentationError(
+                    f"What attention builds for all {tokens} tokens has {value.shape[-1]} entries: it is resampled to "
+                    "those that are left. Leave the option out that resamples it, such as interpolate_pos_encoding."
+                )
             value = self.companion.shortened(value, stream.origin.positions)
         if not self.sized or stream.sizes is None:
             return value
@@ -159,14 +184,24 @@ class Weigh(Bystander):
         layout: How the value holds its tokens.
         with_prefix: Whether prefix tokens take part in the average, each for itself.
         present: Whether the average leaves padding out.
+        taken: The average is over what the module takes.
     """
 
     streams: Streams
     layout: Layout
     with_prefix: bool
     present: bool = False
+    taken: bool = False
+
+    def enter(self, call: Call) -> Call:
+        """Weigh what the module takes, if that is averaged."""
+        return call.with_first(self._weighed(call.first)) if self.taken else call
 
     def leave(self, output: Any) -> Any:
+        """Weigh what the module returns, if that is averaged."""
+        return output if self.taken else self._weighed(output)
+
+    def _weighed(self, output: Any) -> Any:
         """Multiply every token by the places it stands for, over their mean."""
         sizes = self.streams.own.sizes
         if sizes is None:
@@ -252,6 +287,12 @@ def _refuse_repetition() -> None:
             "tokens were left, and these blocks are told. Switch it off: model.set_grad_checkpointing(False) or "
             "model.gradient_checkpointing_disable()."
         )
+
+
+def _refuse_bias(no_bias: Callable[[], str | None] | None) -> None:
+    why = None if no_bias is None else no_bias()
+    if why is not None:
+        raise RepresentationError(why)
 
 
 def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:

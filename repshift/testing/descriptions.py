@@ -184,7 +184,8 @@ def _built_by(module: nn.Module, companion: Companion, seen: dict[str, Any]) -> 
 
     def built(*args: Any, **kwargs: Any) -> Tensor:
         selection: Selection = seen["merged"]
-        return companion.shortened(build(*args, **kwargs), selection.back(selection.kept))
+        followed: Tensor = companion.shortened(build(*args, **kwargs), selection.back(selection.kept))
+        return followed
 
     setattr(module, companion.argument, built)
     try:

@@ -17,6 +17,19 @@ def test_a_table_becomes_one_for_each_image():
     assert all(torch.equal(got[i, 0], table[KEPT[i]]) for i in range(2))
 
 
+def test_every_value_of_a_tuple_is_shortened_and_checked():
+    cosines, sines = torch.randn(8, 5), torch.randn(8, 5)
+    companion = Companion("rope", "token channels -> batch 1 token channels")
+    got = companion.shortened((cosines, sines), KEPT)
+    assert [torch.equal(each[1, 0], table[KEPT[1]]) for each, table in zip(got, (cosines, sines), strict=True)] == [
+        True,
+        True,
+    ]
+    companion.check((cosines, sines), torch.randn(2, 8, 5))
+    with pytest.raises(RepresentationError, match=r"rope is \(8, channels\)"):
+        companion.check((cosines, sines[1:]), torch.randn(2, 8, 5))
+
+
 def test_a_relative_bias_loses_rows_and_columns():
     bias = torch.randn(1, 3, 9, 9)
     got = Companion("bias", "batch heads token token", prefix=1).shortened(bias, KEPT)
