@@ -19,7 +19,7 @@ from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import Carry, End, Restore, Start, Weigh
+from repshift.travelling import Carry, End, Explain, RefuseFewer, Restore, Start, Weigh
 
 
 class Plan:
@@ -182,6 +182,11 @@ class Plan:
         for name, companions in structure.behind.items() if not self.recipe.restore else ():
             self._play(name, Carry(self.streams, companions, None, self._prefix(), self.follows))
             ends = structure.weighs or name
+        if not self.recipe.restore:
+            for name, why in structure.reads_places.items():
+                self._play(name, RefuseFewer(why))
+            for name, (part, said) in structure.explained.items():
+                self._play(name, Explain(part, said))
         if self.follows or structure.companions:
             self._play(ends, End(self.streams))
             # whatever raises between the blocks, nothing of the forward is left

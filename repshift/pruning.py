@@ -40,6 +40,8 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
     refuse_wrappers(model, structure.root)
+    if structure.unpruned:
+        raise UnsupportedModelError(f"{type(model).__name__} can be tracked but not pruned: {structure.unpruned}.")
     recipe, pruner = _settled(structure, recipe)
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner)
     pruned: Model | None = None
@@ -149,7 +151,7 @@ def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
     )
 
 
-def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, int]], tuple[int, int]]:
+def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[Any], tuple[int, ...]]:
     grid = (find_structure(pruned) or structure).grid
     assert grid is not None
     return grid
@@ -169,6 +171,10 @@ def _asking_about_bias(roles: dict[str, list[Role]], pruned: nn.Module, structur
 def _require_places(plan: Plan, model: str) -> None:
     """Refuse a recipe that asks for the places of tokens where these are not known."""
     structure = plan.structure
+    if structure.needs_all and plan.recipe.drops and not plan.recipe.restore:
+        raise UnsupportedModelError(
+            f"The tokens of {model} must have their places back: {structure.needs_all}. Prune with restore=True."
+        )
     if plan.recipe.restore and structure.restores is None:
         raise UnsupportedModelError(
             f"The tokens of {model} cannot have their places back: nothing behind its {structure.unit}s has one for "
@@ -179,7 +185,7 @@ def _require_places(plan: Plan, model: str) -> None:
             f"{model} needs all of its tokens, since {structure.restored_only}. Give those that go their places back: "
             "prune(..., restore=True)."
         )
-    if plan.placed and structure.grid is None:
+    if plan.placed and not structure.has_rows_and_columns():
         raise UnsupportedModelError(
             f"{type(plan.pruner).__name__} asks where the tokens stood, and the rows and columns of {model} are not "
             f"known. Choose another pruner, such as pruner={structure.pruner!r}."
