@@ -9,6 +9,9 @@ TABLE = "its attention looks positions up in a table or rotation of a fixed grid
 SCANS = "it scans the grid in several directions, which needs all rows and columns"
 STRIDES = "its later layers take strides over the grid of tokens, which needs all rows and columns"
 
+FRAMES = "it attends over frames and over places in turn, by laying all tokens out as frames, rows and columns"
+CAUSAL = "it is a decoder: every token is predicted from those before it, each of which later tokens look back at"
+
 # By class name, so that no library need be imported to say no
 UNPRUNED = {
     **dict.fromkeys(
@@ -20,6 +23,10 @@ UNPRUNED = {
     **dict.fromkeys(("Beit", "Eva", "VisionTransformerRelPos", "Levit", "LevitDistilled", "MultiScaleVit"), TABLE),
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
     **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
+}
+UNPRUNED |= {
+    "TimesformerModel": FRAMES,
+    **dict.fromkeys(("GPT2Model", "OPTModel", "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"), CAUSAL),
 }
 TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
 TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"

@@ -131,7 +131,7 @@ class Candidates:
         there = self.sizes > 0
         most = torch.tensor(stay, device=there.device)[there.sum(1)]
         ranking = self.scores.masked_fill(~there, -torch.inf)
-        place = ranking.argsort(1, descending=True, stable=True).argsort(1)
+        place = ranking.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return replace(selection, absent=(place >= most.unsqueeze(1)).gather(1, selection.kept))
 
 

@@ -55,6 +55,8 @@ BACKBONES = Registry(
         "convnet": "repshift.backbones.convnet:CONVNET",
         "vim": "repshift.backbones.vim:VIM",
         "huggingface": "repshift.backbones.huggingface:HUGGINGFACE",
+        "huggingface_video": "repshift.backbones.huggingface_video:VIDEO",
+        "huggingface_text": "repshift.backbones.huggingface_text:TEXT",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})
