@@ -57,6 +57,8 @@ BACKBONES = Registry(
         "huggingface": "repshift.backbones.huggingface:HUGGINGFACE",
         "huggingface_video": "repshift.backbones.huggingface_video:VIDEO",
         "huggingface_text": "repshift.backbones.huggingface_text:TEXT",
+        "huggingface_packed": "repshift.backbones.huggingface_packed:PACKED_TOWER",
+        "huggingface_llava": "repshift.backbones.huggingface_llava:LLAVA",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})
