@@ -10,10 +10,11 @@ from torch import nn
 from repshift.sites import Structure
 
 Value = TypeVar("Value")
+HEADS = "the queries and keys of transformers' attention are not split into heads where they could be watched"
 
 
 def class_names(module: nn.Module) -> list[str]:
-    """List the names of the classes of transformers' models that a module is of, as ``"bert.modeling_bert.BertModel"``."""
+    """List the names of the classes of transformers that a module is of, as ``"bert.modeling_bert.BertModel"``."""
     begin = "transformers.models."
     names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
     return [name.removeprefix(begin) for name in names if name.startswith(begin)]

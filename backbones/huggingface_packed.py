@@ -83,5 +83,7 @@ PACKED_TOWER = PackedTower()
 
 
 def _site(name: str) -> Site:
-    operations = {kind: Operation(f"{name}.norm{place}", (f"{name}.{kind}",)) for place, kind in ((1, "attn"), (2, "mlp"))}
+    operations = {
+        kind: Operation(f"{name}.norm{place}", (f"{name}.{kind}",)) for place, kind in ((1, "attn"), (2, "mlp"))
+    }
     return Site(name, {**operations, "block": Operation(name, (name,), on_stream=True)}, absent={"heads": HEADS})

@@ -7,19 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from repshift.backbones.huggingface_names import blocks_of, class_names, inside_head, named, within_head
+from repshift.backbones.huggingface_names import HEADS, blocks_of, class_names, inside_head, named, within_head
 from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import TokenSequence
 from repshift.participants import own_class
 from repshift.sites import Operation, Site, Structure
 
-HEADS = "the queries and keys of transformers' attention are not split into heads where they could be watched"
 CAUSAL = "it is a decoder: every token is predicted from those before it, each of which later tokens look back at"
-CHUNKED = (
-    "its MLP runs on chunks of the tokens (config.chunk_size_feed_forward), which must then be a multiple of that. Build "
-    "it with chunk_size_feed_forward=0"
-)
+CHUNKED = "its MLP runs on chunks of as many tokens each; build it with chunk_size_feed_forward=0"
 EACH = "its head answers for every token"
 OTHER_MASK = (
     "{name} hides padding with attention of the kind {kind!r}, whose masks cannot be shortened with the tokens. Choose "
@@ -27,18 +23,15 @@ OTHER_MASK = (
 )
 MASKED = ("eager", "sdpa")
 # by class, the class of the blocks
-FAMILIES = {
-    f"{folder}.modeling_{folder}.{family}PreTrainedModel": f"{family}Layer"
-    for folder, family in {
-        "bert": "Bert",
-        "roberta": "Roberta",
-        "xlm_roberta": "XLMRoberta",
-        "camembert": "Camembert",
-        "electra": "Electra",
-        "data2vec_text": "Data2VecText",
-        "ernie": "Ernie",
-    }.items()
-}
+_KINDS = (
+    "bert Bert",
+    "roberta Roberta",
+    "xlm_roberta XLMRoberta",
+    "camembert Camembert",
+    "electra Electra",
+    "ernie Ernie",
+)
+FAMILIES = {"{0}.modeling_{0}.{1}PreTrainedModel".format(*kind.split()): f"{kind.split()[1]}Layer" for kind in _KINDS}
 FAMILIES["data2vec.modeling_data2vec_text.Data2VecTextPreTrainedModel"] = "Data2VecTextLayer"
 # heads that give an answer for every token, by how their names end
 OF_EACH = ("MaskedLM", "PreTraining", "LMHeadModel", "CausalLM", "TokenClassification", "QuestionAnswering")

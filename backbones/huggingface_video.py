@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from repshift.backbones.huggingface_names import blocks_of, inside_head, named, within_head
+from repshift.backbones.huggingface_names import HEADS, blocks_of, inside_head, named, within_head
+from repshift.backbones.positions import Tubelets
 from repshift.companions import Companion
 from repshift.images import Images
 from repshift.layouts import TokenSequence
 from repshift.modules import children, has_class
 from repshift.sites import Operation, Site, Structure
 
-HEADS = "the queries and keys of transformers' attention are not split into heads where they could be watched"
 DECODER = "its decoder puts the tokens where bool_masked_pos says, which counts all of them"
 PREDICTOR = "The predictor reads every token by its place (skip_predictor=True leaves it out)"
 VIDEOMAE = "transformers.models.videomae.modeling_videomae.VideoMAEFor"
@@ -31,17 +31,6 @@ COMPANIONS = {
 # of two names the first that is there; where a dropout or drop path runs twice, a branch leaves before it
 BEGIN = (("layernorm_before", "norm1"), ("layernorm_after", "norm2"))
 END = (("attention.output.dropout", "attention"), ("output.dropout", "mlp"))
-
-
-@dataclass(frozen=True)
-class Tubelets:
-    """The grid of a video's tokens, each of so many frames, rows and columns of pixels."""
-
-    size: tuple[int, int, int]
-
-    def __call__(self, video: tuple[int, int, int]) -> tuple[int, ...]:
-        """Return frames, rows and columns of tokens; a video too short for one is repeated."""
-        return tuple(max(1, pixels // own) for pixels, own in zip(video, self.size, strict=True))
 
 
 class VideoTransformer:
@@ -75,7 +64,7 @@ def _described(model: Any, kind: str, under: str, prefix: int) -> Structure:
     blocks = blocks_of(model, kind, under)
     embedding = f"{under}embeddings"
     first = next(module for module in model.get_submodule(embedding).modules() if isinstance(module, nn.Conv3d))
-    patches = getattr(model.get_submodule(embedding), "patch_embeddings", None)
+    patches: Any = getattr(model.get_submodule(embedding), "patch_embeddings", None)
     return Structure(
         sites=tuple(_site(model, name) for name in blocks),
         layout=TokenSequence(prefix),
@@ -93,7 +82,9 @@ def _described(model: Any, kind: str, under: str, prefix: int) -> Structure:
 
 def _site(model: nn.Module, name: str) -> Site:
     inside = dict(model.get_submodule(name).named_modules())
-    begin, end = ([f"{name}.{next(each for each in names if each in inside)}" for names in pairs] for pairs in (BEGIN, END))
+    begin, end = (
+        [f"{name}.{next(each for each in names if each in inside)}" for names in pairs] for pairs in (BEGIN, END)
+    )
     operations = {kind: Operation(x, (f,)) for kind, x, f in zip(("attn", "mlp"), begin, end, strict=True)}
     whole = Operation(name, (name,), on_stream=True)
     return Site(name, {**operations, "block": whole}, absent={"heads": HEADS})

@@ -172,7 +172,7 @@ class Companion:
         seen = heads if heads.dtype == torch.bool else heads > -1
         if not bool((seen.flatten(1, -2).any(1) if seen.ndim > 2 else seen).all()):
             raise RepresentationError(
-                f"{self.argument} hides the first {self.prefix} token(s), which are prefix tokens and always there. Pad "
+                f"{self.argument} hides the first {self.prefix} token(s), prefix tokens that are always there. Pad "
                 "behind the tokens, not before them: tokenizer.padding_side = 'right'."
             )
 

@@ -112,8 +112,8 @@ def describe(model: nn.Module) -> Description:
         structure = find_structure(model)
         if structure is None:
             why_not = why_unserved(model)
-        elif structure.unpruned:
-            structure, why_not = None, f"it can be tracked: {structure.unpruned}"
+        elif why := structure.unpruned:
+            structure, why_not = None, f"{own_class(model).__name__} can be tracked but not pruned: {why}"
     except UnsupportedModelError as error:
         why_not = str(error)
     name = own_class(model).__name__

@@ -54,7 +54,9 @@ class Images:
         """
         rank, what = 4 + self.frames, "videos" if self.frames else "images"
         if images.ndim != rank:
-            advice = f"Give a batch of one, {what}.unsqueeze(0)" if images.ndim == rank - 1 else f"Give a batch of {what}"
+            advice = (
+                f"Give a batch of one, {what}.unsqueeze(0)" if images.ndim == rank - 1 else f"Give a batch of {what}"
+            )
             raise RepresentationError(f"The model takes {what} {self.form}, got {tuple(images.shape)}. {advice}.")
 
     def require_tokens(self, embedding: nn.Module, output: Any) -> None:

@@ -40,8 +40,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
     refuse_wrappers(model, structure.root)
-    if structure.unpruned:
-        raise UnsupportedModelError(f"{type(model).__name__} can be tracked but not pruned: {structure.unpruned}.")
+    _refuse_tracked_only(structure, type(model).__name__)
     recipe, pruner = _settled(structure, recipe)
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner)
     pruned: Model | None = None
@@ -166,6 +165,11 @@ def _asking_about_bias(roles: dict[str, list[Role]], pruned: nn.Module, structur
         name: [replace(role, no_bias=no_bias) if isinstance(role, (Start, Carry)) else role for role in played]
         for name, played in roles.items()
     }
+
+
+def _refuse_tracked_only(structure: Structure, model: str) -> None:
+    if structure.unpruned:
+        raise UnsupportedModelError(f"{model} can be tracked but not pruned: {structure.unpruned}.")
 
 
 def _require_places(plan: Plan, model: str) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from repshift import ShiftTracker, describe
-from repshift.backbones.huggingface_llava import image_tokens, shortened_prompt
+from repshift.backbones.huggingface_prompts import image_tokens, shortened_prompt
 from repshift.errors import RepresentationError, UnsupportedModelError
 from repshift.positions import pick
 
@@ -83,7 +83,9 @@ def test_fewer_tokens_stand_in_a_shorter_prompt(llava, inputs):
     shorter = shortened_prompt(pruned, inputs)
     assert shorter["input_ids"].shape == shorter["attention_mask"].shape == (2, 22 - 7)
     assert (shorter["input_ids"] == IMAGE).sum(1).tolist() == [9, 9]
-    assert torch.equal(shorter["input_ids"][shorter["input_ids"] != IMAGE], inputs["input_ids"][inputs["input_ids"] != IMAGE])
+    assert torch.equal(
+        shorter["input_ids"][shorter["input_ids"] != IMAGE], inputs["input_ids"][inputs["input_ids"] != IMAGE]
+    )
     with ShiftTracker(pruned) as tracker:
         found = pruned(**shorter).logits
     # by hand: the tower's own blocks on the kept tokens, and the language model on the prompt's features
@@ -165,6 +167,6 @@ def test_packed_towers_are_tracked_without_maps(make):
     assert [each.shape for each in tracker.shifts.values()] == [(1, 40)] * 3
     with pytest.raises(RepresentationError, match="no known rows and columns"):
         tracker.maps[0]
-    with pytest.raises(UnsupportedModelError, match="can be tracked but not pruned.*one sequence for all images"):
+    with pytest.raises(UnsupportedModelError, match=r"can be tracked but not pruned.*one sequence for all images"):
         ShiftTracker(tower).prune("0.25@0")
     assert "one sequence for all images" in describe(tower).why_not

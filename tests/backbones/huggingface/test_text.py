@@ -135,7 +135,9 @@ def test_padding_before_the_words_is_refused(bert, texts):
 
 
 def test_a_text_has_no_map(bert, texts):
-    tracker = ShiftTracker(bert).run(torch.cat([texts[0], texts[0][:, :1]], 1))  # 16 = 4x4 tokens behind the class token
+    tracker = ShiftTracker(bert).run(
+        torch.cat([texts[0], texts[0][:, :1]], 1)
+    )  # 16 = 4x4 tokens behind the class token
     assert tracker.shifts[0].shape == (3, 16)
     with pytest.raises(RepresentationError, match="no known rows and columns"):
         tracker.maps[0]

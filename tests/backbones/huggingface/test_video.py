@@ -118,7 +118,7 @@ def test_pruners_that_ask_for_rows_and_columns_are_refused(model):
     assert "cells" not in describe(model).pruners
 
 
-# --- V-JEPA 2 counts positions in its blocks ---------------------------------------------------------------------------
+# --- V-JEPA 2 counts positions in its blocks -------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -210,7 +210,7 @@ def test_timesformer_is_tracked_without_maps_and_not_pruned(videos):
         **SIZES, intermediate_size=32, image_size=SIDE, patch_size=PATCH, num_frames=FRAMES
     )
     model = transformers.TimesformerModel(config).eval()
-    with pytest.raises(UnsupportedModelError, match="TimesformerModel can be tracked but not pruned.*frames"):
+    with pytest.raises(UnsupportedModelError, match=r"TimesformerModel can be tracked but not pruned.*frames"):
         ShiftTracker(model)
     tracker = ShiftTracker(model, sites="encoder.layer.*").run(videos)
     with pytest.raises(RepresentationError, match="no known rows and columns"):
