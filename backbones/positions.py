@@ -1,7 +1,8 @@
-"""Tables of positions at another size, by timm's convention: bicubic, with antialias, in float32."""
+"""Grids of tokens, and tables of positions at another size, by timm's convention: bicubic, antialias, float32."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -53,3 +54,14 @@ def resampled_table(table: Tensor, grid: tuple[int, int], old_grid: tuple[int, i
 
     resampled: Tensor = resample_abs_pos_embed(table, list(grid), list(old_grid), num_prefix_tokens=prefix)
     return resampled
+
+
+@dataclass(frozen=True)
+class Tubelets:
+    """The grid of a video's tokens, each of so many frames, rows and columns of pixels."""
+
+    size: tuple[int, int, int]
+
+    def __call__(self, video: tuple[int, int, int]) -> tuple[int, ...]:
+        """Return frames, rows and columns of tokens; a video too short for one is repeated."""
+        return tuple(max(1, pixels // own) for pixels, own in zip(video, self.size, strict=True))

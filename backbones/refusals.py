@@ -22,6 +22,9 @@ FOCAL = f"each of its blocks modulates tokens by convolutions over the map aroun
 GATED = "its gated attention computes distances from the number of tokens, as if they filled a square"
 PIXELS = "its blocks carry a second stream, of the pixels of each patch, which is not known to lose the same patches"
 
+FRAMES = "it attends over frames and over places in turn, by laying all tokens out as frames, rows and columns"
+CAUSAL = "it is a decoder: every token is predicted from those before it, each of which later tokens look back at"
+
 # By class name, so that no library need be imported to say no
 UNPRUNED = {
     **dict.fromkeys(
@@ -40,6 +43,10 @@ UNPRUNED = {
     "FocalNet": FOCAL,
     "ConVit": GATED,
     "TNT": PIXELS,
+}
+UNPRUNED |= {
+    "TimesformerModel": FRAMES,
+    **dict.fromkeys(("GPT2Model", "OPTModel", "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"), CAUSAL),
 }
 TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
 TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from repshift.drops import Drop, dropped_count
+from repshift.drops import Drop, dropped, dropped_count
 from repshift.errors import UnsupportedModelError
 from repshift.positions import keep_highest
 from repshift.scores import oracle_free
@@ -108,6 +109,30 @@ class Candidates:
         if self.ranking is None:
             return Selection.first(count, self.tokens)
         return Selection(keep_highest(self.ranking, count))
+
+    def highest_of_each(self, drop: Drop) -> Selection:
+        """Select as :meth:`highest`; a share is one of each image's own tokens, padding left out.
+
+        So an image or a text keeps in a padded batch what it keeps alone. What stays beyond that becomes padding, so
+        that the batch is of one length. Of a count, padding is the first to go.
+
+        Args:
+            drop: A share of the tokens or a count of them.
+
+        Raises:
+            ScheduleError: If fewer than one would stay.
+        """
+        selection = self.highest(self.left(drop))
+        if self.sizes is None or not isinstance(drop, float):
+            return selection
+        count = self.count
+        # for every number of tokens how many stay, since shares are rounded down
+        stay = [tokens - dropped(tokens, drop) for tokens in range(count + 1)]
+        there = self.sizes > 0
+        most = torch.tensor(stay, device=there.device)[there.sum(1)]
+        ranking = self.scores.masked_fill(~there, -torch.inf)
+        place = ranking.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return replace(selection, absent=(place >= most.unsqueeze(1)).gather(1, selection.kept))
 
 
 class Pruner(Protocol):

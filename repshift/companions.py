@@ -27,6 +27,8 @@ class Companion:
         prefix: How many of the entries of a dimension of tokens belong to prefix tokens.
         optional: Models are usually called without it.
         padding: It is an attention mask that says where there is nothing: ``False``, or a large negative number.
+        counted: A block that is not given it counts the tokens itself, 0, 1, 2 and so on, as if none had gone. So it is
+            told the places of those that are left: ``"token -> batch token"``.
         sizes: How long dimensions of other names are, as far as that is known, ``{"heads": 12}``; or they are 1.
 
     Example:
@@ -41,6 +43,7 @@ class Companion:
     prefix: int = 0
     optional: bool = False
     padding: bool = False
+    counted: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,6 +55,18 @@ class Companion:
                 "that it becomes 'batch ...' with all the dimensions it had, for example "
                 "'token channels -> batch 1 token channels'."
             )
+
+    def given(self, value: Any, tokens: int, like: Tensor) -> Any:
+        """Return the argument, or what the block takes it to be if it has none.
+
+        Args:
+            value: What is given; ``None`` for nothing.
+            tokens: How many tokens there are, prefix tokens left out.
+            like: A tensor on the device.
+        """
+        if value is None and self.counted:
+            return torch.arange(self.prefix + tokens, device=like.device)
+        return value
 
     def check(self, value: Any, tokens: Tensor, *, logits: bool = False) -> None:
         """Check what the first block is given.
@@ -142,6 +157,25 @@ class Companion:
         seen = seen if seen.dtype == torch.bool else seen > -1
         # not one query alone: a mask that is symmetric lets padding look at nothing
         return (seen.flatten(1, -2).any(1) if seen.ndim > 2 else seen).float()
+
+    def require_prefix(self, value: Tensor) -> None:
+        """Refuse an attention mask that hides prefix tokens: the tokens stand somewhere else, then.
+
+        Args:
+            value: See :meth:`valid`.
+
+        Raises:
+            RepresentationError: If it does. Compiled models do not look, because that would wait for the device.
+        """
+        heads = value[..., : self.prefix]
+        if not self.prefix or torch.compiler.is_compiling() or value.device.type == "meta":
+            return
+        seen = heads if heads.dtype == torch.bool else heads > -1
+        if not bool((seen.flatten(1, -2).any(1) if seen.ndim > 2 else seen).all()):
+            raise RepresentationError(
+                f"{self.argument} hides the first {self.prefix} token(s), prefix tokens that are always there. Pad "
+                "behind the tokens, not before them: tokenizer.padding_side = 'right'."
+            )
 
     def _names(self) -> tuple[list[str], list[str]]:
         taken, _, given = self.pattern.partition("->")

@@ -51,11 +51,18 @@ class Description:
         """How many prunable tokens there are; ``None`` if that depends on the images, or is not known."""
         return self.structure.tokens if self.structure else None
 
-    def grid(self, rows: int, columns: int) -> tuple[int, int] | None:
-        """Return rows and columns of the tokens for images of so many pixels; ``None`` if only a forward tells."""
+    def grid(self, *size: int) -> tuple[int, ...] | None:
+        """Return the grid of the tokens; ``None`` if only a forward tells.
+
+        Args:
+            size: Rows and columns of the images in pixels; frames, rows and columns of videos.
+
+        Returns:
+            Rows and columns; frames, rows and columns of videos.
+        """
         if self.structure is None or self.structure.grid is None:
             return None
-        return self.structure.grid((rows, columns))
+        return self.structure.grid(size)
 
     def __repr__(self) -> str:
         """Write what is known, a line each."""
@@ -105,6 +112,8 @@ def describe(model: nn.Module) -> Description:
         structure = find_structure(model)
         if structure is None:
             why_not = why_unserved(model)
+        elif why := structure.unpruned:
+            structure, why_not = None, f"{own_class(model).__name__} can be tracked but not pruned: {why}"
     except UnsupportedModelError as error:
         why_not = str(error)
     name = own_class(model).__name__
@@ -142,7 +151,7 @@ def _pruners(structure: Structure) -> tuple[str, ...]:
             return False
         if getattr(pruner, "before_mlp", False) and not all(map(mlp_behind_attention, structure.sites)):
             return False
-        if getattr(pruner, "wants_places", False) and structure.grid is None:
+        if getattr(pruner, "wants_places", False) and not structure.has_rows_and_columns():
             return False
         if structure.counts_once and tells_sizes(pruner):
             return False

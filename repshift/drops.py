@@ -51,12 +51,17 @@ def dropped_count(tokens: int, drop: Drop, where: str, unit: str = "tokens") -> 
 
     Source: arXiv 2508.00367, tables: 196 -> 157 -> 126 -> 101 patches at 20 %.
     """
-    # 1e-9: in binary 0.29 * 100 is a little less than 29, and 29 is meant
-    count = math.floor(drop * tokens + 1e-9) if isinstance(drop, float) else drop
+    count = dropped(tokens, drop)
     if count > tokens - 1:
         most = f"Drop at most {tokens - 1}." if tokens > 1 else "Drop nothing there, or give larger images."
         raise ScheduleError(f"Dropping {drop} at {where} leaves fewer than one of the {tokens} {unit} there. {most}")
     return count
+
+
+def dropped(tokens: int, drop: Drop) -> int:
+    """Say how many of ``tokens`` a drop means, whether there are that many or not."""
+    # 1e-9: in binary 0.29 * 100 is a little less than 29, and 29 is meant
+    return math.floor(drop * tokens + 1e-9) if isinstance(drop, float) else drop
 
 
 def whole_number(what: str, number: object) -> int:

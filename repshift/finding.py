@@ -61,6 +61,10 @@ BACKBONES = Registry(
         "naflex": "repshift.backbones.naflex:NAFLEX",
         "rotary_vlm": "repshift.backbones.rotary_vlm:ROTARY_VLM",
         "huggingface": "repshift.backbones.huggingface:HUGGINGFACE",
+        "huggingface_video": "repshift.backbones.huggingface_video:VIDEO",
+        "huggingface_text": "repshift.backbones.huggingface_text:TEXT",
+        "huggingface_packed": "repshift.backbones.huggingface_packed:PACKED_TOWER",
+        "huggingface_llava": "repshift.backbones.huggingface_llava:LLAVA",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})

@@ -17,16 +17,28 @@ OWN_SIZE = "repshift_own_size"
 
 @dataclass(frozen=True)
 class Images:
-    """The images that a model takes: ``(batch, channels, rows, columns)``, floating-point.
+    """The images that a model takes: ``(batch, channels, rows, columns)``, floating-point; or videos.
 
     Attributes:
         channels: How many channels they have.
         fixed: Whether they must come to as many tokens as the embedding's ``num_patches`` says, because a table of
             positions has so many.
+        frames: They are videos, ``(batch, frames, channels, rows, columns)``.
     """
 
     channels: int
     fixed: bool = False
+    frames: bool = False
+
+    @property
+    def form(self) -> str:
+        """What their dimensions are, in words."""
+        return f"(batch, {'frames, ' if self.frames else ''}{self.channels}, rows, columns)"
+
+    def size(self, images: Tensor) -> tuple[int, ...]:
+        """Return the rows and columns of images; the frames, rows and columns of videos."""
+        *_, rows, columns = images.shape
+        return (images.shape[1], rows, columns) if self.frames else (rows, columns)
 
     @staticmethod
     def of(embedding: nn.Module, *, fixed: bool = False) -> Images | None:
@@ -38,13 +50,14 @@ class Images:
         """Refuse what is no batch of images: a convolution would take a single one, but nothing behind it does.
 
         Raises:
-            RepresentationError: If it has not four dimensions.
+            RepresentationError: If it has not four dimensions, or five of videos.
         """
-        if images.ndim != 4:
-            advice = "Give a batch of one, images.unsqueeze(0)" if images.ndim == 3 else "Give a batch of images"
-            raise RepresentationError(
-                f"The model takes images (batch, {self.channels}, rows, columns), got {tuple(images.shape)}. {advice}."
+        rank, what = 4 + self.frames, "videos" if self.frames else "images"
+        if images.ndim != rank:
+            advice = (
+                f"Give a batch of one, {what}.unsqueeze(0)" if images.ndim == rank - 1 else f"Give a batch of {what}"
             )
+            raise RepresentationError(f"The model takes {what} {self.form}, got {tuple(images.shape)}. {advice}.")
 
     def require_tokens(self, embedding: nn.Module, output: Any) -> None:
         """Refuse images that come to no tokens, or to another number of them than the table of positions has.
@@ -77,6 +90,8 @@ class Images:
             images: What it was given.
             embedding: The module that takes them.
         """
+        if self.frames:  # what these models say themselves is clear
+            return None
         shape, size = tuple(images.shape), _own_size(embedding) if self.fixed else None
         weight = next((each for each in embedding.parameters() if each.is_floating_point()), None)
         rows, columns = size or ("rows", "columns")

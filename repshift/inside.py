@@ -87,7 +87,7 @@ def mlp_behind_attention(site: Site) -> Operation | None:
     mlp = site.operations.get("mlp")
     if mlp is None or "attn" not in site.operations or len(mlp.leaves) != 1:
         return None
-    plain = not (mlp.on_stream or mlp.from_output or mlp.before or mlp.after or mlp.scaled_by)
+    plain = not (mlp.on_stream or mlp.from_output or mlp.before or mlp.after or mlp.scaled_by) and mlp.summed
     return mlp if plain else None
 
 

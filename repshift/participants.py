@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from repshift.calls import Call, positional_names
-from repshift.images import explain, refuse_symbolic_tracing
+from repshift.images import refuse_symbolic_tracing
 from repshift.reading import ReadOnly
 from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, Surrounding, TakeImages
-from repshift.travelling import Follow
+from repshift.travelling import Explain, Follow
 
 
 class Participant(nn.Module):
@@ -60,18 +60,20 @@ class Participant(nn.Module):
 
 
 class Receiver(Participant):
-    """Mixed into the class of the module that takes the images, which may be none that it can take."""
+    """Mixed into the class of a module whose errors can be explained: it takes images, or needs all tokens."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run as any participant; say what is wrong with images that fail, or do not fit what stands behind."""
-        takes = next(role.images for role in self.repshift_roles if isinstance(role, TakeImages))
+        """Run as any participant; say what an error comes of, and refuse images that do not fit what stands behind."""
         try:
             output = super().forward(*args, **kwargs)
         except Exception as error:
-            explain(error, takes, Call(args, kwargs, self.repshift_names).first, self)
+            for role in self.repshift_roles:
+                if isinstance(role, (TakeImages, Explain)):
+                    role.explain(error, Call(args, kwargs, self.repshift_names), self)
             raise
-        if takes is not None:
-            takes.require_tokens(self, output)
+        for role in self.repshift_roles:
+            if isinstance(role, TakeImages) and role.images is not None:
+                role.images.require_tokens(self, output)
         return output
 
 
@@ -115,7 +117,7 @@ _participants = {}
 
 def _kind_of(roles: tuple[Role, ...]) -> tuple[bool, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Say what a subclass is generated for: taking images, resampled tables, methods surrounded, methods followed."""
-    receives = any(isinstance(role, TakeImages) for role in roles)
+    receives = any(isinstance(role, (TakeImages, Explain)) for role in roles)
     tables = tuple(role.table for role in roles if isinstance(role, ReadResampled))
     methods = tuple(name for role in roles if isinstance(role, Surrounding) for name in role.methods)
     builds = tuple(role.companion.argument for role in roles if isinstance(role, Follow))

@@ -20,7 +20,17 @@ from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sides import GiveSides, RollUp, Unroll
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import Carry, End, Follow, Restore, ShortenAnswer, Start, Weigh
+from repshift.travelling import (
+    Carry,
+    End,
+    Explain,
+    Follow,
+    RefuseFewer,
+    Restore,
+    ShortenAnswer,
+    Start,
+    Weigh,
+)
 
 
 class Plan:
@@ -200,11 +210,8 @@ class Plan:
                     structure.weighs_taken,
                 )
                 self._play(ends, weigh)
-        for name, companions in structure.behind.items() if not self.recipe.restore else ():
-            self._play(name, Carry(self.streams, companions, None, self._prefix(), self.follows))
-            ends = structure.weighs or name
-        if self.recipe.restore and structure.restores:
-            self._play(structure.restores, Restore(self.streams, structure.layout))
+        if not self.recipe.restore:
+            ends = self._tell_behind() or ends
         answers = {} if self.recipe.restore else structure.answers
         last = not (self.follows and structure.weighs_bias)  # nothing behind them asks what became of the tokens
         for method, companion in answers.items():
@@ -214,6 +221,18 @@ class Plan:
                 self._play(ends, End(self.streams))
             # whatever raises between the blocks, nothing of the forward is left
             self._play("" if self.follows else structure.root, End(self.streams))
+
+    def _tell_behind(self) -> str | None:
+        """Let modules behind the blocks know of fewer tokens; return the last that asks what became of them."""
+        structure, ends = self.structure, None
+        for name, companions in structure.behind.items():
+            self._play(name, Carry(self.streams, companions, None, self._prefix(), self.follows))
+            ends = structure.weighs or name
+        for name, why in structure.reads_places.items():
+            self._play(name, RefuseFewer(why))
+        for name, (part, said) in structure.explained.items():
+            self._play(name, Explain(part, said))
+        return ends
 
 
 def with_replay(role: Role, block: str, module: nn.Module) -> Role:

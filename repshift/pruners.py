@@ -51,8 +51,7 @@ class TokenPruner:
         Raises:
             ScheduleError: If fewer than one token would stay.
         """
-        left = candidates.left(drop)
-        return None if left == candidates.count else candidates.highest(left)
+        return None if candidates.left(drop) == candidates.count else candidates.highest_of_each(drop)
 
 
 @dataclass(frozen=True)

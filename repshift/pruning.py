@@ -40,6 +40,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
     refuse_wrappers(model, structure.root)
+    _refuse_tracked_only(structure, type(model).__name__)
     recipe, pruner = _settled(structure, recipe)
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner, structure.counts_once)
     pruned: Model | None = None
@@ -150,7 +151,7 @@ def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
     )
 
 
-def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[tuple[int, int]], tuple[int, int]]:
+def _grid_of(pruned: nn.Module, structure: Structure) -> Callable[[Any], tuple[int, ...]]:
     grid = (find_structure(pruned) or structure).grid
     assert grid is not None
     return grid
@@ -167,6 +168,11 @@ def _asking_about_bias(roles: dict[str, list[Role]], pruned: nn.Module, structur
     }
 
 
+def _refuse_tracked_only(structure: Structure, model: str) -> None:
+    if structure.unpruned:
+        raise UnsupportedModelError(f"{model} can be tracked but not pruned: {structure.unpruned}.")
+
+
 def _require_places(plan: Plan, model: str) -> None:
     """Refuse a recipe that asks for the places of tokens where these are not known."""
     structure = plan.structure
@@ -179,7 +185,7 @@ def _require_places(plan: Plan, model: str) -> None:
             f"The tokens of {model} cannot have their places back: nothing behind its {structure.unit}s has one for "
             "each. Leave restore out."
         )
-    if plan.placed and structure.grid is None:
+    if plan.placed and not structure.has_rows_and_columns():
         raise UnsupportedModelError(
             f"{type(plan.pruner).__name__} asks where the tokens stood, and the rows and columns of {model} are not "
             f"known. Choose another pruner, such as pruner={structure.pruner!r}."

@@ -71,6 +71,8 @@ class Recorder:
         self.joined: dict[str, Tensor] = {}
         self._images: Tensor | None = None
         self._image: tuple[int, ...] | None = None
+        self._grid: tuple[int, ...] | None = None
+        self._is_video = False
         self._batch: int | None = None
         self._forget_unfinished()
 
@@ -123,6 +125,8 @@ class Recorder:
             if self.structure:
                 require_floating_point(images)
             self._image, self._batch = tuple(images.shape[-2:]), len(images)
+            self._grid = self.structure.grid_of(images) if self.structure else None
+            self._is_video = images.ndim > 4
 
     def _observe_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self.structure is not None
@@ -243,11 +247,13 @@ class Recorder:
         """Return the grid of the tokens, or ``None`` if it cannot be told, so that no scrambled map is drawn."""
         structure = self.structure if self._is_inside(name) else None
         if structure and structure.grid and grid is None:  # patches that were cut before tell no rows and columns
-            return structure.grid((self._image[0], self._image[1])) if self._image else None
+            return self._grid if self._image else None
         if self.unordered or self._batch not in (None, len(shift)):
             return None
         if structure and structure.grid is None and hasattr(structure.layout, "keep"):
             return None  # a sequence whose rows and columns are not known: a guess by its length may be wrong
+        if grid is None and self._is_video:
+            return None  # a guess by the rows and columns of frames would mix time and space
         if grid is None:
             return grid_of(shift.shape[1], self._image)
         if structure:

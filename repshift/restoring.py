@@ -27,16 +27,21 @@ def restored(tokens: Tensor, cuts: Sequence[PastCut]) -> Tensor:
     return tokens
 
 
-def nearest_kept(tokens: Tensor, kept: Tensor) -> Tensor:
+def nearest_kept(tokens: Tensor, kept: Tensor, there: Tensor | None = None) -> Tensor:
     """Find for every token the kept one that it resembles most, by the cosine of their angle.
 
     Args:
         tokens: ``(batch, tokens, channels)``.
         kept: ``(batch, kept)`` int64 positions.
+        there: ``(batch, kept)`` bool, which of them are tokens and no padding; ``None`` for all.
 
     Returns:
         ``(batch, tokens)`` int64 places among the kept ones; a kept token is its own nearest.
     """
     directions = F.normalize(tokens.detach().float(), dim=-1)
-    nearest = (directions @ pick(directions, kept).mT).argmax(-1)
-    return nearest.scatter(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept))
+    alike = directions @ pick(directions, kept).mT
+    own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    if there is None:
+        return alike.argmax(-1).scatter(1, kept, own)
+    nearest = alike.masked_fill(~there.unsqueeze(1), -torch.inf).argmax(-1)
+    return nearest.scatter(1, kept, torch.where(there, own, nearest.gather(1, kept)))

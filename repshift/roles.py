@@ -17,7 +17,7 @@ from torch import Tensor
 from repshift.calls import Call
 from repshift.drops import Drop
 from repshift.errors import RepresentationError, ScheduleError
-from repshift.images import Images, require_floating_point
+from repshift.images import Images, explain, require_floating_point
 from repshift.layouts import Layout, shortened
 from repshift.origins import Origin
 from repshift.pruners import Candidates, Pruner
@@ -94,6 +94,14 @@ class TakeImages(Bystander):
             self.images.require_rank(call.first)
         return call
 
+    def explain(self, error: Exception, call: Call, module: Any) -> None:
+        """Say what is wrong with the images that the embedding failed on.
+
+        Raises:
+            RepresentationError: If that is known.
+        """
+        explain(error, self.images, call.first, module)
+
 
 @dataclass(frozen=True)
 class Cut(Bystander):
@@ -167,7 +175,7 @@ class Cut(Bystander):
                 listener.shortened_inside(selection, stream.sizes, candidates.count)
         if selection is not None and (self.follows or listeners or (stream.origin is not None and not is_repeated())):
             if self.restoring:
-                stream.cuts = (*stream.cuts, self._past(candidates.tokens, selection))
+                stream.cuts = (*stream.cuts, self._past(candidates.tokens, selection, stream.sizes))
             stream.cut(selection, grids)
             for listener in listeners:
                 listener.shortened(self.block, stream.origin or Origin())
@@ -208,12 +216,14 @@ class Cut(Bystander):
         everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         return everywhere if origin.positions is None else origin.positions, grid
 
-    def _past(self, tokens: Tensor, selection: Selection) -> PastCut:
+    def _past(self, tokens: Tensor, selection: Selection, sizes: Tensor | None) -> PastCut:
         if selection.joins is not None:
             return PastCut(selection)
         if self.restoring == "left":
             return PastCut(selection, tokens)
-        return PastCut(Selection(selection.kept, joins=nearest_kept(tokens, selection.kept)))
+        left = selection.sizes(sizes)
+        there = None if left is None else left > 0
+        return PastCut(Selection(selection.kept, joins=nearest_kept(tokens, selection.kept, there)))
 
     def _require_lines(self, before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> None:
         if before and after and min(after) < self.least and after != before:

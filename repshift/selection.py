@@ -26,6 +26,8 @@ class Selection:
         leading: The kept tokens are the first ones of every image, so a slice serves for picking them out.
         weights: ``(batch, tokens)`` float32, how much of its size each token brings along; ``None`` for all of it.
         keeps_norm: A merged token has the mean length of the tokens in it, which their mean would fall below.
+        absent: ``(batch, kept)`` bool, places that hold nothing any more, because fewer tokens are left of this image
+            than of others: padding. Not with ``joins``; ``None`` for none.
 
     Raises:
         RepresentationError: If positions are no such tensors.
@@ -45,6 +47,7 @@ class Selection:
     leading: bool = False
     weights: Tensor | None = None
     keeps_norm: bool = False
+    absent: Tensor | None = None
 
     def __post_init__(self) -> None:
         for what, positions in (("kept", self.kept), ("joins", self.kept if self.joins is None else self.joins)):
@@ -167,9 +170,10 @@ class Selection:
         Returns:
             ``(batch, kept)`` float32; ``None`` for one each.
         """
-        if sizes is None and self.joins is None:
+        if sizes is None and self.joins is None and self.absent is None:
             return None
-        return self.add(self._brought(sizes))
+        left = self.add(self._brought(sizes))
+        return left if self.absent is None else left.masked_fill(self.absent, 0.0)
 
     def _brought(self, sizes: Tensor | None) -> Tensor:
         like = self.kept if self.joins is None else self.joins
@@ -197,4 +201,6 @@ class Selection:
                 "Dropped tokens come back as they were before, which was not given. Give before, (batch, tokens, "
                 "channels)."
             )
+        if self.absent is not None:
+            values = torch.where(self.absent.unsqueeze(-1), self.take(before).to(values.dtype), values)
         return before.scatter(1, self.kept.unsqueeze(-1).expand_as(values), values.to(before.dtype))

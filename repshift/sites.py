@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from repshift.attention import AttentionScore, Heads
 from repshift.companions import Built, Companion
 from repshift.errors import RepshiftWarning, UnknownNameError, UnsupportedModelError
@@ -34,6 +36,8 @@ class Operation:
             it to the stream: ``"blocks.0.gamma_2"``, with a number for each channel, or one for all. ``None`` for none.
         cheap: ``enters`` may run a second time instead of what it returns being kept: it takes little work, and
             running it has no effect.
+        summed: Whether the block goes on with ``x + F(x)`` as it is. Some normalise the sum, and then tokens cannot go
+            in front of ``F``.
     """
 
     enters: str
@@ -44,6 +48,7 @@ class Operation:
     after: Layout | None = None
     scaled_by: str | None = None
     cheap: bool = False
+    summed: bool = True
 
     @staticmethod
     def across(name: str) -> Operation:
@@ -142,8 +147,9 @@ class Structure:
         sites: Its blocks in order; a schedule counts them from zero.
         layout: How values between the blocks hold tokens.
         embedding: Name of the module that turns images into tokens; its first input is the images.
-        grid: Rows and columns of the tokens for images of so many pixels (rows, columns); ``None`` if the values
-            themselves tell them. To be pickled with models whose pruner asks for places, so no lambda.
+        grid: Rows and columns of the tokens for images of so many pixels (rows, columns), and of videos frames, rows
+            and columns for so many (frames, rows, columns); ``None`` if the values themselves tell them, or nothing
+            does. To be pickled with models whose pruner asks for places, so no lambda.
         tokens: How many prunable tokens there are, or ``None`` if that depends on the input.
         operation: The one that is watched unless another is asked for.
         pruner: Name of the pruner that suits the layout.
@@ -176,6 +182,11 @@ class Structure:
         answers: Methods of the model that return a dictionary which holds, beside the tokens, something with an entry
             for each of them; by name, with what that is.
         shows_all: Whether they must have them behind every block, which then shows all tokens.
+        reads_places: Modules behind the blocks that read tokens by their places, though models are used without them;
+            by name, with why. A pruned model that does not restore refuses to run them.
+        explained: Modules that fail when there are fewer tokens, by name: a part of what their error says, in small
+            letters, and what is said instead.
+        unpruned: Why such models are tracked and cannot be pruned. Empty if they can.
         root: Name of the module that all this was found in; empty for the model itself.
         images: What the embedding takes; ``None`` if that is not described, and then any tensor is welcome.
         resizes: How the model takes images of another size (rows, columns): asked once for each size, it raises
@@ -189,7 +200,7 @@ class Structure:
     sites: tuple[Site, ...]
     layout: Layout
     embedding: str
-    grid: Callable[[tuple[int, int]], tuple[int, int]] | None
+    grid: Callable[[Any], tuple[int, ...]] | None
     tokens: int | None
     operation: str = "mlp"
     pruner: str = "tokens"
@@ -213,6 +224,9 @@ class Structure:
     needs_all: str = ""
     answers: Mapping[str, Companion] = field(default_factory=dict)
     shows_all: bool = False
+    reads_places: Mapping[str, str] = field(default_factory=dict)
+    explained: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    unpruned: str = ""
     root: str = ""
     images: Images | None = None
     resizes: Callable[[tuple[int, int]], Resizing] | None = None
@@ -252,6 +266,17 @@ class Structure:
                 f"Unknown operation {operation!r}. {suggest(operation, dict.fromkeys((*names, *OPERATIONS)))}"
             )
 
+    def grid_of(self, images: Tensor) -> tuple[int, ...] | None:
+        """Return the grid of the tokens of images or videos; ``None`` if they do not tell it."""
+        if self.grid is None:
+            return None
+        size = tuple(images.shape[-2:]) if self.images is None else self.images.size(images)
+        return self.grid(size)
+
+    def has_rows_and_columns(self) -> bool:
+        """Say whether images tell the rows and columns of the tokens, and no frames before them."""
+        return self.grid is not None and not (self.images is not None and self.images.frames)
+
     def places(self) -> tuple[str, ...]:
         """List the names of all modules that this speaks of, those of the blocks in order."""
         operations = [*self.parts.values(), *(each for site in self.sites for each in site.operations.values())]
@@ -277,6 +302,8 @@ class Structure:
             weighs=self.weighs and inner(prefix, self.weighs),
             behind={inner(prefix, name): companions for name, companions in self.behind.items()},
             restores=self.restores and inner(prefix, self.restores),
+            reads_places={inner(prefix, name): why for name, why in self.reads_places.items()},
+            explained={inner(prefix, name): said for name, said in self.explained.items()},
             root=inner(prefix, self.root),
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repshift.calls import Call
 from repshift.companions import Companion
-from repshift.errors import RepresentationError
+from repshift.errors import RepresentationError, RepshiftError, UnsupportedModelError, first_line
 from repshift.images import require_image_rank
 from repshift.layouts import Layout, first_tensor, side_by_side, with_first_tensor
 from repshift.restoring import restored
@@ -32,7 +32,7 @@ class NoteGrid(Bystander):
     """
 
     streams: Streams
-    grid: Callable[[tuple[int, int]], tuple[int, int]]
+    grid: Callable[[Any], tuple[int, ...]]
 
     def enter(self, call: Call) -> Call:
         """Note it."""
@@ -82,6 +82,7 @@ class Start(Bystander):
                 _refuse_bias(self.no_bias)
             companion.check(value, self.layout.tokens(call.first), logits=companion.argument == self.bias)
             if companion.padding:
+                companion.require_prefix(value)
                 stream.sizes = companion.valid(value)
         return call
 
@@ -120,6 +121,8 @@ class Carry(Bystander):
             return call
         for companion in self.companions:
             value = call.get(companion.argument)
+            if companion.counted and stream.origin is not None and stream.origin.tokens is not None:
+                value = companion.given(value, stream.origin.tokens, positions)
             if value is not None:
                 call = call.replaced(companion.argument, companion.shortened(value, positions))
         if self.bias is None or stream.sizes is None:
@@ -265,6 +268,47 @@ class ShortenAnswer(Surrounding):
         finally:
             if self.ends and not stream.heard_by():
                 stream.clear()
+
+
+@dataclass(frozen=True)
+class RefuseFewer(Bystander):
+    """Refuses to run a module that reads tokens by their places, where some have gone.
+
+    Attributes:
+        why: What it does with them.
+    """
+
+    why: str
+
+    def enter(self, call: Call) -> Call:
+        """Refuse.
+
+        Raises:
+            UnsupportedModelError: Always.
+        """
+        raise UnsupportedModelError(f"{self.why}, and this model has dropped or merged some. Prune with restore=True.")
+
+
+@dataclass(frozen=True)
+class Explain(Bystander):
+    """Says what an error of a module comes of, where tokens have gone.
+
+    Attributes:
+        part: Of the error's text, in small letters.
+        said: Instead of it.
+    """
+
+    part: str
+    said: str
+
+    def explain(self, error: Exception, call: Call, module: Any) -> None:
+        """Say so.
+
+        Raises:
+            RepresentationError: If it is the error that is meant.
+        """
+        if not isinstance(error, RepshiftError) and self.part in str(error).lower():
+            raise RepresentationError(f"{self.said} ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

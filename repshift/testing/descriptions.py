@@ -55,8 +55,8 @@ def tokens_and_blocks_are_as_described(subject: Subject) -> None:
         return
     if images.ndim < 4:
         raise BackboneError(f"the embedding {structure.embedding!r} took {tuple(images.shape)}, which are no images")
-    grid = structure.grid((int(images.shape[-2]), int(images.shape[-1])))
-    if prod(grid) != found:
+    grid = structure.grid_of(images)
+    if grid is not None and prod(grid) != found:
         raise BackboneError(f"a grid of {grid} is described, and the layout reads {found} tokens at the first block")
 
 
@@ -160,7 +160,8 @@ def _with_equal_tokens(subject: Subject, number: int, seen: dict[str, Any] | Non
     def follow(module: nn.Module, call: Call) -> Call:
         selection = seen["merged"]
         for companion in structure.companions:
-            value = call.get(companion.argument)
+            tokens = structure.layout.tokens(call.first)
+            value = companion.given(call.get(companion.argument), tokens.shape[1], tokens)
             if value is not None:
                 call = call.replaced(companion.argument, companion.shortened(value, selection.back(selection.kept)))
         return call

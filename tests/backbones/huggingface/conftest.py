@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from repshift.testing import KeepAll
+
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 IMAGE = {"image_size": 32, "patch_size": 8}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -66,3 +68,9 @@ def build(transformers):
 def images():
     """Two images that the models take."""
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def keep_all():
+    """A pruner that keeps every token, with the whole machinery in place."""
+    return KeepAll()
