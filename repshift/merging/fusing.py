@@ -58,7 +58,7 @@ def _marked(kept: Tensor, like: Tensor) -> Tensor:
 
 def _weights(scores: Tensor, fused: Tensor) -> Tensor:
     """Weigh the fused tokens by their scores, over their mean; the others count once."""
-    # where the lowest stay, scores are negative
-    own = scores.detach().float().abs().masked_fill(~fused, 0.0)
+    # where the lowest stay, scores are negative; padding has none
+    own = scores.detach().float().abs().masked_fill(~fused | scores.isinf(), 0.0)
     mean = own.sum(1, keepdim=True) / fused.sum(1, keepdim=True)
     return torch.where(fused & (mean > 0), own / mean.clamp_min(torch.finfo(own.dtype).tiny), 1.0)
