@@ -7,6 +7,10 @@ from torch import nn
 WINDOWS = "it attends within windows of a fixed grid, which dropped tokens would tear apart"
 TABLE = "its attention looks positions up in a table or rotation of a fixed grid, one entry for each token"
 SCANS = "it scans the grid in several directions, which needs all rows and columns"
+SHUFFLED = "its blocks shuffle their channels, so what leaves a stage cannot be compared with what enters"
+CONCATENATED = "its layers add channels instead of changing the values there are, so there is no shift to go by"
+NO_SHORTCUTS = "it has no shortcuts, so what leaves a stage has nothing of its size and channels to be compared with"
+VIDEO = "it is a network of video, whose maps have frames; lines go from maps of rows and columns"
 STRIDES = "its later layers take strides over the grid of tokens, which needs all rows and columns"
 
 # By class name, so that no library need be imported to say no
@@ -17,6 +21,12 @@ UNPRUNED = {
     **dict.fromkeys(
         ("Nest", "Twins", "Hiera", "HieraDet", "VisionTransformerSAM", "TinyVit", "EfficientVitMsra"), WINDOWS
     ),
+    **dict.fromkeys(("MaxVit", "SwinTransformer3d"), WINDOWS),
+    **dict.fromkeys(("VGG", "AlexNet", "GoogLeNet", "Inception3", "SqueezeNet"), NO_SHORTCUTS),
+    "DenseNet": CONCATENATED,
+    **dict.fromkeys(("VideoResNet", "S3D"), VIDEO),
+    "ShuffleNetV2": SHUFFLED,
+    "MViT": STRIDES,
     **dict.fromkeys(("Beit", "Eva", "VisionTransformerRelPos", "Levit", "LevitDistilled", "MultiScaleVit"), TABLE),
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
     **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),

@@ -54,6 +54,8 @@ BACKBONES = Registry(
         "resnet": "repshift.backbones.resnet:RESNET",
         "convnet": "repshift.backbones.convnet:CONVNET",
         "vim": "repshift.backbones.vim:VIM",
+        "torchvision_vit": "repshift.backbones.torchvision_vit:TORCHVISION_VIT",
+        "torchvision_convnets": "repshift.backbones.torchvision_convnets:TORCHVISION_CONVNETS",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})
