@@ -31,7 +31,10 @@ UNPRUNED = {
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
     **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
 }
-TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
+TAKEN_APART = (
+    "it was built with features_only=True, which takes a network of this kind apart so that its stages are not known; "
+    "build it without, or one of ResNet, ConvNeXt, EfficientNet or MobileNetV3"
+)
 TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"
 UNPRUNED |= {
     **dict.fromkeys(("FeatureListNet", "FeatureDictNet", "FeatureHookNet"), TAKEN_APART),
@@ -39,8 +42,9 @@ UNPRUNED |= {
     "GraphModule": TRACED,
 }
 # What holds a model and does not go with a pruned one
+GETTER = "FeatureGetterNet"
 WRAPPERS = {
-    "FeatureGetterNet": "(features_only=True) lays all tokens out on their grid, which takes restore=True",
+    GETTER: "(features_only=True) lays all tokens out on their grid, which takes restore=True",
     "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
 }
 # Tokens do not stand in row order inside the blocks
@@ -55,9 +59,10 @@ class KnownRefusals:
         names = (cls.__name__ for module in model.modules() for cls in type(module).__mro__)
         return next((UNPRUNED[name] for name in names if name in UNPRUNED), None)
 
-    def why_not_inside(self, wrapper: nn.Module) -> str | None:
+    def why_not_inside(self, wrapper: nn.Module, laid_out: bool) -> str | None:
         """Say why a model inside a wrapper must be pruned by itself; ``None`` if nothing is known of it."""
-        return next((WRAPPERS[cls.__name__] for cls in type(wrapper).__mro__ if cls.__name__ in WRAPPERS), None)
+        names = [cls.__name__ for cls in type(wrapper).__mro__ if not (laid_out and cls.__name__ == GETTER)]
+        return next((WRAPPERS[name] for name in names if name in WRAPPERS), None)
 
     def has_unordered_tokens(self, model: nn.Module) -> bool:
         """Say whether tokens do not stand in row order inside."""

@@ -17,8 +17,6 @@ from repshift.modules import children, has_class
 from repshift.sites import Operation, Site, Structure
 
 NO_ATTENTION = {"attn": "it is convolutional", "mlp": "it is convolutional", "heads": "it has no attention"}
-# what inverted residuals say of themselves: timm's, torchvision's, and those of its MNASNet
-SKIPS = ("has_skip", "use_res_connect", "apply_residual")
 BARE = "its last block changes the map's size or channels and has no shortcut"
 
 
@@ -63,7 +61,7 @@ def residual_stage(model: nn.Module, name: str, container: str | None = None) ->
         container: The module that holds the blocks, if not the stage itself.
     """
     blocks = inside(model, container or name)
-    bare = [block for block in blocks if not has_shortcut(model.get_submodule(block))]
+    bare = [block for block in blocks if not _has_shortcut(model.get_submodule(block))]
     if not bare:
         return Stage(name, units=blocks, blocks=blocks, start=shortcut(model, blocks[0]) if blocks else None)
     absent = BARE if bare[-1] == blocks[-1] else None
@@ -142,24 +140,24 @@ def inside(model: nn.Module, name: str) -> tuple[str, ...]:
 
 def shortcut(model: nn.Module, block: str) -> str | None:
     """Name the module that brings a block's input to its output's size and channels; ``None`` for the identity."""
-    unit = model.get_submodule(block)
-    name = "proj" if has_class(unit, "torchvision.models.regnet.ResBottleneckBlock") else "downsample"
-    return f"{block}.{name}" if isinstance(getattr(unit, name, None), nn.Module) else None
+    module = model.get_submodule(block)
+    name = "proj" if has_class(module, "torchvision.models.regnet.ResBottleneckBlock") else "downsample"
+    return f"{block}.{name}" if isinstance(getattr(module, name, None), nn.Module) else None
 
 
 def _block(model: nn.Module, block: str) -> Operation | None:
     """Say where a residual block can be watched; ``None`` if nothing in it has the output's size and channels."""
-    if not has_shortcut(model.get_submodule(block)):
+    if not _has_shortcut(model.get_submodule(block)):
         return None
     start = shortcut(model, block)
     return Operation(start or block, (block,), on_stream=True, from_output=start is not None)
 
 
-def has_shortcut(block: nn.Module) -> bool:
+def _has_shortcut(block: nn.Module) -> bool:
     """Say whether a block adds its input, brought to its output's size or not, to what it computes."""
     if has_class(block, "timm.models.regnet.Bottleneck", "timm.models.regnet.PreBottleneck"):
         return isinstance(block.downsample, nn.Module)  # the identity is a module there
-    return all(getattr(block, name, True) for name in SKIPS)
+    return bool(getattr(block, "has_skip", True))  # of timm's inverted residuals
 
 
 def _is_identity(operation: Operation | None) -> bool:
