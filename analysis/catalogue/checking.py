@@ -105,6 +105,8 @@ def _pruned(model: nn.Module, structure: Structure) -> Row:
         try:
             pruned = ShiftTracker(model).prune(recipe)
             tracker = ShiftTracker(pruned, operation=recipe.operation).run(images)
+            if not tracker.kept:
+                raise ScheduleError("it comes to less than one line")
         except RepshiftError as error:
             why = why or f"not by {recipe.schedule}: {_reason(str(error), type(model).__name__)}"
             continue
@@ -148,11 +150,12 @@ def _predicted(model: nn.Module, structure: Structure, schedule: Schedule, image
         here = sides[name]
         if left:  # the strides in between take of what is left what they take of the whole map
             take = math.ceil if structure.rounds_up else math.floor
-            strides = [round(before / now) for before, now in zip(dense, here, strict=True)]
+            strides = [round(earlier / now) for earlier, now in zip(dense, here, strict=True)]
             left = tuple(take(side / stride) for side, stride in zip(left, strides, strict=True))
         dense, left = here, left or here
-        left = tuple(side - dropped_count(side, drop, name) for side in left)
-        expected[name] = math.prod(left)
+        before, left = left, tuple(side - dropped_count(side, drop, name) for side in left)
+        if left != before:  # a share may come to less than one line
+            expected[name] = math.prod(left)
     return expected
 
 

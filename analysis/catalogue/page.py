@@ -70,4 +70,4 @@ def _why(rows: Sequence[Row]) -> str:
         return ""
     (first, _), *others = reasons.most_common()
     more = f" (and {len(others)} other{'s' if len(others) > 1 else ''})" if others else ""
-    return first.replace("|", "/").replace("\n", " ") + more
+    return str(first).replace("|", "/").replace("\n", " ") + more

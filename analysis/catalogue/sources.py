@@ -52,7 +52,7 @@ def family_of(name: str) -> str:
     import torchvision
 
     if name.startswith(TORCHVISION):
-        return TORCHVISION + torchvision.models.get_model_builder(_bare(name)).__module__.rpartition(".")[2]
+        return TORCHVISION + str(torchvision.models.get_model_builder(_bare(name)).__module__).rpartition(".")[2]
     return str(timm.models.model_entrypoint(name).__module__).rpartition(".")[2]
 
 

@@ -105,6 +105,18 @@ class OverTheBatch(nn.Module):
         return x - x.mean(0)
 
 
+def test_a_share_of_less_than_one_line_is_no_cut():
+    row = looked_at("tinynet_d", check=True)  # whose second stage with a shortcut has nine lines
+    assert (row["state"], row["kept"]) == ("pruned", "81")
+
+
+def test_what_cannot_be_tracked_by_itself_either_says_both_reasons():
+    row = looked_at("torchvision/vgg11", check=True)
+    assert row["state"] == "refused"
+    assert row["why"].startswith("it has no shortcuts")
+    assert "no repeated blocks" in row["why"]
+
+
 def test_a_run_that_was_interrupted_goes_on(run_command, monkeypatch, tmp_path):
     seen = []
 
