@@ -53,11 +53,9 @@ def looked_at(name: str, *, check: bool) -> Row:
             return row | (_pruned(model, known.structure) if check else {})
     except Exception as error:  # one model of another library must not be the end of a run over all of them
         ours = isinstance(error, RepshiftError) and not isinstance(error, BackboneError)
-        told = str(error) if ours else f"{type(error).__name__}: {first_line(error)}"
-        return row | {
-            "state": REFUSED if ours or row["state"] == REFUSED else WRONG,
-            "why": _reason(told, row["class"]),
-        }
+        told = _reason(str(error) if ours else f"{type(error).__name__}: {first_line(error)}", row["class"])
+        why = "; ".join(filter(None, (row["why"], told)))  # not pruned for the one reason, not tracked for the other
+        return row | {"state": REFUSED if ours or row["state"] == REFUSED else WRONG, "why": why}
 
 
 def numbers_of(name: str, recipe: str, operation: str | None) -> Row:
