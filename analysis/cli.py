@@ -10,6 +10,7 @@ import typer
 
 from repshift import __version__
 from repshift.analysis.ablation.command import ablate
+from repshift.analysis.catalogue.command import models
 from repshift.analysis.curves.command import curves
 from repshift.analysis.demo.command import demo
 from repshift.analysis.evaluation.command import evaluate
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe):
+for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe, models):
     app.command(cls=CarefulCommand)(command)
 app.command("eval", cls=CarefulCommand)(evaluate)
 zoo.command(cls=CarefulCommand)(train)

@@ -7,6 +7,10 @@ from torch import nn
 WINDOWS = "it attends within windows of a fixed grid, which dropped tokens would tear apart"
 TABLE = "its attention looks positions up in a table or rotation of a fixed grid, one entry for each token"
 SCANS = "it scans the grid in several directions, which needs all rows and columns"
+SHUFFLED = "its blocks shuffle their channels, so what leaves a stage cannot be compared with what enters"
+CONCATENATED = "its layers add channels instead of changing the values there are, so there is no shift to go by"
+NO_SHORTCUTS = "it has no shortcuts, so what leaves a stage has nothing of its size and channels to be compared with"
+VIDEO = "it is a network of video, whose maps have frames; lines go from maps of rows and columns"
 STRIDES = "its later layers take strides over the grid of tokens, which needs all rows and columns"
 UNITS = (
     f"{WINDOWS}; its tokens are unrolled into units of such windows, and its own forward_features(images, mask=...) "
@@ -31,6 +35,12 @@ UNPRUNED = {
         ("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "MaxxVit", "DaVit", "GlobalContextVit"), WINDOWS
     ),
     **dict.fromkeys(("HieraDet", "TinyVit", "EfficientVitMsra"), WINDOWS),
+    **dict.fromkeys(("MaxVit", "SwinTransformer3d"), WINDOWS),
+    **dict.fromkeys(("VGG", "AlexNet", "GoogLeNet", "Inception3", "SqueezeNet"), NO_SHORTCUTS),
+    "DenseNet": CONCATENATED,
+    **dict.fromkeys(("VideoResNet", "S3D"), VIDEO),
+    "ShuffleNetV2": SHUFFLED,
+    "MViT": STRIDES,
     **dict.fromkeys(("Levit", "LevitDistilled"), STEPPED),
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
     **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer"), STRIDES),
@@ -43,12 +53,15 @@ UNPRUNED = {
     "FocalNet": FOCAL,
     "ConVit": GATED,
     "TNT": PIXELS,
-}
-UNPRUNED |= {
+    # of transformers
+    **dict.fromkeys(("SwinModel", "Swinv2Model", "Swin2SRModel", "HieraModel"), WINDOWS),
+    **dict.fromkeys(("PvtModel", "PvtV2Model", "SegformerModel"), STRIDES),
     "TimesformerModel": FRAMES,
-    **dict.fromkeys(("GPT2Model", "OPTModel", "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"), CAUSAL),
 }
-TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
+TAKEN_APART = (
+    "it was built with features_only=True, which takes a network of this kind apart so that its stages are not known; "
+    "build it without, or one of ResNet, ConvNeXt, EfficientNet or MobileNetV3"
+)
 TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"
 INSTEAD = "; smaller images make it faster instead, if it is built for them"
 UNPRUNED = {name: why + INSTEAD for name, why in UNPRUNED.items()}
@@ -56,16 +69,13 @@ UNPRUNED |= {
     **dict.fromkeys(("FeatureListNet", "FeatureDictNet", "FeatureHookNet"), TAKEN_APART),
     **dict.fromkeys(("EfficientNetFeatures", "MobileNetV3Features"), TAKEN_APART),
     "GraphModule": TRACED,
+    **dict.fromkeys(("GPT2Model", "OPTModel", "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"), CAUSAL),
 }
 # What holds a model and does not go with a pruned one
+GETTER = "FeatureGetterNet"
 WRAPPERS = {
-    "FeatureGetterNet": "(features_only=True) lays all tokens out on their grid, which takes restore=True",
+    GETTER: "(features_only=True) lays all tokens out on their grid, which takes restore=True",
     "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
-}
-# of transformers
-UNPRUNED |= {
-    **dict.fromkeys(("SwinModel", "Swinv2Model", "Swin2SRModel", "HieraModel"), WINDOWS),
-    **dict.fromkeys(("PvtModel", "PvtV2Model", "SegformerModel"), STRIDES),
 }
 # Tokens do not stand in row order inside the blocks
 UNORDERED = ("Hiera", "HieraModel", "Nest")
@@ -79,9 +89,10 @@ class KnownRefusals:
         names = (cls.__name__ for module in model.modules() for cls in type(module).__mro__)
         return next((UNPRUNED[name] for name in names if name in UNPRUNED), None)
 
-    def why_not_inside(self, wrapper: nn.Module) -> str | None:
+    def why_not_inside(self, wrapper: nn.Module, laid_out: bool) -> str | None:
         """Say why a model inside a wrapper must be pruned by itself; ``None`` if nothing is known of it."""
-        return next((WRAPPERS[cls.__name__] for cls in type(wrapper).__mro__ if cls.__name__ in WRAPPERS), None)
+        names = [cls.__name__ for cls in type(wrapper).__mro__ if not (laid_out and cls.__name__ == GETTER)]
+        return next((WRAPPERS[name] for name in names if name in WRAPPERS), None)
 
     def has_unordered_tokens(self, model: nn.Module) -> bool:
         """Say whether tokens do not stand in row order inside."""

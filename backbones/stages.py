@@ -140,8 +140,9 @@ def inside(model: nn.Module, name: str) -> tuple[str, ...]:
 
 def shortcut(model: nn.Module, block: str) -> str | None:
     """Name the module that brings a block's input to its output's size and channels; ``None`` for the identity."""
-    name = f"{block}.downsample"
-    return name if isinstance(getattr(model.get_submodule(block), "downsample", None), nn.Module) else None
+    module = model.get_submodule(block)
+    name = "proj" if has_class(module, "torchvision.models.regnet.ResBottleneckBlock") else "downsample"
+    return f"{block}.{name}" if isinstance(getattr(module, name, None), nn.Module) else None
 
 
 def _block(model: nn.Module, block: str) -> Operation | None:

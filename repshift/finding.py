@@ -38,8 +38,13 @@ class Refusals(Protocol):
         """Say why a model can be tracked but not pruned; ``None`` if nothing is known of it."""
         ...
 
-    def why_not_inside(self, wrapper: nn.Module) -> str | None:
-        """Say why a model inside a wrapper must be pruned by itself; ``None`` if the wrapper does not mind."""
+    def why_not_inside(self, wrapper: nn.Module, laid_out: bool) -> str | None:
+        """Say why a model inside a wrapper must be pruned by itself; ``None`` if the wrapper does not mind.
+
+        Args:
+            wrapper: Holds the model.
+            laid_out: Whether the pruned model can lay all tokens out on their grid.
+        """
         ...
 
     def has_unordered_tokens(self, model: nn.Module) -> bool:
@@ -65,6 +70,9 @@ BACKBONES = Registry(
         "huggingface_text": "repshift.backbones.huggingface_text:TEXT",
         "huggingface_packed": "repshift.backbones.huggingface_packed:PACKED_TOWER",
         "huggingface_llava": "repshift.backbones.huggingface_llava:LLAVA",
+        "extractors": "repshift.backbones.extractors:EXTRACTORS",
+        "torchvision_vit": "repshift.backbones.torchvision_vit:TORCHVISION_VIT",
+        "torchvision_convnets": "repshift.backbones.torchvision_convnets:TORCHVISION_CONVNETS",
     },
 )
 REFUSALS = Registry("refusal", {"known": "repshift.backbones.refusals:REFUSALS"})
@@ -120,12 +128,13 @@ def require_structure(model: nn.Module) -> Structure:
     return structure
 
 
-def refuse_wrappers(model: nn.Module, root: str) -> None:
+def refuse_wrappers(model: nn.Module, root: str, laid_out: bool) -> None:
     """Refuse to prune a backbone within a wrapper that does not go with it.
 
     Args:
         model: The whole model.
         root: Name of the backbone in it.
+        laid_out: Whether the pruned backbone can lay all tokens out on their grid.
 
     Raises:
         UnsupportedModelError: If there is such a wrapper; the message names the module to prune instead.
@@ -134,7 +143,7 @@ def refuse_wrappers(model: nn.Module, root: str) -> None:
     for end in range(len(parts)):
         wrapper = model.get_submodule(".".join(parts[:end]))
         for name in REFUSALS.names():
-            if why := REFUSALS.get(name).why_not_inside(wrapper):
+            if why := REFUSALS.get(name).why_not_inside(wrapper, laid_out):
                 raise UnsupportedModelError(
                     f"{type(wrapper).__name__} {why}. Prune the model inside, model.{root}, instead."
                 )

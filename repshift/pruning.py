@@ -39,8 +39,9 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         raise UnsupportedModelError(
             f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
         )
-    refuse_wrappers(model, structure.root)
     _refuse_tracked_only(structure, type(model).__name__)
+    laid_out = bool(recipe.restore) or recipe.schedule is None or not structure.grid_methods
+    refuse_wrappers(model, structure.root, laid_out)
     recipe, pruner = _settled(structure, recipe)
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner, structure.counts_once)
     pruned: Model | None = None

@@ -132,7 +132,7 @@ def layout_of(model: nn.Module, name: str, value: Any, image: tuple[int, ...] | 
         declared = _declared(model, name, "num_prefix_tokens", 0)
         fits = [prefix for prefix in (declared, 0) if grid_of(tensor.shape[1] - prefix, image)]
         return TokenSequence(fits[0] if fits else declared)
-    if tensor.ndim == 4:
+    if tensor.ndim in (4, 5):
         return FeatureMap(_channels_last(model, name, tensor))
     return guess_layout(value)
 
