@@ -5,10 +5,12 @@ Where a class has its stages stands in :mod:`repshift.backbones.convnet_tables`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from repshift.backbones.convnet_tables import BOUND, BRANCHES, RUNS, STAGES, TREES, Run, Stages
-from repshift.backbones.shapes import channels_behind, keeps_shape, out_channels, stride_of
+from repshift.backbones.shapes import keeps_shape, stride_of
 from repshift.backbones.stages import Paths, Stage, changes_shape, declares_shortcut, inside, residual_stage, staged
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import FeatureMap
@@ -65,55 +67,43 @@ def _refuse_bound_layers(model: nn.Module) -> None:
 
 def _stage(model: nn.Module, name: str, place: Stages) -> Stage:
     stage = model.get_submodule(name)
-    before = tuple(f"{name}.{child}" for child in place.before if isinstance(getattr(stage, child, None), nn.Module))
-    if not before and not place.widens and place.blocks is None:
-        return residual_stage(model, name) if not place.first else _led(model, name)
     container = f"{name}.{place.blocks}" if place.blocks else name
-    blocks = tuple(block for block in inside(model, container) if block not in before)
     if place.first:
-        return _led(model, name, container)
-    bare = [block for block in blocks if changes_shape(model.get_submodule(block))] if not place.residual else []
-    start = before[-1] if before else None
-    widens = place.widens and bool(blocks)
-    if bare and not (widens and bare[-1] == blocks[-1]):
-        start = bare[-1]
-    plain = residual_stage(model, name, container) if not before and not widens else None
-    if plain is not None:
-        return plain
-    return Stage(
-        name,
-        units=(*before, *blocks),
-        blocks=blocks,
-        start=start,
-        absent=bool(bare) and not widens and bare[-1] == blocks[-1],
-        leaves=name if place.behind else None,
-        channels=out_channels(stage) if widens else None,
-    )
+        return replace(_led(model, container), name=name, widens=place.widens)
+    before = tuple(f"{name}.{child}" for child in place.before if isinstance(getattr(stage, child, None), nn.Module))
+    if not place.before:
+        return residual_stage(model, name, container)
+    blocks = inside(model, container)
+    bare = () if place.residual else [block for block in blocks if changes_shape(model.get_submodule(block))]
+    start = [*before, *(block for block in bare if block != blocks[-1])][-1:]
+    described = Stage(name, (*before, *blocks), blocks, *start, widens=place.widens)
+    if not getattr(stage, "use_nchw", True):  # within, its blocks hold a sequence
+        return replace(described, blocks=(name,), leaves=name)
+    return replace(described, leaves=name if place.behind else None)
 
 
-def _led(model: nn.Module, name: str, container: str | None = None) -> Stage:
+def _led(model: nn.Module, name: str) -> Stage:
     """Describe a stage whose first block or layer brings its input to its output's size and channels."""
-    units = inside(model, container or name)
+    units = inside(model, name)
     blocks = tuple(unit for unit in units if children(model.get_submodule(unit)))
     leading = model.get_submodule(units[0])
     first = units[:1] if not declares_shortcut(leading) and not keeps_shape(leading) else ()
-    return Stage(name, units, blocks, *first, absent=first == blocks[-1:])
+    # what stands behind it keeps the map, whatever strides there are inside (of attention)
+    return Stage(name, units[:1], blocks, *first, absent=first == blocks[-1:])
 
 
 def _in_runs(model: nn.Module, run: Run) -> Structure:
     """Describe stages that are runs in one list of blocks; each is cut behind its last block."""
-    units = [unit for unit in find_modules(model, run.units)]
     runs: list[list[str]] = [[]]
-    for unit in units:
-        if stride_of(model.get_submodule(unit)) > 1:
+    for unit in find_modules(model, run.units):
+        if run.each or stride_of(model.get_submodule(unit)) > 1:
             runs.append([])
         runs[-1].append(unit)
     stages = []
     for each in runs:
         sites = [unit for unit in each if run.has(model, unit)][-1:]
-        channels = channels_behind(model, sites[0]) if sites and run.widens else None
-        stages.append(Stage("".join(sites), tuple(each), tuple(sites), channels=channels))
-    return staged(model, stages, run.embedding, Paths() if run.paths else FeatureMap(), "block")
+        stages.append(Stage("".join(sites), tuple(each), tuple(sites), widens=run.widens))
+    return staged(model, stages, run.embedding, Paths() if run.paths else FeatureMap(), "block", "block" if run.each else "stage")
 
 
 def _tree(model: nn.Module, name: str) -> Stage:
@@ -129,12 +119,5 @@ def _branches(model: nn.Module) -> Structure:
     """Describe a network that goes on in several sizes at once: lines can go before, in the blocks of its first stage."""
     blocks = inside(model, "layer1")
     halved = tuple(f"transition{number}.{number}" for number in (1, 2, 3))
-    first = [
-        Stage(
-            block,
-            (block,),
-            (block,),
-        )
-        for block in blocks
-    ]
+    first = [Stage(block, (block,), (block,)) for block in blocks]
     return staged(model, [*first, Stage("", halved, (), uneven=True)], "conv1", operation="block", unit="block")

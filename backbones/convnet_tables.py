@@ -48,6 +48,7 @@ class Run:
         site: Which of them can be compared with what they take: a part of a class's name, or a function.
         widens: Whether they may return more channels than they take.
         paths: Whether they return several maps.
+        each: Whether lines can go behind each block, since no strides divide them into stages.
         embedding: What takes the images.
     """
 
@@ -55,6 +56,7 @@ class Run:
     site: str | Callable[[nn.Module], bool]
     widens: bool = False
     paths: bool = False
+    each: bool = False
     embedding: str = "stem"
 
     def has(self, model: nn.Module, name: str) -> bool:
@@ -95,7 +97,7 @@ STAGES: dict[str, Stages] = {
         "mobilenetv3.MobileNetV3": IN_BLOCKS,
         "mobilenetv5.MobileNetV5": IN_BLOCKS,
         "mobilenetv5.MobileNetV5Encoder": IN_BLOCKS,
-        "nextvit.NextViT": Stages(blocks="blocks", first=True),
+        "nextvit.NextViT": Stages(blocks="blocks", first=True, widens=True),
         "nfnet.NormFreeNet": Stages(),
         "regnet.RegNet": Stages("s[0-9]"),
         "repghost.RepGhostNet": IN_BLOCKS,
@@ -131,7 +133,7 @@ def _takes_several(block: nn.Module) -> bool:
 RUNS: dict[str, Run] = {
     f"timm.models.{name}": run
     for name, run in {
-        "convmixer.ConvMixer": Run(("blocks.*",), "Sequential", widens=True),
+        "convmixer.ConvMixer": Run(("blocks.*",), "Sequential", each=True),
         "densenet.DenseNet": Run(("features.*",), "DenseBlock", widens=True, embedding="features.conv0"),
         "dpn.DPN": Run(("features.*",), "DualPathBlock", widens=True, paths=True, embedding="features.conv1_1"),
         "inception_v3.InceptionV3": Run(

@@ -21,26 +21,6 @@ def keeps_shape(module: nn.Module) -> bool:
     return stride_of(module) == 1 and convolutions[0].in_channels == convolutions[-1].out_channels
 
 
-def out_channels(module: nn.Module) -> int:
-    """Return how many channels the last convolution of a module gives."""
-    return [part for part in module.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
-
-
-def channels_behind(model: nn.Module, name: str) -> int | None:
-    """Return how many channels the first layer behind a module takes, in the order of registration."""
-    behind = False
-    for other, module in model.named_modules():
-        if other == name or other.startswith(f"{name}."):
-            behind = True
-        elif behind:
-            for attribute in ("in_channels", "in_features", "num_features"):
-                if isinstance(getattr(module, attribute, None), int) and next(module.parameters(), None) is not None:
-                    return int(getattr(module, attribute))
-            if isinstance(module, nn.LayerNorm):
-                return int(module.normalized_shape[-1])
-    return None
-
-
 def rounds_up(module: nn.Module) -> bool:
     """Say whether a unit that takes strides makes two lines of three, as padded convolutions do, or one."""
     return not any(rounds_down(part) for part in module.modules())

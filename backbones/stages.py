@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repshift.backbones.shapes import keeps_shape, rounds_down, rounds_up, stride_of
@@ -38,24 +37,6 @@ class _AnySize:
 
 
 @dataclass(frozen=True)
-class Widened(FeatureMap):
-    """A map of fewer channels than what it is compared with: zeros stand for those that it lacks.
-
-    Attributes:
-        channels: How many the other one has.
-
-    Source: arXiv 1512.03385, section 3.3, option A (identity shortcuts of growing dimensions).
-    """
-
-    channels: int = 0
-
-    def tokens(self, value: Any) -> Tensor:
-        """Return the positions in row-major order, ``(batch, rows * columns, channels)``."""
-        tokens = super().tokens(value)
-        return F.pad(tokens, (0, max(0, self.channels - tokens.shape[-1])))
-
-
-@dataclass(frozen=True)
 class Paths(FeatureMap):
     """Several maps of one size that travel together; the first one is scored, and all lose the same lines."""
 
@@ -78,7 +59,8 @@ class Stage:
             channels; ``None`` for the input of the first block.
         absent: Whether there is nothing of the output's size and channels to compare with.
         leaves: The module that returns the stage's output; ``None`` for the last block.
-        channels: How many channels the stage's output has, where what it is compared with may have fewer.
+        widens: Whether its output may have more channels than what it is compared with; zeros stand for those that are
+            lacking (arXiv 1512.03385, section 3.3, option A).
         uneven: Whether an odd side cannot be halved here, though no single unit tells.
     """
 
@@ -88,7 +70,7 @@ class Stage:
     start: str | None = None
     absent: bool = False
     leaves: str | None = None
-    channels: int | None = None
+    widens: bool = False
     uneven: bool = False
 
 
@@ -142,7 +124,7 @@ def staged(
     if not any(stage.blocks for stage in stages):
         raise UnsupportedModelError(f"{type(model).__name__} has no residual blocks left to watch. Give a whole model.")
     watched = [
-        {block: _block(model, block, None if stage.leaves else stage.channels) for block in stage.blocks}
+        {block: None if block == stage.leaves else _block(model, block, stage.widens) for block in stage.blocks}
         for stage in stages
     ]
     strides = [
@@ -165,14 +147,14 @@ def staged(
                 on_stream=True,
                 from_output=stage.start is not None,
                 cheap=stage.start is not None and stage.start == shortcut(model, stage.blocks[0]),
-                before=_widened(layout, stage.channels),
+                widens=stage.widens,
             )
         else:
             absent["stage"] = "its stages are no modules of their own"
         if last := own[stage.blocks[-1]]:
             operations["block"] = last
         else:
-            absent["block"] = "its last block has no shortcut"
+            absent["block"] = "its last block has no shortcut of the form of its output"
         # behind the last stage that cannot halve an odd side, any number of lines will do
         multiple = prod(strides[index + 1 : max(uneven, default=0) + 1])
         sites.append(Site(stage.name, operations, absent, least=prod(strides[index + 1 :]), multiple=multiple))
@@ -220,18 +202,12 @@ def _projects(model: nn.Module, block: str) -> bool:
     return beside is not None and any(isinstance(part, nn.Conv2d) for part in model.get_submodule(beside).modules())
 
 
-def _block(model: nn.Module, block: str, channels: int | None = None) -> Operation | None:
+def _block(model: nn.Module, block: str, widens: bool) -> Operation | None:
     """Say where a block can be watched; ``None`` if nothing in it has the output's size and channels."""
-    module = model.get_submodule(block)
-    if channels is None and changes_shape(module):
+    if not widens and changes_shape(model.get_submodule(block)):
         return None
     start = shortcut(model, block)
-    before = _widened(FeatureMap(), channels)
-    return Operation(start or block, (block,), on_stream=True, from_output=start is not None, before=before)
-
-
-def _widened(layout: FeatureMap, channels: int | None) -> FeatureMap | None:
-    return Widened(layout.channels_last, channels) if channels else None
+    return Operation(start or block, (block,), on_stream=True, from_output=start is not None, widens=widens)
 
 
 def _images(embedding: nn.Module) -> Images | None:
@@ -260,7 +236,7 @@ def declares_shortcut(block: nn.Module) -> bool | None:
 
 
 def _is_identity(operation: Operation | None) -> bool:
-    return operation is not None and not operation.from_output and operation.before is None
+    return operation is not None and not operation.from_output and not operation.widens
 
 
 def _is_uneven(model: nn.Module, unit: str) -> bool:

@@ -14,7 +14,7 @@ from repshift.errors import RepresentationError
 from repshift.layouts import Layout, first_tensor
 from repshift.participants import own_class
 from repshift.roles import Bystander
-from repshift.scores import Score, apply_score
+from repshift.scores import Score, apply_score, widened
 from repshift.stream import Stream, Streams, is_repeated
 
 CACHE = (
@@ -146,6 +146,7 @@ class Measure(OfBlock):
         last: Whether this is the last branch.
         replay: See :class:`Remember`.
         source_layout: How ``x`` is held, where it is computed once more.
+        widens: Whether ``x`` may have fewer channels than what leaves.
     """
 
     layout: Layout
@@ -155,6 +156,7 @@ class Measure(OfBlock):
     last: bool
     replay: Replay | None = None
     source_layout: Layout | None = None
+    widens: bool = False
 
     def leave(self, output: Any) -> Any:
         """Add this branch, and score if it was the last."""
@@ -191,6 +193,7 @@ class Measure(OfBlock):
             )
 
     def _score(self, before: Tensor, after: Tensor) -> Tensor:
+        before = widened(before, after) if self.widens else before
         after = add_to_float32(before, after) if self.adds_before else after
         return apply_score(self.score, before, after, read_only=self.read_only)
 

@@ -32,6 +32,7 @@ class Operation:
         after: How what leaves is held, if not as between the blocks.
         cheap: ``enters`` may run a second time instead of what it returns being kept: it takes little work, and
             running it has no effect.
+        widens: ``x`` may have fewer channels than what leaves; zeros stand for those that it lacks.
     """
 
     enters: str
@@ -41,6 +42,7 @@ class Operation:
     before: Layout | None = None
     after: Layout | None = None
     cheap: bool = False
+    widens: bool = False
 
     @staticmethod
     def across(name: str) -> Operation:
