@@ -9,9 +9,19 @@ from dataclasses import replace
 
 from torch import nn
 
-from repshift.backbones.convnet_tables import BOUND, BRANCHES, RUNS, STAGES, TREES, Run, Stages
-from repshift.backbones.shapes import keeps_shape, stride_of
-from repshift.backbones.stages import Paths, Stage, changes_shape, declares_shortcut, inside, residual_stage, staged
+from repshift.backbones.convnet_tables import BOUND, BRANCHES, PATCHED, RUNS, STAGES, TREES, Run, Stages
+from repshift.backbones.shapes import keeps_shape, narrows, stride_of
+from repshift.backbones.stages import (
+    Paths,
+    Stage,
+    changes_shape,
+    declares_shortcut,
+    inside,
+    projects,
+    residual_stage,
+    shortcut,
+    staged,
+)
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import FeatureMap
 from repshift.modules import children, find_modules, has_class
@@ -48,7 +58,10 @@ class ConvNet:
         if runs := [run for name, run in RUNS.items() if has_class(model, name)]:
             return _in_runs(model, runs[0])
         place = next(place for name, place in STAGES.items() if has_class(model, name))
-        stages = [_stage(model, name, place) for name in find_modules(model, place.stages)]
+        stages = [
+            replace(_stage(model, name, place), grain=_grain(model.get_submodule(name)))
+            for name in find_modules(model, place.stages)
+        ]
         return staged(model, stages, place.embedding, FeatureMap(place.channels_last))
 
 
@@ -58,11 +71,17 @@ CONVNET = ConvNet()
 def _refuse_bound_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         why = BOUND.get(type(module).__name__)
-        if why is not None:
+        if why is not None and getattr(module, "conv_lambda", None) is None:  # with it, positions come of a convolution
             raise UnsupportedModelError(
                 f"{type(model).__name__} can be tracked but not pruned: {name} ({type(module).__name__}) {why}. Give "
                 "ShiftTracker the names or globs of modules as sites, or prune a network without such layers."
             )
+
+
+def _grain(stage: nn.Module) -> int:
+    """Return what the sides of a stage's maps must be multiples of, because they are taken apart into patches."""
+    patches = (part for part in stage.modules() if type(part).__name__ in PATCHED)
+    return max((max(part.patch_size) for part in patches), default=1)  # type: ignore[type-var, arg-type]
 
 
 def _stage(model: nn.Module, name: str, place: Stages) -> Stage:
@@ -74,9 +93,11 @@ def _stage(model: nn.Module, name: str, place: Stages) -> Stage:
     if not place.before:
         return residual_stage(model, name, container)
     blocks = inside(model, container)
-    bare = () if place.residual else [block for block in blocks if changes_shape(model.get_submodule(block))]
-    start = [*before, *(block for block in bare if block != blocks[-1])][-1:]
-    described = Stage(name, (*before, *blocks), blocks, *start, widens=place.widens)
+    bare = [block for block in blocks if not place.residual and changes_shape(model.get_submodule(block))]
+    beside = [shortcut(model, block) for block in blocks[:1] if projects(model, block)]
+    start = [*before, *beside, *(block for block in bare if block != blocks[-1])][-1:]
+    absent = bare[-1:] == list(blocks[-1:]) and narrows(model.get_submodule(blocks[-1]))
+    described = Stage(name, (*before, *blocks), blocks, *start, absent=bool(blocks) and absent, widens=place.widens)
     if not getattr(stage, "use_nchw", True):  # within, its blocks hold a sequence
         return replace(described, blocks=(name,), leaves=name)
     return replace(described, leaves=name if place.behind else None)
@@ -101,9 +122,14 @@ def _in_runs(model: nn.Module, run: Run) -> Structure:
         runs[-1].append(unit)
     stages = []
     for each in runs:
-        sites = [unit for unit in each if run.has(model, unit)][-1:]
+        sites = [unit for unit in each if run.has(model, unit) and _is_comparable(model, unit)][-1:]
         stages.append(Stage("".join(sites), tuple(each), tuple(sites), widens=run.widens))
-    return staged(model, stages, run.embedding, Paths() if run.paths else FeatureMap(), "block", "block" if run.each else "stage")
+    layout = Paths() if run.paths else FeatureMap()
+    return staged(model, stages, run.embedding, layout, "block", "block" if run.each else "stage")
+
+
+def _is_comparable(model: nn.Module, block: str) -> bool:
+    return stride_of(model.get_submodule(block)) == 1 or shortcut(model, block) is not None
 
 
 def _tree(model: nn.Module, name: str) -> Stage:

@@ -157,5 +157,8 @@ BRANCHES = "timm.models.hrnet.HighResolutionNet"
 BOUND = {
     "BottleneckAttn": "has a table of relative positions for one size of map",
     "HaloAttn": "attends within blocks of a fixed size, which the sides of the map must be multiples of",
+    "LambdaLayer": "has a table of relative positions for one size of map",
     "BilinearAttnTransform": "divides the map into blocks of a fixed size, which its sides must be multiples of",
 }
+# Blocks that take the map apart into patches, and stretch one whose sides are no multiples of them
+PATCHED = ("MobileVitV2Block",)

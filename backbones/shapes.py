@@ -21,6 +21,12 @@ def keeps_shape(module: nn.Module) -> bool:
     return stride_of(module) == 1 and convolutions[0].in_channels == convolutions[-1].out_channels
 
 
+def narrows(module: nn.Module) -> bool:
+    """Say whether the first convolution takes more channels than the last one gives."""
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    return bool(convolutions) and convolutions[0].in_channels > convolutions[-1].out_channels
+
+
 def rounds_up(module: nn.Module) -> bool:
     """Say whether a unit that takes strides makes two lines of three, as padded convolutions do, or one."""
     return not any(rounds_down(part) for part in module.modules())

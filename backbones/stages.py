@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class Stage:
         widens: Whether its output may have more channels than what it is compared with; zeros stand for those that are
             lacking (arXiv 1512.03385, section 3.3, option A).
         uneven: Whether an odd side cannot be halved here, though no single unit tells.
+        grain: What the sides of its maps must be multiples of.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     leaves: str | None = None
     widens: bool = False
     uneven: bool = False
+    grain: int = 1
 
 
 def residual_stage(model: nn.Module, name: str, container: str | None = None) -> Stage:
@@ -85,7 +87,7 @@ def residual_stage(model: nn.Module, name: str, container: str | None = None) ->
         container: The module that holds the blocks, if not the stage itself.
     """
     blocks = inside(model, container or name)
-    changing = [block for block in blocks if changes_shape(model.get_submodule(block)) or _projects(model, block)]
+    changing = [block for block in blocks if changes_shape(model.get_submodule(block)) or projects(model, block)]
     if not changing:
         return Stage(name, units=blocks, blocks=blocks, start=shortcut(model, blocks[0]) if blocks else None)
     last = changing[-1]
@@ -132,7 +134,9 @@ def staged(
         prod(stride_of(model.get_submodule(unit)) for unit in stage.units if not _is_identity(own.get(unit)))
         for stage, own in zip(stages, watched, strict=True)
     ]
-    uneven = [i for i, stage in enumerate(stages) if stage.uneven or any(_is_uneven(model, u) for u in stage.units)]
+    picky = [
+        stage.uneven or stage.grain > 1 or any(_is_uneven(model, unit) for unit in stage.units) for stage in stages
+    ]
     sites, parts = [], {}
     for index, (stage, own) in enumerate(zip(stages, watched, strict=True)):
         if not stage.blocks or stage.absent:
@@ -156,7 +160,8 @@ def staged(
         else:
             absent["block"] = "its last block has no shortcut of the form of its output"
         # behind the last stage that cannot halve an odd side, any number of lines will do
-        multiple = prod(strides[index + 1 : max(uneven, default=0) + 1])
+        later = [other for other in range(index + 1, len(stages)) if picky[other]]
+        multiple = lcm(*(prod(strides[index + 1 : other + 1]) * stages[other].grain for other in later))
         sites.append(Site(stage.name, operations, absent, least=prod(strides[index + 1 :]), multiple=multiple))
     if not sites:
         name = type(model).__name__
@@ -188,6 +193,8 @@ def inside(model: nn.Module, name: str) -> tuple[str, ...]:
 def shortcut(model: nn.Module, block: str) -> str | None:
     """Name the module that brings a block's input to its output's size and channels; ``None`` for the identity."""
     module = model.get_submodule(block)
+    if getattr(module, "shortcut_after_dw", False):
+        return f"{block}.conv_dw"
     return next((f"{block}.{name}" for name in SHORTCUTS if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
@@ -196,7 +203,7 @@ def changes_shape(block: nn.Module) -> bool:
     return not _has_shortcut(block) and not keeps_shape(block)
 
 
-def _projects(model: nn.Module, block: str) -> bool:
+def projects(model: nn.Module, block: str) -> bool:
     """Say whether there is more than the identity on a block's shortcut."""
     beside = shortcut(model, block)
     return beside is not None and any(isinstance(part, nn.Conv2d) for part in model.get_submodule(beside).modules())

@@ -73,7 +73,7 @@ def torchvision_head(model, x):
 
 def build_efficientnet():
     stages = [
-        ["ds_r2_k3_s1_e1_c8_noskip"],
+        ["ds_r1_k3_s1_e1_c12_noskip"],
         ["ir_r2_k3_s2_e2_c16_se0.25"],
         ["ir_r3_k5_s2_e2_c16"],
         ["ir_r2_k3_s2_e2_c24"],
@@ -149,7 +149,7 @@ FAMILIES = {
         blocks=list,
         begin=begin_inverted,
         shortcut=inverted_shortcut,
-        drops=((1, 4), (2, 1)),
+        drops=((0, 4), (1, 1)),
         bare=("blocks.0",),
     ),
 }
@@ -278,7 +278,8 @@ def _written_out(net, model, images, drops=(), reference="stage", shorten=_witho
     names = {module: name for name, module in model.named_modules()}
     stages, last_blocks, blocks, lines = {}, {}, {}, {}
     x = net.stem(model, images)
-    for index, name in enumerate(net.stages):
+    counted = [name for name in net.stages if name not in net.bare]
+    for name in net.stages:
         stage = model.get_submodule(name)
         x, start = net.begin(stage, x.clone())
         start, x = start.clone(), x.clone()
@@ -290,7 +291,7 @@ def _written_out(net, model, images, drops=(), reference="stage", shorten=_witho
                 last_blocks[name] = blocks[names[block]] = distances(compared, x, net.channels_last, distance)
         if name not in net.bare:
             stages[name] = distances(start, x, net.channels_last, distance)
-        if index in dict(drops):
+        if name in counted and (index := counted.index(name)) in dict(drops):
             scores = (stages if reference == "stage" else last_blocks)[name]
             x, lines[name] = shorten(x, scores, dict(drops)[index], net.channels_last)
     return Written(net.head(model, x), stages, last_blocks, blocks, lines)
