@@ -1,4 +1,4 @@
-"""The convolutional networks of timm besides the ResNets, and networks that mix convolutions with attention of any size.
+"""The convolutional networks of timm besides the ResNets, and those that mix convolutions with attention of any size.
 
 Where a class has its stages stands in :mod:`repshift.backbones.convnet_tables`.
 """
@@ -142,7 +142,7 @@ def _tree(model: nn.Module, name: str) -> Stage:
 
 
 def _branches(model: nn.Module) -> Structure:
-    """Describe a network that goes on in several sizes at once: lines can go before, in the blocks of its first stage."""
+    """Describe a network that goes on in several sizes at once: lines go before that, in its first stage."""
     blocks = inside(model, "layer1")
     halved = tuple(f"transition{number}.{number}" for number in (1, 2, 3))
     first = [Stage(block, (block,), (block,)) for block in blocks]

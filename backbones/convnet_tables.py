@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from repshift.backbones.shapes import keeps_shape
-from repshift.modules import has_class
 
 
 @dataclass(frozen=True)

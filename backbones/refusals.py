@@ -21,6 +21,11 @@ UNPRUNED = {
     **dict.fromkeys(("VSSM", "VMamba", "PlainMamba", "LocalVisionMamba", "MambaVision", "EfficientViM"), SCANS),
     **dict.fromkeys(("PyramidVisionTransformerV2", "PoolingVisionTransformer", "Xcit", "CoaT", "FocalNet"), STRIDES),
 }
+CELLS = "each of its cells reads the maps of the two cells before, of which one is of the dense size behind a cut"
+UNPRUNED |= {
+    **dict.fromkeys(("NASNetALarge", "PNASNet5Large"), CELLS),
+    **dict.fromkeys(("EfficientFormer", "EfficientFormerV2", "Visformer"), TABLE),
+}
 TAKEN_APART = "it was built with features_only=True, which takes the network apart; build it without"
 TRACED = "it is a graph that was traced from a model, whose blocks are no modules any more; give the model itself"
 UNPRUNED |= {

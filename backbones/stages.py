@@ -1,4 +1,4 @@
-"""What convolutional networks of stages have in common: where a stage's input is found, and what it is compared with."""
+"""What convolutional networks of stages have in common: where a stage's input is found to compare with."""
 
 from __future__ import annotations
 

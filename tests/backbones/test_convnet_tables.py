@@ -26,7 +26,6 @@ HG = {
 
 
 def csp():
-    stage = {"depth": 1, "stride": 2, "block_type": "dark", "block_ratio": 0.5, "bottle_ratio": 0.5}
     return CspNet(
         timm.models.cspnet.CspModelCfg(
             stem=timm.models.cspnet.CspStemCfg(out_chs=8, kernel_size=3, stride=2),

@@ -299,6 +299,8 @@ NEED_THE_GRID = {
     "beit_base_patch16_224": "Beit .*table or rotation of a fixed grid",
     "eva02_tiny_patch14_224": "Eva .*table or rotation of a fixed grid",
     "levit_128s": "LevitDistilled .*table or rotation of a fixed grid",
+    "nasnetalarge": "NASNetALarge .*maps of the two cells before",
+    "visformer_tiny": "Visformer .*table or rotation of a fixed grid",
     "pvt_v2_b0": "PyramidVisionTransformerV2 .*strides over the grid",
 }
 
