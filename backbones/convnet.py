@@ -81,7 +81,7 @@ def _refuse_bound_layers(model: nn.Module) -> None:
 def _grain(stage: nn.Module) -> int:
     """Return what the sides of a stage's maps must be multiples of, because they are taken apart into patches."""
     patches = (part for part in stage.modules() if type(part).__name__ in PATCHED)
-    return max((max(part.patch_size) for part in patches), default=1)  # type: ignore[type-var, arg-type]
+    return max((max(part.patch_size) for part in patches), default=1)  # type: ignore[arg-type]
 
 
 def _stage(model: nn.Module, name: str, place: Stages) -> Stage:
@@ -95,9 +95,10 @@ def _stage(model: nn.Module, name: str, place: Stages) -> Stage:
     blocks = inside(model, container)
     bare = [block for block in blocks if not place.residual and changes_shape(model.get_submodule(block))]
     beside = [shortcut(model, block) for block in blocks[:1] if projects(model, block)]
-    start = [*before, *beside, *(block for block in bare if block != blocks[-1])][-1:]
-    absent = bare[-1:] == list(blocks[-1:]) and narrows(model.get_submodule(blocks[-1]))
-    described = Stage(name, (*before, *blocks), blocks, *start, absent=bool(blocks) and absent, widens=place.widens)
+    starts = [*before, *beside, *(block for block in bare if block != blocks[-1])]
+    absent = bool(bare) and bare[-1] == blocks[-1] and narrows(model.get_submodule(blocks[-1]))
+    start = starts[-1] if starts else None
+    described = Stage(name, (*before, *blocks), blocks, start, absent, widens=place.widens)
     if not getattr(stage, "use_nchw", True):  # within, its blocks hold a sequence
         return replace(described, blocks=(name,), leaves=name)
     return replace(described, leaves=name if place.behind else None)
@@ -106,11 +107,13 @@ def _stage(model: nn.Module, name: str, place: Stages) -> Stage:
 def _led(model: nn.Module, name: str) -> Stage:
     """Describe a stage whose first block or layer brings its input to its output's size and channels."""
     units = inside(model, name)
+    if not units:
+        return Stage(name, (), ())
     blocks = tuple(unit for unit in units if children(model.get_submodule(unit)))
     leading = model.get_submodule(units[0])
-    first = units[:1] if not declares_shortcut(leading) and not keeps_shape(leading) else ()
+    start = units[0] if not declares_shortcut(leading) and not keeps_shape(leading) else None
     # what stands behind it keeps the map, whatever strides there are inside (of attention)
-    return Stage(name, units[:1], blocks, *first, absent=first == blocks[-1:])
+    return Stage(name, units[:1], blocks, start, absent=start in blocks[-1:])
 
 
 def _in_runs(model: nn.Module, run: Run) -> Structure:

@@ -125,7 +125,14 @@ def apply_score(score: Score, before: Tensor, after: Tensor, *, read_only: bool)
 
 
 def widened(before: Tensor, after: Tensor) -> Tensor:
-    """Give ``before`` as many channels as ``after`` has, with zeros in those that it lacks; both of any dtype.
+    """Give tokens as many channels as others have, with zeros in those that they lack.
+
+    Args:
+        before: ``(batch, tokens, channels)``.
+        after: The same with as many channels or more.
+
+    Returns:
+        ``(batch, tokens, channels of after)``, of the dtype of ``before``.
 
     Source: arXiv 1512.03385, section 3.3, option A (identity shortcuts of growing dimensions).
     """
