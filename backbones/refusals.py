@@ -28,6 +28,7 @@ PIXELS = "its blocks carry a second stream, of the pixels of each patch, which i
 
 FRAMES = "it attends over frames and over places in turn, by laying all tokens out as frames, rows and columns"
 CAUSAL = "it is a decoder: every token is predicted from those before it, each of which later tokens look back at"
+CELLS = "each of its cells reads the maps of the two cells before, of which one is of the dense size behind a cut"
 
 # By class name, so that no library need be imported to say no
 UNPRUNED = {
@@ -53,6 +54,8 @@ UNPRUNED = {
     "FocalNet": FOCAL,
     "ConVit": GATED,
     "TNT": PIXELS,
+    **dict.fromkeys(("NASNetALarge", "PNASNet5Large"), CELLS),
+    **dict.fromkeys(("EfficientFormer", "EfficientFormerV2", "Visformer"), TABLE),
     # of transformers
     **dict.fromkeys(("SwinModel", "Swinv2Model", "Swin2SRModel", "HieraModel"), WINDOWS),
     **dict.fromkeys(("PvtModel", "PvtV2Model", "SegformerModel"), STRIDES),

@@ -30,6 +30,8 @@ class Candidates:
         places: ``(batch, tokens)`` int64, where each of them stood among all tokens that there were, row by row;
             ``None`` unless the pruner has an attribute ``wants_places``.
         whole: Rows and columns of all tokens that there were; likewise.
+        multiple: Of a feature map, what the numbers of rows and columns left must be a multiple of. A share is rounded
+            to fit, a count is taken as it is.
     """
 
     value: Any
@@ -40,6 +42,7 @@ class Candidates:
     keys: Tensor | None = None
     places: Tensor | None = None
     whole: tuple[int, int] | None = None
+    multiple: int = 1
 
     @property
     def prefix(self) -> int:

@@ -21,7 +21,8 @@ class LinePruner:
     """Drops whole rows and whole columns of a feature map, so that a map is left for the convolutions behind.
 
     The score of a line is the mean of its positions; for each image those with the lowest go. An integer drop is that
-    many rows and that many columns, a share is one of each.
+    many rows and that many columns, a share is one of each. Where the strides behind take multiples of some number
+    only, a share that drops anything drops as many lines more as leave one.
 
     Example:
         >>> import torch
@@ -134,10 +135,15 @@ PLACES: dict[str, Callable[[int, int, Tensor], Tensor]] = {
 def _sides_left(candidates: Candidates, drop: Drop) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return rows and columns that there are, and those that a drop leaves."""
     rows, columns = candidates.grid
-    return (rows, columns), (
-        rows - dropped_count(rows, drop, candidates.block, "rows"),
-        columns - dropped_count(columns, drop, candidates.block, "columns"),
-    )
+    return (rows, columns), (_left(rows, drop, candidates, "rows"), _left(columns, drop, candidates, "columns"))
+
+
+def _left(side: int, drop: Drop, candidates: Candidates, unit: str) -> int:
+    gone = dropped_count(side, drop, candidates.block, unit)
+    left = side - gone
+    if isinstance(drop, float) and gone and left >= candidates.multiple:
+        return left - left % candidates.multiple
+    return left
 
 
 def _choose_on_map(

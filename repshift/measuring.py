@@ -14,7 +14,7 @@ from repshift.errors import RepresentationError
 from repshift.layouts import Layout, first_tensor
 from repshift.participants import own_class
 from repshift.roles import Bystander
-from repshift.scores import Score, apply_score
+from repshift.scores import Score, apply_score, widened
 from repshift.stream import Stream, Streams, is_repeated
 
 CACHE = (
@@ -147,6 +147,7 @@ class Measure(OfBlock):
         replay: See :class:`Remember`.
         scale: What the block multiplies this branch by.
         source_layout: How ``x`` is held, where it is computed once more.
+        widens: Whether ``x`` may have fewer channels than what leaves.
     """
 
     layout: Layout
@@ -157,6 +158,7 @@ class Measure(OfBlock):
     replay: Replay | None = None
     scale: Scale | None = None
     source_layout: Layout | None = None
+    widens: bool = False
 
     def leave(self, output: Any) -> Any:
         """Add this branch, and score if it was the last."""
@@ -195,6 +197,7 @@ class Measure(OfBlock):
             )
 
     def _score(self, before: Tensor, after: Tensor) -> Tensor:
+        before = widened(before, after) if self.widens else before
         after = add_to_float32(before, after) if self.adds_before else after
         return apply_score(self.score, before, after, read_only=self.read_only)
 

@@ -187,7 +187,17 @@ class Plan:
             last = leaving == operation.leaves[-1]
             self._play(
                 leaving,
-                Measure(streams, block, after, score, score in READ_ONLY, adds_before, last, source_layout=before),
+                Measure(
+                    streams,
+                    block,
+                    after,
+                    score,
+                    score in READ_ONLY,
+                    adds_before,
+                    last,
+                    source_layout=before,
+                    widens=operation.widens,
+                ),
             )
 
     def _finish(self) -> None:

@@ -22,7 +22,7 @@ from repshift.measuring import Scale, add_to_float32
 from repshift.origins import Origin
 from repshift.participants import cuts
 from repshift.records import Measurement
-from repshift.scores import READ_ONLY, Score, apply_score
+from repshift.scores import READ_ONLY, Score, apply_score, widened
 from repshift.selection import Selection
 from repshift.sites import Structure
 from repshift.stream import Stream, heard
@@ -223,6 +223,8 @@ class Recorder:
         after = sum(entered.branches[1:], start=entered.branches[0])
         if watched.operation.scaled_by:
             after = Scale.of(self.model, watched.operation.scaled_by).applied(after)
+        if watched.operation.widens:
+            entered.before = widened(entered.before, after)
         if self.residual and not watched.operation.on_stream:
             after = add_to_float32(entered.before, after)
         shift = apply_score(self.score, entered.before, after, read_only=self.score in READ_ONLY)

@@ -156,7 +156,14 @@ class Cut(Bystander):
         stream = self.streams.own
         ranking = self._ranking(stream)
         candidates = Candidates(
-            value, self.layout, ranking, stream.sizes, repr(self.block), stream.keys, *self._places(value, stream)
+            value,
+            self.layout,
+            ranking,
+            stream.sizes,
+            repr(self.block),
+            stream.keys,
+            *self._places(value, stream),
+            multiple=self.multiple,
         )
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from repshift.attention import AttentionScore, cls_attention, mean_attention
@@ -121,6 +122,21 @@ def apply_score(score: Score, before: Tensor, after: Tensor, *, read_only: bool)
             f"{scores.layout}, on {scores.device}. Convert what the score returns, for example with .float()."
         )
     return scores
+
+
+def widened(before: Tensor, after: Tensor) -> Tensor:
+    """Give tokens as many channels as others have, with zeros in those that they lack.
+
+    Args:
+        before: ``(batch, tokens, channels)``.
+        after: The same with as many channels or more.
+
+    Returns:
+        ``(batch, tokens, channels of after)``, of the dtype of ``before``.
+
+    Source: arXiv 1512.03385, section 3.3, option A (identity shortcuts of growing dimensions).
+    """
+    return F.pad(before, (0, max(0, after.shape[-1] - before.shape[-1])))
 
 
 SCORES = Registry(

@@ -38,6 +38,7 @@ class Operation:
             running it has no effect.
         summed: Whether the block goes on with ``x + F(x)`` as it is. Some normalise the sum, and then tokens cannot go
             in front of ``F``.
+        widens: ``x`` may have fewer channels than what leaves; zeros stand for those that it lacks.
     """
 
     enters: str
@@ -49,6 +50,7 @@ class Operation:
     scaled_by: str | None = None
     cheap: bool = False
     summed: bool = True
+    widens: bool = False
 
     @staticmethod
     def across(name: str) -> Operation:

@@ -3,7 +3,7 @@ import torch
 
 from repshift import SCORES, UnknownNameError
 from repshift.distances import l1, l2
-from repshift.scores import resolve_score
+from repshift.scores import resolve_score, widened
 
 
 def test_the_norm_is_that_of_the_token_that_enters():
@@ -52,3 +52,9 @@ def test_a_named_score_ignores_the_distance():
 def test_an_unknown_score_names_the_closest():
     with pytest.raises(UnknownNameError, match=r"Unknown score 'randm'\. Did you mean 'random'"):
         resolve_score("randm", "l2")
+
+
+def test_channels_that_a_token_lacks_count_as_zeros():
+    before, after = torch.ones(1, 3, 2), torch.ones(1, 3, 4)
+    assert widened(before, after).tolist() == [[[1, 1, 0, 0]] * 3]
+    assert torch.equal(widened(after, after), after)

@@ -134,9 +134,9 @@ def test_blocks_and_counts_that_do_not_fit_are_refused(tiny_vit, options, error,
         plan(tiny_vit, SIZE, **options)
 
 
-def test_stages_without_anything_to_watch_are_left_out():
+def test_stages_without_anything_to_watch_are_not_counted():
     settings = plan(load_model("mobilenetv3_small_050", num_classes=10), SIZE, ["half"])
-    assert {setting.block for setting in settings} == {1, 2, 3, 4}
+    assert {setting.block for setting in settings} == {0, 1, 2, 3}
 
 
 def test_a_model_that_cannot_be_pruned_is_refused():

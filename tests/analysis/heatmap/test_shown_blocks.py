@@ -1,5 +1,8 @@
 import pytest
 import torch
+from timm.models import MetaFormer
+from timm.models.metaformer import Attention, LayerNorm2dNoBias, LayerNormNoBias, SepConv
+from timm.models.resnet import BasicBlock
 
 from repshift import UnknownNameError, UnsupportedModelError, load_model
 from repshift.analysis.heatmap.shown_blocks import attention_blocks, block_names, chosen_names
@@ -20,8 +23,9 @@ def test_a_block_out_of_range_is_refused_with_the_range(small_vit, block):
 
 
 def test_blocks_of_a_model_without_a_backbone_are_found_by_running_it():
-    names = block_names(load_model("darknet53"), torch.rand(1, 3, 64, 64), [0])
-    assert names == ["stages.0.blocks.0"]
+    blocks = [BasicBlock(8, 8) for _ in range(2)]
+    names = block_names(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 4), *blocks), torch.rand(1, 3, 64, 64), [0])
+    assert names == ["1"]
 
 
 def test_a_model_without_blocks_is_refused_with_what_to_do():
@@ -39,9 +43,11 @@ def test_all_stages_of_a_convolutional_network_are_shown_by_default():
 
 
 def test_stages_that_lack_the_operation_are_left_out_by_default():
-    model = load_model("efficientnet_b0")
-    assert "blocks.0" not in chosen_names(model, torch.rand(1, 3, 64, 64))
-    assert chosen_names(model, torch.rand(1, 3, 64, 64), blocks=[0]) == ["blocks.0"]
+    mixers, norms = [SepConv] * 2 + [Attention] * 2, [LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2
+    model = MetaFormer(depths=(1, 1, 1, 1), dims=(8, 16, 32, 32), token_mixers=mixers, norm_layers=norms)
+    images = torch.rand(1, 3, 64, 64)
+    assert chosen_names(model, images, operation="block") == ["stages.0", "stages.1"]
+    assert chosen_names(model, images, operation="block", blocks=[3]) == ["stages.3"]
 
 
 def test_an_operation_that_no_stage_has_leaves_it_to_the_tracker_to_say_why():

@@ -39,7 +39,7 @@ def test_the_command_measures_the_shipped_canvases(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-m", "vgg11"], "no known backbone"),
+        (["-m", "mixer_s32_224"], "no known backbone"),
         (["-m", "tiny_resnet", "--blocks", "first"], "--blocks got 'first'"),
         (["-m", "tiny_resnet", "nowhere"], "no data folder nowhere"),
         (["-m", "tiny_resnet", "--masks", "nowhere"], "no folder of masks nowhere"),

@@ -23,8 +23,8 @@ class Family:
     """How a network is built, and how its forward is written out.
 
     `blocks` lists the residual blocks of a stage; `begin` yields what enters the first of them and what the stage's
-    output is compared with; `shortcut` does the latter for one block. `bare` names stages without a shortcut; where the
-    network `floors`, its strides take half of an odd side rounded down.
+    output is compared with; `shortcut` does the latter for one block. `bare` names stages without a shortcut, the
+    last ones; where the network `floors`, its strides take half of an odd side rounded down.
     """
 
     build: Callable[[], nn.Module]
@@ -73,10 +73,11 @@ def torchvision_head(model, x):
 
 def build_efficientnet():
     stages = [
-        ["ds_r2_k3_s1_e1_c8_noskip"],
+        ["ds_r2_k3_s1_e1_c8"],
         ["ir_r2_k3_s2_e2_c16_se0.25"],
         ["ir_r3_k5_s2_e2_c16"],
         ["ir_r2_k3_s2_e2_c24"],
+        ["ir_r1_k3_s1_e2_c32"],
     ]
     return EfficientNet(decode_arch_def(stages), num_classes=10, num_features=32, stem_size=8)
 
@@ -143,14 +144,14 @@ FAMILIES = {
     ),
     "EfficientNet": Family(
         build_efficientnet,
-        ("blocks.0", "blocks.1", "blocks.2", "blocks.3"),
+        ("blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4"),
         stem=lambda model, x: model.bn1(model.conv_stem(x)),
         head=lambda model, x: model.forward_head(model.bn2(model.conv_head(x))),
         blocks=list,
         begin=begin_inverted,
         shortcut=inverted_shortcut,
         drops=((1, 4), (2, 1)),
-        bare=("blocks.0",),
+        bare=("blocks.4",),
     ),
 }
 SIZES = {"square": (64, 64), "non-square": (64, 96), "odd": (69, 93)}
