@@ -12,8 +12,9 @@ from torch import nn
 
 from repshift import Recipe, ShiftTracker, describe, repeated_blocks
 from repshift.analysis.catalogue.sources import build, example, family_of, quiet
-from repshift.drops import dropped_count
+from repshift.drops import Drop, dropped_count
 from repshift.errors import RepshiftError, ScheduleError, first_line
+from repshift.finding import require_structure
 from repshift.schedules import Schedule
 from repshift.sites import Structure
 from repshift.testing import CHECKS, BackboneError, make_subject
@@ -76,7 +77,9 @@ def numbers_of(name: str, recipe: str, operation: str | None) -> Row:
             with torch.no_grad():  # what begins as zero would hide what it is multiplied with
                 for parameter in model.parameters():
                     parameter.add_(0.02 * torch.randn_like(parameter))
-                subject = make_subject(model, example(model, "cpu", 2), Recipe(recipe, operation=operation))
+                restore = bool(require_structure(model).needs_all)
+                asked = Recipe(recipe, operation=operation, restore=restore)
+                subject = make_subject(model, example(model, "cpu", 2), asked)
                 for check in NUMBERS:
                     CHECKS[check](subject)
     except Exception as error:  # as above
@@ -99,6 +102,7 @@ def _tracked(model: nn.Module) -> Row:
 def _pruned(model: nn.Module, structure: Structure) -> Row:
     """Run the model pruned by its default schedule, or by the first that is possible."""
     images, why = example(model, "meta", 1), ""
+    with_all = f"with restore=True: {structure.needs_all}" if structure.needs_all else ""
     for recipe in _recipes(structure):
         try:
             pruned = ShiftTracker(model).prune(recipe)
@@ -115,23 +119,28 @@ def _pruned(model: nn.Module, structure: Structure) -> Row:
         if found != expected:
             raise BackboneError(f"{found} tokens are left, expected {expected}")
         by = "" if recipe.operation is None else f" by {recipe.operation}"
-        return {"schedule": f"{schedule}{by}", "kept": " ".join(map(str, found.values())), "map": "yes", "why": why}
+        return {
+            "schedule": f"{schedule}{by}",
+            "kept": " ".join(map(str, found.values())),
+            "map": "yes",
+            "why": why or with_all,
+        }
     raise ScheduleError(why)
 
 
 def _recipes(structure: Structure) -> Iterator[Recipe]:
     """List what is tried: the default first, then less, then by another operation."""
-    count = len(structure.sites)
+    count, restore = len(structure.sites), bool(structure.needs_all)
     if structure.unit != "stage":
-        yield Recipe(Schedule({block: 0.2 for block in (0, 3, 6) if block < count}))
+        yield Recipe(Schedule({block: 0.2 for block in (0, 3, 6) if block < count}), restore=restore)
     for operation in (None, "block"):
         name = operation or structure.operation
         having = [number for number, site in enumerate(structure.sites) if name in site.operations]
         for blocks in filter(None, (having[:2], having[:1])):
             share = 0.1 if structure.unit == "stage" else 0.2
-            yield Recipe(Schedule(dict.fromkeys(blocks, share)), operation=operation)
+            yield Recipe(Schedule(dict.fromkeys(blocks, share)), operation=operation, restore=restore)
         for number in having:  # some take only so many lines at once
-            yield Recipe(Schedule({number: structure.sites[number].multiple}), operation=operation)
+            yield Recipe(Schedule({number: structure.sites[number].multiple}), operation=operation, restore=restore)
 
 
 def _predicted(model: nn.Module, structure: Structure, schedule: Schedule, images: Any) -> dict[str, int]:
@@ -151,10 +160,18 @@ def _predicted(model: nn.Module, structure: Structure, schedule: Schedule, image
             strides = [round(earlier / now) for earlier, now in zip(dense, here, strict=True)]
             left = tuple(take(side / stride) for side, stride in zip(left, strides, strict=True))
         dense, left = here, left or here
-        before, left = left, tuple(side - dropped_count(side, drop, name) for side in left)
+        multiple = structure.sites[number].multiple
+        before, left = left, tuple(_left_of(side, drop, name, multiple) for side in left)
         if left != before:  # a share may come to less than one line
             expected[name] = math.prod(left)
     return expected
+
+
+def _left_of(side: int, drop: Drop, name: str, multiple: int) -> int:
+    """Compute how many lines a drop leaves; what a share leaves is rounded down to what the strides behind take."""
+    left = side - dropped_count(side, drop, name)
+    rounded = isinstance(drop, float) and left < side and left >= multiple
+    return left - left % multiple if rounded else left
 
 
 def _dense_sides(model: nn.Module, structure: Structure, schedule: Schedule, images: Any) -> dict[str, tuple[int, ...]]:

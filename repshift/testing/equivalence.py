@@ -39,7 +39,13 @@ def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
         BackboneError: If the promise is not kept.
     """
     for operation in dict.fromkeys(name for site in subject.structure.sites for name in site.operations):
-        recipe = replace(subject.recipe, operation=operation, pruner=KeepAll(), score="shift", restore=False)
+        recipe = replace(
+            subject.recipe,
+            operation=operation,
+            pruner=KeepAll(),
+            score="shift",
+            restore=bool(subject.structure.needs_all),
+        )
         if not all(operation in subject.structure.sites[number].operations for number in recipe.drops):
             continue
         kept = prune(subject.model, subject.structure, recipe)
@@ -48,7 +54,9 @@ def nothing_dropped_is_the_dense_model(subject: Subject) -> None:
             require_equal(kept(subject.images, **given), expected, f"with the operation {operation!r}")
     structure, drops = subject.structure, subject.recipe.drops
     if all(mlp_behind_attention(structure.sites[number]) for number in drops):
-        inside = subject.pruned(operation="attn", pruner=_KeepAllInside(), score="shift", restore=False)
+        inside = subject.pruned(
+            operation="attn", pruner=_KeepAllInside(), score="shift", restore=bool(subject.structure.needs_all)
+        )
         require_equal(inside(subject.images), subject.model(subject.images), "between attention and MLP")
 
 
@@ -58,7 +66,7 @@ def gradients_of_nothing_dropped_are_those_of_the_dense_model(subject: Subject) 
     Raises:
         BackboneError: If the promise is not kept.
     """
-    kept = subject.pruned(pruner=KeepAll(), restore=False)
+    kept = subject.pruned(pruner=KeepAll(), restore=bool(subject.structure.needs_all))
     parameters = [parameter for parameter in subject.model.parameters() if parameter.requires_grad]
     found, expected = (
         torch.autograd.grad(_total(model(subject.images)), parameters, allow_unused=True)

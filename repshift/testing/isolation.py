@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -105,6 +105,7 @@ def nothing_is_left_of_a_forward_that_fails(subject: Subject) -> None:
         modules = dict(pruned.named_modules())
         taking_part = {name for name, _ in participants(pruned)}
         every = max(1, len(modules) // MODULES)
+        failing: Iterable[tuple[str, str, dict[str, Any]]]
         failing = product(sorted({*list(modules)[::every], *taking_part}), ("before", "after"), [{}])
         if companions := subject.companions():
             failing = chain(failing, product(sorted(taking_part), ("before", "after"), [companions]))
