@@ -22,6 +22,7 @@ from repshift.sites import Operation, Site, Structure
 
 PARALLEL = "it has several attentions side by side"
 OTHER = "its attention is of a kind whose queries and keys are not known"
+BOTH = "its head takes the average and the largest of the tokens (global_pool='avgmax')"
 JOINT = "its attention and MLP share one branch with one residual, so neither has a change of its own"
 
 
@@ -68,6 +69,7 @@ class VisionTransformer:
             # the head averages what the last norm returns, or pools it by attention
             weighs="attn_pool" if pooled else "norm" if model.global_pool == "avg" and pool is None else None,
             weighs_bias="attn_mask" if pooled else None,
+            counts_once=BOTH if model.global_pool == "avgmax" and pool is None else None,
             weighs_prefix=bool(getattr(model, "pool_include_prefix", False)),
             restores=f"blocks.{len(model.blocks) - 1}",
             resizes=partial(_resizing, model),

@@ -104,8 +104,8 @@ def check_layout(pruner: Pruner, layout: Layout, model: str, own: str, counts_on
         )
     if counts_once and tells_sizes(pruner):
         raise UnsupportedModelError(
-            f"{type(pruner).__name__} lets a merged token count for all that it stands for, which attention in {model} "
-            f"cannot be told: {counts_once}. Give a pruner with size_attention=False, such as 'fuse', which lets it "
+            f"{type(pruner).__name__} lets a merged token count for all that it stands for, which {model} cannot be "
+            f"told: {counts_once}. Give a pruner with size_attention=False, such as 'fuse', which lets it "
             f"count once, or drop tokens, pruner={own!r}."
         )
 

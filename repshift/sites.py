@@ -164,8 +164,8 @@ class Structure:
         companions: Arguments of the blocks that have an entry for each token.
         built: What modules inside the blocks build with an entry for each token, in the order of the blocks.
         sides: Names of the blocks' arguments for the rows and columns of the tokens, if they are given these.
-        counts_once: Why attention behind a block cannot be told how many places a merged token stands for; pruners that
-            would tell it are refused then. ``None`` if it can.
+        counts_once: Why attention behind a block, or the head, cannot be told how many places a merged token stands
+            for; pruners that would tell it are refused then. ``None`` if it can.
         bias: The argument of the blocks that is added to attention's logits, ``(batch, heads, queries, keys)``: there
             attention is told how many places each merged token stands for. ``None`` if there is none.
         weighs: Name of the module whose output is averaged over the tokens; merged tokens then count by their size.

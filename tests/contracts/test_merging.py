@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from repshift import Recipe, RepresentationError, Selection, ShiftTracker, recipe_of
+from repshift import Recipe, RepresentationError, Selection, ShiftTracker, UnsupportedModelError, recipe_of
+from repshift.merging import MutualNearestPruner
 from repshift.testing import KeepAll
 
 POOLINGS = {
@@ -178,8 +179,16 @@ def test_a_pruner_that_keeps_everything_and_merges_nothing_is_the_dense_model(vi
     assert torch.equal(ShiftTracker(vit).prune({0: 5, 1: 5}, pruner=Everything())(images), vit(images))
 
 
+def test_a_head_that_averages_and_takes_the_largest_cannot_be_told_of_sizes(build_vit, images):
+    vit = build_vit(class_token=False, global_pool="avgmax")
+    with pytest.raises(UnsupportedModelError, match=r"cannot be told: .*average and the largest.*'avgmax'"):
+        ShiftTracker(vit).prune({0: 9}, pruner="mnn")
+    for pruner in (None, MutualNearestPruner(size_attention=False)):
+        assert ShiftTracker(vit).prune({0: 9}, pruner=pruner)(images).shape == (3, 10)
+
+
 def test_a_merging_pruner_is_refused_for_maps(merge):
-    from repshift import UnsupportedModelError, load_model
+    from repshift import load_model
 
     with pytest.raises(UnsupportedModelError, match="Merge cannot shorten the FeatureMap of ResNet"):
         ShiftTracker(load_model("tiny_resnet")).prune({0: 5}, pruner=merge)
