@@ -12,6 +12,7 @@ from repshift.analysis.output import options
 from repshift.analysis.output.terminal import (
     note,
     note_data,
+    note_draws,
     note_random_weights,
     progress_bar,
     show_table,
@@ -49,6 +50,7 @@ def fidelity(
     methods: options.Methods = None,
     compare: options.Compare = None,
     against: options.Against = None,
+    seeds: options.Seeds = None,
     operation: options.Operation = None,
     distance: options.Distance = "l2",
     residual: options.Residual = False,
@@ -74,11 +76,12 @@ def fidelity(
     from repshift.analysis.samples.preprocessing import evaluation_config
     from repshift.analysis.samples.processes import as_one_command
     from repshift.analysis.subjects.comparing import build_subjects
-    from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
+    from repshift.analysis.subjects.limits import check_batch, check_seed, check_seeds, check_workers
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
 
     check_seed(seed)
+    check_seeds(seeds)
     check_batch(batch_size)
     check_workers(workers)
     built = ModelOptions(
@@ -110,6 +113,7 @@ def fidelity(
                     seed,
                     chosen,
                     against or (),
+                    seeds,
                 )
                 config = config_of(subjects.model)
                 source: dict[str, Any] = {
@@ -149,3 +153,4 @@ def _show(rows: Sequence[Row]) -> None:
     ]
     show_table(f"{rows[0]['model']}, {rows[0]['samples']} images, dense {rows[0]['dense_gmacs']:.2f} GMACs", cells)
     note("±: standard error over images; last columns: 1 - cos less that of another method, image by image.")
+    note_draws(rows, "feature_distance", 1000)

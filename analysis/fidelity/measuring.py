@@ -45,27 +45,28 @@ class Fidelity:
         noise = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.inference_mode():
             dense = self.dense(noise)
-            self.measures = {name: list(self._compare(name, dense, noise, 0)) for name in self.readers}
+            self.measures = {name: list(self._compare(name, dense, noise, 0, 0)) for name in self.readers}
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """Method and measure of each number."""
-        return [(name, measure) for name, measures in self.measures.items() for measure in measures]
+        """What is measured, see :attr:`Subjects.drawn`, and the measure, of each number."""
+        return [(own, measure) for own, (name, _) in self.subjects.drawn.items() for measure in self.measures[name]]
 
     def __call__(self, batch: Batch) -> Tensor:
         """Measure a batch: ``(batch, numbers)`` float64, in the order of :attr:`columns`."""
         images = batch.images.to(self.device, non_blocking=True)
         dense = self.dense(images)
-        found = {name: self._compare(name, dense, images, batch.indices[0]) for name in self.readers}
+        first, drawn = batch.indices[0], self.subjects.drawn
+        found = {own: self._compare(name, dense, images, first, draw) for own, (name, draw) in drawn.items()}
         return torch.stack([found[name][measure] for name, measure in self.columns], dim=1)
 
-    def _compare(self, name: str, dense: Features, images: Tensor, first: int) -> dict[str, Tensor]:
+    def _compare(self, name: str, dense: Features, images: Tensor, first: int, draw: int) -> dict[str, Tensor]:
         reader, restored = self.readers[name]
-        seed_batch(self.subjects.seed, first)
+        seed_batch(self.subjects.seed + draw, first)
         ours = reader(images)
         tokens = ours.tokens if restored is reader else None
         if restored is not None and restored is not reader:
-            seed_batch(self.subjects.seed, first)  # the same tokens go
+            seed_batch(self.subjects.seed + draw, first)  # the same tokens go
             tokens = restored(images).tokens
         found = {FEATURES: cosine_distance(ours.pooled, dense.pooled)}
         if tokens is not None and dense.tokens is not None and tokens.shape == dense.tokens.shape:
@@ -104,7 +105,7 @@ def measure_fidelity(subjects: Subjects, samples: Samples, passes: Passes) -> Fo
         facts, measure = subjects.facts(samples.config), Fidelity(subjects, samples.config["input_size"])
     identity = subjects.identity(passes.device, (passes.batch_size, passes.processes.count))
     found = passes.run(0, "comparing", samples, measure, identity)
-    summary = paired_summary(measure.columns, found.values, subjects.others)
+    summary = paired_summary(measure.columns, found.values, subjects.others, subjects.drawn)
     rows = [
         {
             "model": subjects.name,

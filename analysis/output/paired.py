@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -21,33 +21,45 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
 
 
 def paired_summary(
-    columns: Sequence[tuple[str, str]], values: Tensor, others: Sequence[str]
+    columns: Sequence[tuple[str, str]],
+    values: Tensor,
+    others: Sequence[str],
+    drawn: Mapping[str, tuple[str, int]] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Average what was measured of each image, with standard errors, and the differences from some of the methods.
 
     Args:
-        columns: Method and measure of each number.
+        columns: What was measured, and the measure, of each number.
         values: ``(images, numbers)``.
         others: The methods that each is compared with, image by image.
+        drawn: By what was measured, the method and the number of the draw; a method of several draws counts by the
+            mean of them, image by image.
 
     Returns:
         By method: each measure and its ``_error``, its ``_against_NAME`` and ``_against_NAME_error``; ``None`` where it
-        was not measured, and of a method against itself.
+        was not measured, and of a method against itself. Of several draws also ``seeds``, and of each measure its
+        ``_spread``, the standard deviation of their means.
     """
-    places = {column: place for place, column in enumerate(columns)}
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, (own, measure) in enumerate(columns):
+        method, _ = (drawn or {}).get(own, (own, 0))
+        places.setdefault((method, measure), []).append(place)
+    means = {column: values[:, own].mean(1) for column, own in places.items()}
     summary: dict[str, dict[str, float | None]] = {}
-    for name in dict.fromkeys(name for name, _ in columns):
+    for name in dict.fromkeys(name for name, _ in places):
         row = summary[name] = {}
         for measure in dict.fromkeys(measure for _, measure in columns):
-            place = places.get((name, measure))
-            found = None if place is None else values[:, place]
+            found = means.get((name, measure))
             row[measure], row[f"{measure}_error"] = (None, None) if found is None else mean_and_error(found)
             for other in others:
-                base = None if other == name else places.get((other, measure))
+                base = None if other == name else means.get((other, measure))
                 key = f"{measure}_against_{other}"
                 row[key], row[f"{key}_error"] = (
-                    (None, None) if found is None or base is None else mean_and_error(found - values[:, base])
+                    (None, None) if found is None or base is None else mean_and_error(found - base)
                 )
+            if len(own := places.get((name, measure), ())) > 1:
+                row["seeds"] = len(own)
+                row[f"{measure}_spread"] = float(values[:, own].double().mean(0).std())
     return summary
 
 

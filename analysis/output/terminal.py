@@ -57,6 +57,14 @@ def with_error(row: Mapping[str, Any], name: str, scale: float = 1, sign: str = 
     return f"{scale * value:{sign}.{digits}f}" + ("" if error is None else f" ± {scale * error:.{digits}f}")
 
 
+def note_draws(rows: Sequence[Mapping[str, Any]], measure: str, scale: float = 1) -> None:
+    """Say of methods that are drawn at random how far their draws lie apart."""
+    for row in rows:
+        if "seeds" in row:
+            spread = scale * row[f"{measure}_spread"]
+            note(f"{row['method']}: mean of {row['seeds']} draws, which lie {spread:.2f} (standard deviation) apart.")
+
+
 def fail(message: str) -> int:
     """Say in one line on standard error what went wrong, and return the exit code for it."""
     with suppress(OSError):  # where even that cannot be said, the exit code does

@@ -13,6 +13,7 @@ from repshift.analysis.output import options
 from repshift.analysis.output.terminal import (
     note,
     note_data,
+    note_draws,
     note_random_weights,
     progress_bar,
     show_table,
@@ -48,6 +49,7 @@ def probe(
     methods: options.Methods = None,
     compare: options.Compare = None,
     against: options.Against = None,
+    seeds: options.Seeds = None,
     operation: options.Operation = None,
     distance: options.Distance = "l2",
     residual: options.Residual = False,
@@ -74,11 +76,12 @@ def probe(
     from repshift.analysis.samples.preprocessing import evaluation_config
     from repshift.analysis.samples.processes import as_one_command
     from repshift.analysis.subjects.comparing import build_subjects
-    from repshift.analysis.subjects.limits import check_batch, check_seed, check_workers
+    from repshift.analysis.subjects.limits import check_batch, check_seed, check_seeds, check_workers
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
 
     check_seed(seed)
+    check_seeds(seeds)
     check_batch(batch_size)
     check_workers(workers)
     built = ModelOptions(
@@ -112,6 +115,7 @@ def probe(
                     seed,
                     chosen,
                     against or (),
+                    seeds,
                 )
                 config = config_of(subjects.model)
                 source: dict[str, Any] = {"suffixes": suffixes, "skip_other_files": skip_other_files}
@@ -151,3 +155,4 @@ def _show(rows: Sequence[Row]) -> None:
     show_table(f"{first['model']}, trained on {first['train_samples']} images, {first['samples']} measured", cells)
     note(f"linear probe: strength C = {first['strength']:g}; k-NN: {first['neighbours']} neighbours.")
     note("±: standard error over images; last columns: less that of another method, image by image.")
+    note_draws(rows, "top1")

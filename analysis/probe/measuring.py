@@ -81,7 +81,7 @@ def measure_probes(
     told = {"training": told_apart_by(train, train.config), "trained_on": len(trained.indices)}
     identity |= {**told, "neighbours": neighbours}
     found = passes.run(1, "validation images", validation, measure, identity)
-    summary = paired_summary(measure.columns, found.values, subjects.others)
+    summary = paired_summary(measure.columns, found.values, subjects.others, measure.drawn)
     rows = [
         {
             "model": subjects.name,
@@ -112,13 +112,14 @@ class _Measure:
         self.subjects, self.probes, self.device = subjects, probes, device
         shown = {name: readable(subjects.model, pruned) for name, pruned in subjects.pruned.items()}
         self.readers = {name: Reader(model) for name, model in {DENSE: subjects.model, **shown}.items()}
-        self.columns = [(name, measure) for name in self.readers for measure in MEASURES]
+        self.drawn = {DENSE: (DENSE, 0), **subjects.drawn}
+        self.columns = [(own, measure) for own in self.drawn for measure in MEASURES]
 
     def __call__(self, batch: Batch) -> Tensor:
         images = batch.images.to(self.device, non_blocking=True)
         labels = torch.tensor(batch.labels, device=self.device)
-        return torch.cat([self._one(reader, images, labels, batch.indices[0]) for reader in self.readers.values()], 1)
-
-    def _one(self, reader: Reader, images: Tensor, labels: Tensor, first: int) -> Tensor:
-        seed_batch(self.subjects.seed, first)
-        return self.probes(reader(images).pooled, labels)
+        found = []
+        for name, draw in self.drawn.values():
+            seed_batch(self.subjects.seed + draw, batch.indices[0])
+            found.append(self.probes(self.readers[name](images).pooled, labels))
+        return torch.cat(found, 1)

@@ -14,7 +14,16 @@ from torch import nn
 from repshift import Recipe, recipe_of
 from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.subjects.methods import DENSE, LOWRES, SHIFT, choose_methods, further_recipes, read_methods
+from repshift.analysis.subjects.methods import (
+    DENSE,
+    LOWRES,
+    RANDOM,
+    SEEDS,
+    SHIFT,
+    choose_methods,
+    further_recipes,
+    read_methods,
+)
 from repshift.analysis.subjects.models import ModelOptions, saved_model
 from repshift.analysis.subjects.recipes import (
     apply,
@@ -44,6 +53,7 @@ class Subjects:
         notes: On what was left out.
         seed: Of weights that are not loaded, and of what is drawn.
         against: The methods that each is to be compared with, image by image; without any, see :attr:`others`.
+        seeds: How many draws of a random score are measured.
     """
 
     name: str
@@ -53,6 +63,18 @@ class Subjects:
     notes: list[str]
     seed: int
     against: tuple[str, ...] = ()
+    seeds: int = SEEDS
+
+    @property
+    def drawn(self) -> dict[str, tuple[str, int]]:
+        """What is measured of each image: method and number of the draw, by a name of its own."""
+        named: dict[str, tuple[str, int]] = {}
+        for name, model in self.pruned.items():
+            recipe = recipe_of(model)
+            random = recipe is not None and recipe.scores and recipe.score == RANDOM
+            for draw in range(self.seeds if random else 1):
+                named[f"{name}, draw {draw + 1}" if draw else name] = name, draw
+        return named
 
     @property
     def others(self) -> list[str]:
@@ -81,6 +103,7 @@ class Subjects:
             "methods": {name: settings_of(recipe_of(model)) for name, model in self.pruned.items()},
             "device": device.type,
             "seed": self.seed,
+            "seeds": self.seeds if random else None,
             "batches": list(batches) if random else None,
             "versions": versions(),
         }
@@ -127,6 +150,7 @@ def build_subjects(
     seed: int = 0,
     device: torch.device | str = "cpu",
     against: Sequence[str] = (),
+    seeds: int | None = None,
 ) -> Subjects:
     """Build the models that are compared.
 
@@ -140,6 +164,7 @@ def build_subjects(
         seed: Of weights that are not loaded.
         device: Where they run.
         against: Of ``--against``: the methods that each is compared with, image by image.
+        seeds: Of ``--seeds``: draws of the random score, by default three.
 
     Raises:
         RepshiftError: If there is no such model, method or recipe, or the model cannot have it.
@@ -155,7 +180,7 @@ def build_subjects(
         raise UnknownNameError(
             f"--against names a method that is compared, got {unknown[0]!r}. {suggest(unknown[0], models)}"
         )
-    return Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)))
+    return Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)), seeds or SEEDS)
 
 
 def readable(model: nn.Module, pruned: nn.Module) -> nn.Module:

@@ -42,7 +42,7 @@ def test_each_method_is_compared_with_the_dense_model(fidelity, tmp_path):
     assert shift["feature_distance_against_shift"] is None
     assert Recipe.from_dict(shift["recipe"]).score == "shift"
     images = read_results(tmp_path / "i.json").rows
-    assert len(images) == 23 * len(rows)
+    assert len(images) == 23 * (len(rows) + 2)  # two further draws of the random score
     ours = [row["feature_distance"] for row in images if row["method"] == "mnn"]
     assert sum(ours) / 23 == pytest.approx(mnn["feature_distance"])
     assert images[0]["file"].endswith(".png")
@@ -76,6 +76,26 @@ def test_further_recipes_are_methods_by_the_names_of_their_files(fidelity, tmp_p
     code, _, err = fidelity("--compare", "shift.json")
     assert code == 1
     assert "these names are taken: shift" in err
+
+
+def test_what_is_drawn_at_random_is_the_mean_of_several_draws(fidelity, tmp_path):
+    options = (*DROP, "--methods", "shift,random", "--per-image", "i.csv", "--results-file", "r.json")
+    code, out, _ = fidelity(*options, "--seeds", 2)
+    assert code == 0
+    assert "random: mean of 2 draws" in out
+    with (tmp_path / "i.csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+    means = {}
+    for name in ("random", "random, draw 2", "shift"):
+        own = [float(row["feature_distance"]) for row in images if row["method"] == name]
+        means[name] = sum(own) / len(own)
+    first, second, shift = means.values()
+    rows = rows_of(tmp_path / "r.json")
+    assert rows["random"]["feature_distance"] == pytest.approx((first + second) / 2)
+    assert rows["random"]["feature_distance_spread"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert rows["random"]["feature_distance_against_shift"] == pytest.approx((first + second) / 2 - shift)
+    assert (rows["random"]["seeds"], first != second) == (2, True)
+    assert fidelity(*options, "--seeds", 0)[0] == 1
 
 
 def test_recipes_for_the_head_and_for_smaller_inputs_are_compared(fidelity, tmp_path):
