@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from repshift.arriving import Explain
 from repshift.calls import Call, positional_names
 from repshift.images import refuse_symbolic_tracing
 from repshift.reading import ReadOnly
 from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, Surrounding, TakeImages
-from repshift.travelling import Explain, Follow
+from repshift.travelling import Follow
 
 
 class Participant(nn.Module):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from repshift.arriving import End, Explain, RefuseFewer, Restore, ShortenAnswer, Weigh
 from repshift.attention import AttentionScore
 from repshift.drops import Drop
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
@@ -20,17 +21,7 @@ from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sides import GiveSides, RollUp, Unroll
 from repshift.sites import Site, Structure, say_second_residual
 from repshift.stream import Streams
-from repshift.travelling import (
-    Carry,
-    End,
-    Explain,
-    Follow,
-    RefuseFewer,
-    Restore,
-    ShortenAnswer,
-    Start,
-    Weigh,
-)
+from repshift.travelling import Carry, Follow, Start
 
 
 class Plan:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from repshift.arriving import End, ShortenAnswer
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, refuse_wrappers
 from repshift.images import read_size
@@ -21,7 +22,7 @@ from repshift.resizing import forget_size, take_size
 from repshift.roles import Role
 from repshift.sharing import give_each_place_its_own, share_weights
 from repshift.sites import Structure
-from repshift.travelling import Carry, End, NoteGrid, ShortenAnswer, Start
+from repshift.travelling import Carry, NoteGrid, Start
 
 Model = TypeVar("Model", bound=nn.Module)
 
