@@ -13,13 +13,14 @@ from repshift.drops import Drop
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.intermediates import LayOut, Resume, Show
 from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay, Scale
+from repshift.operations import say_second_residual
 from repshift.pruners import Pruner
 from repshift.reading import reading_roles
 from repshift.recipes import Recipe
 from repshift.roles import Cut, Role, TakeImages
 from repshift.scores import OF_BEFORE, READ_ONLY, PlaceScore
 from repshift.sides import GiveSides, RollUp, Unroll
-from repshift.sites import Site, Structure, say_second_residual
+from repshift.sites import Site, Structure
 from repshift.stream import Streams
 from repshift.travelling import Carry, Follow, Start
 

@@ -14,6 +14,7 @@ from repshift.attention import AttentionScore
 from repshift.errors import RecipeError, UnknownNameError, UnsupportedModelError
 from repshift.finding import find_structure, find_structure_if_served, require_structure
 from repshift.modules import refuse_compiled, require_model
+from repshift.operations import OPERATIONS, say_second_residual
 from repshift.pruners import Pruner
 from repshift.pruning import prune
 from repshift.recipes import Recipe, check_residual
@@ -23,7 +24,6 @@ from repshift.registry import suggest
 from repshift.roles import Restoring
 from repshift.schedules import ScheduleLike
 from repshift.scores import Score, resolve_distance, resolve_score
-from repshift.sites import OPERATIONS, say_second_residual
 from repshift.watching import refuse_unread, watched_attention, watched_operations
 
 Model = TypeVar("Model", bound=nn.Module)
