@@ -217,7 +217,7 @@ def _report(rows: Sequence[dict[str, Any]], settings: Any, names: Sequence[str],
 def _say(row: dict[str, Any]) -> None:
     from repshift.analysis.subjects.recipes import size_in_words
 
-    dropped = f", {row['schedule']} dropped by {row['method']}" if row["schedule"] else ""
+    dropped = f", {row['schedule']} by {row['method']}" if row["schedule"] else ""
     smaller = f", input of {size_in_words(row['input_size'])} pixels" if row.get("input_size") else ""
     note(f"{row['model']}{dropped}{smaller}: {row['samples']} samples, {row['gmacs']:.2f} GMACs")
     drawn = f", mean of {row['seeds']} draws, spread {row['top1_spread']:.3f}" if "seeds" in row else ""

@@ -43,6 +43,8 @@ def read_methods(text: str | None) -> list[str] | None:
     names = [name.strip() for name in text.split(",")]
     known = known_methods()
     for name in names:
+        if not name:
+            raise UnknownNameError(f"A name is missing in --methods {text!r}. Give such as shift,mnn,lowres.")
         if name not in known:
             raise UnknownNameError(f"Unknown method {name!r}. {suggest(name, known)} (--methods)")
     return list(dict.fromkeys(names))

@@ -122,6 +122,8 @@ def test_methods_that_prune_need_a_schedule(small_vit):
 def test_an_unknown_method_is_refused_with_the_closest_names():
     with pytest.raises(UnknownNameError, match=r"Unknown method 'shfit'\. Did you mean 'shift'"):
         read_methods("dense, shfit")
+    with pytest.raises(UnknownNameError, match=r"missing in --methods 'shift,'"):
+        read_methods("shift,")
 
 
 def test_names_are_read_each_once_and_none_are_no_choice():
