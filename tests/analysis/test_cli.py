@@ -322,7 +322,7 @@ def test_a_model_without_a_backbone_has_no_operations_to_choose(run, make_image,
 
 def test_a_model_without_blocks_says_that_modules_can_be_named(run, make_image, monkeypatch):
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    monkeypatch.setattr("repshift.loading.load_model", lambda *args, **options: plain.eval())
+    monkeypatch.setattr("repshift.analysis.subjects.models.load_model", lambda *args, **options: plain.eval())
     code, _, err = run("heatmap", "-m", "tiny_vit", "--image", make_image("a.png", 40, 40))
     assert code == 1
     assert "--sites" in err
@@ -330,6 +330,6 @@ def test_a_model_without_blocks_says_that_modules_can_be_named(run, make_image, 
 
 def test_a_model_of_one_channel_gets_grey_images(run, make_image, monkeypatch):
     grey = load_model("tiny_vit", in_chans=1)
-    monkeypatch.setattr("repshift.loading.load_model", lambda *args, **options: grey)
+    monkeypatch.setattr("repshift.analysis.subjects.models.load_model", lambda *args, **options: grey)
     code, _, err = run("heatmap", "-m", "tiny_vit", "--image", make_image("a.png", 90, 50))
     assert (code, err) == (0, "")

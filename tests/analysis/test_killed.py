@@ -172,7 +172,7 @@ def results(folder):
 @pytest.mark.parametrize(
     ("command", "kills"),
     [
-        ("eval", 2),
+        ("eval", 1),
         *(
             pytest.param(name, kills, marks=pytest.mark.slow)
             for name, kills in {"ablate": 1, "statistics": 1, "finetune": 2, "zoo train": 1}.items()
@@ -203,7 +203,7 @@ def test_a_command_that_is_killed_ends_as_if_it_had_not_been(start, command, kil
 
 @pytest.mark.parametrize(
     ("command", "number", "code"),
-    [("eval", signal.SIGHUP, 129), ("finetune", signal.SIGTERM, 143)],
+    [("eval", signal.SIGHUP, 129), pytest.param("finetune", signal.SIGTERM, 143, marks=pytest.mark.slow)],
     indirect=["command"],
 )
 def test_a_signal_ends_a_command_with_its_workers_and_keeps_its_state(start, command, number, code, tmp_path):

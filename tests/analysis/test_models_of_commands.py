@@ -22,7 +22,7 @@ OPTIONS = {
     "input_size": options.InputSize,
     "model_kwargs": options.ModelKwargs,
 }
-NO_MODEL = {"curves", "demo", "zoo"}  # read results; embedded models; trains them
+NO_MODEL = {"curves", "demo", "models", "zoo"}  # read results; embedded models; builds all there are; trains them
 
 
 def test_every_command_is_told_of():

@@ -67,6 +67,7 @@ def test_every_promise_about_compilation_is_kept(build_vit, images, promise_of_c
     promise_of_compilation(make_subject(build_vit(depth=3), images))
 
 
+@pytest.mark.slow
 def test_every_promise_about_compilation_is_kept_by_models_that_merge(build_vit, images, promise_of_compilation, merge):
     model = nn.Sequential(Normalise(), build_vit(depth=3, **NO_CLASS_TOKEN)).eval()
     promise_of_compilation(make_subject(model, images, Recipe("0.3@0;7@1", pruner=merge)))
@@ -80,6 +81,7 @@ FURTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "recipe"), FURTHER.values(), ids=FURTHER)
 def test_promises_about_compilation_are_kept_by_other_recipes(build_vit, images, name, recipe):
     CHECKS[name](make_subject(build_vit(depth=3), images, recipe))

@@ -227,7 +227,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path):
 
 @pytest.mark.slow
 def test_on_the_canvases_the_shift_ranks_well_and_the_residual_turns_it_around(run, tmp_path):
-    assert run("--study", "residual,half", "--blocks", "0", "--num-samples", "500")[0] == 0
+    assert run("--study", "residual,half", "--blocks", "0", "--num-samples", "200")[0] == 0
     rows = {row["setting"]: row for row in read_results(tmp_path / "repshift-ablation" / "ablation.json").rows}
     dense = rows["dense"]["top1"]
     assert rows["shift, top"]["top1"] > dense - 3

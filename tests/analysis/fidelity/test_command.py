@@ -218,6 +218,7 @@ def test_damaged_records_are_refused(fidelity, tmp_path, monkeypatch, line):
     assert fidelity(*given, "--no-resume")[0] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(folder, tmp_path):
     import socket
 

@@ -159,24 +159,25 @@ def test_a_model_that_the_compiler_leaves_alone_is_refused():
         compare(Setup("tiny_vit", torchcompile=True), asked=["dense"]).run(1)
 
 
+@pytest.mark.slow
 def test_more_methods_than_dynamo_holds_graphs_for_are_all_compiled(monkeypatch):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **options: compiler(model, backend="eager", **options))
     setup = Setup("tiny_vit", torchcompile=True)
     dense = setup.load()
-    models = {"dense": dense} | {f"{count} dropped": apply(Recipe(f"{count}@0"), dense) for count in range(1, 6)}
+    models = {"dense": dense} | {f"{count} dropped": apply(Recipe(f"{count}@0"), dense) for count in range(1, 4)}
     limit = torch._dynamo.config.recompile_limit
     with torch._dynamo.config.patch(recompile_limit=2):
-        rows = Comparison(setup, models, rounds=2, warm_up=1, memory=False).run(1)
-    assert len(rows) == 6
+        comparison = Comparison(setup, models, rounds=2, warm_up=1, memory=False)
+        rows = [row for size in (1, 2) for row in comparison.run(size)]
+    assert len(rows) == 2 * 4
     assert torch._dynamo.config.recompile_limit == limit
 
 
 @pytest.mark.slow
-def test_compiled_methods_are_timed_at_several_batch_sizes():
-    comparison = compare(Setup("tiny_vit", torchcompile=True), asked=["shift", "oracle_free"])
-    for batch_size in (1, 2):
-        assert [row["torchcompile"] for row in comparison.run(batch_size)] == [True] * 3
+def test_methods_compiled_in_earnest_are_timed():
+    comparison = compare(Setup("tiny_vit", torchcompile=True), asked=["shift"])
+    assert [row["torchcompile"] for row in comparison.run(2)] == [True] * 2
 
 
 @pytest.mark.gpu

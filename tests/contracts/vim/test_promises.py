@@ -18,6 +18,7 @@ def test_every_promise_is_kept(vim, images, promise, recipe):
     promise(make_subject(vim, images, recipe))
 
 
+@pytest.mark.slow
 def test_every_promise_about_compilation_is_kept(build_vim, images, promise_of_compilation):
     promise_of_compilation(make_subject(build_vim(depth=2), images, RECIPES["the mixer"]))
 
