@@ -57,9 +57,10 @@ def paired_summary(
                 row[key], row[f"{key}_error"] = (
                     (None, None) if found is None or base is None else mean_and_error(found - base)
                 )
-            if len(own := places.get((name, measure), ())) > 1:
-                row["seeds"] = len(own)
-                row[f"{measure}_spread"] = float(values[:, own].double().mean(0).std())
+            draws = places.get((name, measure), [])
+            if len(draws) > 1:
+                row["seeds"] = len(draws)
+                row[f"{measure}_spread"] = float(values[:, draws].double().mean(0).std())
     return summary
 
 

@@ -172,11 +172,8 @@ def results(folder):
 @pytest.mark.parametrize(
     ("command", "kills"),
     [
-        ("eval", 1),
-        *(
-            pytest.param(name, kills, marks=pytest.mark.slow)
-            for name, kills in {"ablate": 1, "statistics": 1, "finetune": 2, "zoo train": 1}.items()
-        ),
+        pytest.param(name, kills, marks=pytest.mark.slow)
+        for name, kills in {"eval": 1, "ablate": 1, "statistics": 1, "finetune": 2, "zoo train": 1}.items()
     ],
     indirect=["command"],
 )

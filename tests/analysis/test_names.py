@@ -55,6 +55,7 @@ def test_an_image_of_any_name_is_counted_and_told(run_command, folder, tmp_path,
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_terminal_of_any_encoding_is_told(named, encoding):
     image = named(BYTES[0])

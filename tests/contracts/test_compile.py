@@ -49,6 +49,7 @@ def test_the_models_of_these_tests_differ_by_more_than_the_tolerance(vit, images
         assert (one - other).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_models_of_all_settings_compiled_after_the_dense_one_equal_their_eager_forms(vit, images):
     models = [vit, *(prune(vit, name) for name in SETTINGS)]
     fast = [compiled(model) for model in models]

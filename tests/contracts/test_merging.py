@@ -89,7 +89,7 @@ def test_sizes_change_the_logits_by_far_more_than_the_tolerance(build_vit, image
         right = pruned(images)
         monkeypatch.setattr("repshift.travelling._with_sizes", lambda given, sizes, prefix, dtype: given)
         without_bias = pruned(images)
-        monkeypatch.setattr("repshift.travelling.Weigh.leave", lambda self, output: output)
+        monkeypatch.setattr("repshift.arriving.Weigh.leave", lambda self, output: output)
         without_weights = pruned(images)
     assert (right - without_bias).abs().max() > 1e-3
     assert (model.global_pool != "avg") == torch.equal(without_bias, without_weights)

@@ -63,6 +63,7 @@ def test_every_promise_is_kept_by_a_model_that_holds_a_backbone(build_vit, image
     promise(make_subject(nn.Sequential(Normalise(), build_vit(depth=3)).eval(), images))
 
 
+@pytest.mark.slow
 def test_every_promise_about_compilation_is_kept(build_vit, images, promise_of_compilation):
     promise_of_compilation(make_subject(build_vit(depth=3), images))
 
