@@ -173,7 +173,7 @@ def results(folder):
     ("command", "kills"),
     [
         pytest.param(name, kills, marks=pytest.mark.slow)
-        for name, kills in {"eval": 1, "ablate": 1, "statistics": 1, "finetune": 2, "zoo train": 1}.items()
+        for name, kills in {"eval": 1, "ablate": 1, "statistics": 1, "finetune": 1, "zoo train": 1}.items()
     ],
     indirect=["command"],
 )
