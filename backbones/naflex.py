@@ -53,7 +53,7 @@ class NaFlexVit:
             weighs_bias="attn_mask" if pooled else None,
             weighs_prefix=model.pool_include_prefix,
             weighs_present=True,
-            answers={"forward_features": Companion("patch_valid", "batch token")},
+            answers={"forward_features": Companion("patch_valid", "batch token", padding=True)},
             restores=f"blocks.{len(model.blocks) - 1}",
             resizes=partial(_resizing, model),
         )
