@@ -69,6 +69,7 @@ BACKBONES = Registry(
         "huggingface_video": "repshift.backbones.huggingface_video:VIDEO",
         "huggingface_text": "repshift.backbones.huggingface_text:TEXT",
         "huggingface_packed": "repshift.backbones.huggingface_packed:PACKED_TOWER",
+        "huggingface_timm": "repshift.backbones.huggingface_timm:TIMM_INSIDE",
         "huggingface_llava": "repshift.backbones.huggingface_llava:LLAVA",
         "extractors": "repshift.backbones.extractors:EXTRACTORS",
         "torchvision_vit": "repshift.backbones.torchvision_vit:TORCHVISION_VIT",
