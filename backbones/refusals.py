@@ -77,8 +77,13 @@ UNPRUNED |= {
 # What holds a model and does not go with a pruned one
 GETTER = "FeatureGetterNet"
 WRAPPERS = {
-    GETTER: "(features_only=True) lays all tokens out on their grid, which takes restore=True",
-    "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
+    GETTER: (
+        "(features_only=True) lays all tokens out on their grid, of which some would be gone. Prune with restore=True; "
+        "a model whose tokens cannot have their places back (XCiT) is pruned when it is built without features_only"
+    ),
+    "DistributedDataParallel": (
+        "listens to the gradients of the model inside, and a copy of it would listen twice. Prune that, {inside}, instead"
+    ),
 }
 # Tokens do not stand in row order inside the blocks
 UNORDERED = ("Hiera", "HieraModel", "Nest")
@@ -93,7 +98,7 @@ class KnownRefusals:
         return next((UNPRUNED[name] for name in names if name in UNPRUNED), None)
 
     def why_not_inside(self, wrapper: nn.Module, laid_out: bool) -> str | None:
-        """Say why a model inside a wrapper must be pruned by itself; ``None`` if nothing is known of it."""
+        """Say why a model inside a wrapper cannot be pruned there; ``None`` if nothing is known of it."""
         names = [cls.__name__ for cls in type(wrapper).__mro__ if not (laid_out and cls.__name__ == GETTER)]
         return next((WRAPPERS[name] for name in names if name in WRAPPERS), None)
 
