@@ -168,3 +168,10 @@ def test_a_compiled_model_prunes_alike():
     pruned = ShiftTracker(model).prune({0: 2}, pruner="merge")
     torch.testing.assert_close(torch.compile(pruned, backend="eager")(images), pruned(images))
     assert not leftovers(pruned)
+
+
+def test_a_head_that_averages_and_takes_the_largest_cannot_be_told_of_sizes():
+    model = build(global_pool="avgmax")
+    with pytest.raises(UnsupportedModelError, match="cannot be told: .*average and the largest"):
+        ShiftTracker(model).prune({0: 4}, pruner="mnn")
+    assert ShiftTracker(model).prune({0: 4})(patches(*GRIDS)).shape == (2, 5)
