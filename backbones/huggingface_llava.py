@@ -13,8 +13,8 @@ from repshift.finding import find_backbones, find_structure, why_unserved
 from repshift.participants import own_class
 from repshift.sites import Reading, Structure
 
-# these take any number of tokens of an image, as long as the prompt holds as many places; by class, whether the language
-# model reads prefix tokens, too ("full"), where the configuration does not say so
+# these take any number of tokens of an image, as long as the prompt holds as many places; by class, whether prefix
+# tokens are read, too ("full"), where the configuration does not say so
 SHORTENED = {
     "llava.modeling_llava.LlavaModel": "full",
     "vipllava.modeling_vipllava.VipLlavaModel": "default",

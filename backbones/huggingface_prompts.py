@@ -54,7 +54,7 @@ def _language(model: nn.Module) -> tuple[Any, str]:
             return part.config, strategy
     raise UnsupportedModelError(
         f"How many tokens an image of {type(model).__name__} comes to in a prompt is known of LLaVA, VipLLaVA and "
-        "PaliGemma. Other models of images and language are pruned with restore=True, and their prompts stay as they are."
+        "PaliGemma. Other models of images and language are pruned with restore=True; their prompts stay as they are."
     )
 
 

@@ -221,8 +221,8 @@ def _require_own_forward(model: nn.Module, names: Iterable[str], blocks: Iterabl
 def _refuse_grid(method: str, restores: bool, *args: Any, **kwargs: Any) -> None:
     restoring = "Prune with restore=True, which gives them their places back; or use" if restores else "Use"
     raise UnsupportedModelError(
-        f"{method} lays all tokens out on their grid, and this model has dropped some. {restoring} forward_features, or "
-        "the maps of ShiftTracker(pruned)."
+        f"{method} lays all tokens out on their grid, and this model has dropped some. {restoring} forward_features, "
+        "or the maps of ShiftTracker(pruned)."
     )
 
 

@@ -240,10 +240,11 @@ class Cut(Bystander):
             )
         if before and after and after != before and any(side % self.multiple for side in after):
             fit = before[0] - max(1, after[0] // self.multiple) * self.multiple
+            drop = f"Drop {fit} rows and columns" if fit > 0 else "Give larger images"
             raise ScheduleError(
-                f"Dropping {self.drop} of a map of {before} leaves {after} rows and columns, but the strides behind it "
-                f"take multiples of {self.multiple} only, on two ways that round odd sides differently. Drop {fit} "
-                "rows and columns, or at another stage."
+                f"Dropping {self.drop} of a map of {before} leaves {after} rows and columns, but the layers behind it "
+                f"take multiples of {self.multiple} only: they round odd sides in two ways, or take the map apart into "
+                f"patches. {drop}, or drop at another stage."
             )
 
 

@@ -9,7 +9,6 @@ import torch
 
 from repshift import CheckpointError, ShiftTracker, UnknownNameError, dense, load_model, recipe_of, save_model
 
-
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VIDEO = {"image_size": 16, "patch_size": 8, "num_frames": 4}
 OTHERS = {
