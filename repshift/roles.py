@@ -164,6 +164,7 @@ class Cut(Bystander):
             stream.keys,
             *self._places(value, stream),
             multiple=self.multiple,
+            padded=bool(stream.padded),
         )
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):
@@ -207,7 +208,9 @@ class Cut(Bystander):
         if not torch.compiler.is_compiling():
             _require_numbers(scores, self.block)
         ranking = -scores if self.keep == "bottom" else scores
-        return ranking if stream.sizes is None else ranking.masked_fill(stream.sizes == 0, -torch.inf)
+        if stream.sizes is None or not stream.padded:
+            return ranking
+        return ranking.masked_fill(stream.sizes == 0, -torch.inf)
 
     def _places(self, value: Any, stream: Stream) -> tuple[Tensor | None, tuple[int, int] | None]:
         """Return where the tokens stood, and on how many rows and columns, if the pruner asks and it is known."""
