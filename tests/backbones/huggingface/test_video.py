@@ -188,11 +188,17 @@ def test_attention_weights_of_vjepa2_are_left_alone(jepa, videos):
 # --- refused -------------------------------------------------------------------------------------------------------
 
 
-def test_videomae_for_pretraining_is_refused():
-    config = videomae().config
-    model = transformers.VideoMAEForPreTraining(config)
-    with pytest.raises(UnsupportedModelError, match="decoder"):
+@torch.no_grad()
+def test_videomae_for_pretraining_needs_all_tokens(strong, videos, keep_all):
+    model = strong(transformers.VideoMAEForPreTraining(videomae(decoder_num_hidden_layers=1).config))
+    with pytest.raises(UnsupportedModelError, match="decoder.*restore=True"):
         ShiftTracker(model).prune("0.25@0")
+    assert "needs: restore=True, since its decoder" in str(describe(model))
+    hidden = torch.arange(16).expand(2, -1) % 4 == 0
+    expected = model(videos, bool_masked_pos=hidden).logits
+    kept, pruned = (ShiftTracker(model).prune("0.25@0", restore=True, pruner=each) for each in (keep_all, None))
+    assert torch.equal(kept(videos, bool_masked_pos=hidden).logits, expected)
+    assert pruned(videos, bool_masked_pos=hidden).logits.shape == expected.shape
 
 
 def test_timesformer_is_tracked_without_maps_and_not_pruned(videos):
