@@ -191,7 +191,7 @@ def test_attention_weights_of_vjepa2_are_left_alone(jepa, videos):
 @torch.no_grad()
 def test_videomae_for_pretraining_needs_all_tokens(strong, videos, keep_all):
     model = strong(transformers.VideoMAEForPreTraining(videomae(decoder_num_hidden_layers=1).config))
-    with pytest.raises(UnsupportedModelError, match="decoder.*restore=True"):
+    with pytest.raises(UnsupportedModelError, match=r"decoder.*restore=True"):
         ShiftTracker(model).prune("0.25@0")
     assert "needs: restore=True, since its decoder" in str(describe(model))
     hidden = torch.arange(16).expand(2, -1) % 4 == 0
