@@ -51,7 +51,7 @@ class UMTVideoEncoder(nn.Module):
         return tokens, pooled if present is None else pooled.masked_fill(~present.unsqueeze(-1), 0.0)
 
     def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`."""
+        """Take from a file the weights of this model, of any shapes; see :func:`repshift.backbones.umt.checkpoints.fitted`."""
         return fitted(weights, self.state_dict(), VISION, path)
 
 
