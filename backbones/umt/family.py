@@ -14,15 +14,14 @@ from repshift.layouts import TokenSequence
 from repshift.modules import has_class
 from repshift.sites import Operation, Site, Structure
 
-# the pooling counts the frames of tokens for itself, unless it is told where those that are left stood
-PLACES = Companion("places", "token -> batch token", counted=True)
+HELD = Companion("held", "token -> batch token", holds=True)
 
 
 class UnmaskedTeacher:
     """:class:`repshift.backbones.umt.vision.UMTVideoEncoder`: tokens in the order of frames, rows and columns.
 
-    Positions are added before the blocks. Behind them the tokens of each frame are averaged, so the pooling is told where
-    the tokens stood, and how many places a merged one stands for.
+    Positions are added before the blocks. Behind them the tokens of each frame are averaged, so the pooling is told
+    which token stands for which places, and how much each counts.
     """
 
     serves = "UMT's video encoders"
@@ -45,7 +44,7 @@ class UnmaskedTeacher:
             bias="bias",
             weighs="pooling",
             weighs_bias="bias",
-            behind={"pooling": (PLACES,)} if model.settings.keep_temporal else {},
+            behind={"pooling": (HELD,)} if model.settings.keep_temporal else {},
             restores=sites[-1].name,
         )
 

@@ -204,7 +204,7 @@ class FramePooling(nn.Module):
         self.keep_temporal = keep_temporal
 
     def forward(
-        self, tokens: Tensor, frames: int, each: int, places: Tensor | None = None, bias: Tensor | None = None
+        self, tokens: Tensor, frames: int, each: int, held: Tensor | None = None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Average tokens.
 
@@ -212,30 +212,34 @@ class FramePooling(nn.Module):
             tokens: ``(batch, tokens, width)``.
             frames: How many the video has.
             each: How many tokens a frame had in the beginning.
-            places: ``(batch, tokens)`` int64, where the tokens stood in the beginning, if some have gone since; a token
-                that others were merged into counts for the frame where it stood itself.
-            bias: ``(batch, 1, 1, tokens)``, the logarithms of how many places each token stands for; one each if
-                ``None``.
+            held: ``(batch, frames * each)`` int64, which token stands for each place of the beginning, -1 for none;
+                ``None`` if all tokens are there. A token that others were merged into counts in each frame for its
+                places there.
+            bias: ``(batch, 1, 1, tokens)``, the logarithms of how much each token counts; one each if ``None``.
 
         Returns:
             ``(batch, frames or 1, width)`` of the tokens' dtype, and ``(batch, frames)`` bool which frames have any
             token, zeros standing for the others; ``None`` if all have.
         """
-        complete = tokens.shape[1] == frames * each and bias is None
+        complete = bias is None and tokens.shape[1] == frames * each  # and then each at its place
+        if self.keep_temporal and (held is None or complete):
+            return tokens.unflatten(1, (frames, each)).mean(2), None
         if not self.keep_temporal and bias is None:
             return tokens.mean(1, keepdim=True), None
-        if complete:
-            return tokens.unflatten(1, (frames, each)).mean(2), None
-        wide = torch.promote_types(tokens.dtype, torch.float32)
-        sizes = tokens.new_ones(tokens.shape[:2], dtype=wide) if bias is None else bias[:, 0, 0].to(wide).exp()
-        if not self.keep_temporal:
-            shares = (sizes / sizes.sum(1, keepdim=True)).unsqueeze(1)
-            return (shares @ tokens.to(wide)).to(tokens.dtype), None
-        if places is None:
-            places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
-        inside = torch.arange(frames, device=tokens.device).unsqueeze(1) == (places // each).unsqueeze(1)
-        sizes = sizes.unsqueeze(1) * inside
-        totals = sizes.sum(2, keepdim=True)
-        present = totals > 0
-        shares = sizes / torch.where(present, totals, 1.0)
-        return (shares @ tokens.to(wide)).to(tokens.dtype), present.squeeze(2)
+        wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+        weights = torch.ones_like(wide[..., :1]).mT if bias is None else bias[:, 0].to(wide.dtype).exp()
+        if held is not None and self.keep_temporal:
+            places = _places_by_frame(held, frames, tokens.shape[1]).to(wide.dtype)
+            weights = places * (weights / places.sum(1, keepdim=True).clamp_min(1))
+        totals = weights.sum(2, keepdim=True)
+        shares = weights / torch.where(totals > 0, totals, 1.0)
+        present = (totals > 0).squeeze(2) if self.keep_temporal else None
+        return (shares @ wide).to(tokens.dtype), present
+
+
+def _places_by_frame(held: Tensor, frames: int, tokens: int) -> Tensor:
+    """Count for how many places of each frame each token stands: ``(batch, frames, tokens)`` int64."""
+    frame = torch.arange(frames, device=held.device).repeat_interleave(held.shape[1] // frames)
+    seats = frame * tokens + held.clamp_min(0)
+    counts = held.new_zeros(held.shape[0], frames * tokens).scatter_add(1, seats, (held >= 0).to(held.dtype))
+    return counts.unflatten(1, (frames, tokens))
