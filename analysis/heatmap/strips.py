@@ -56,8 +56,8 @@ def strip_figure(strip: Strip, *, overlay: bool = False, scale: str = "block") -
         len(titles) + 1, count + 1, height_ratios=[*[1.0] * len(titles), 0.9], width_ratios=[*[1.0] * count, 0.08]
     )
     panels = [[figure.add_subplot(grid[row, at]) for at in range(count)] for row in range(len(titles))]
-    for row, title in zip(panels, titles, strict=True):
-        row[0].set_ylabel(_in_lines(title), fontsize=8)
+    for line, title in zip(panels, titles, strict=True):
+        line[0].set_ylabel(_in_lines(title), fontsize=8)
     for axis, frame, time in zip(panels[0], strip.frames, strip.times, strict=True):
         _show(axis, frame)
         axis.set_title(f"{time:.2f} s", fontsize=8)
@@ -89,7 +89,7 @@ def moving_pictures(strip: Strip, *, scale: str = "block") -> NDArray[np.uint8]:
     maps = [
         _coloured(row, norms, strip, True) for row, norms in zip(strip.rows, _scales(strip.rows, scale), strict=True)
     ]
-    panels = [strip.frames, *maps, *strip.kept.values()]
+    panels: list[Any] = [strip.frames, *maps, *strip.kept.values()]
     figure = Figure(figsize=(MOVING * len(panels), MOVING + 0.5), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes: list[Axes] = figure.subplots(1, len(panels), squeeze=False)[0].tolist()
@@ -101,8 +101,8 @@ def moving_pictures(strip: Strip, *, scale: str = "block") -> NDArray[np.uint8]:
         for image, panel in zip(drawn, panels, strict=True):
             image.set_data(np.asarray(panel[at]))
         figure.supxlabel(f"{time:.2f} s", fontsize=8)
-        canvas.draw()
-        picture = np.asarray(canvas.buffer_rgba())[..., :3]
+        canvas.draw()  # type: ignore[no-untyped-call]
+        picture = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
         pictures.append(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2].copy())
     return np.stack(pictures)
 

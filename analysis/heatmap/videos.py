@@ -161,4 +161,4 @@ def _of_frames(maps: Tensor, taken: VideoInput) -> Tensor:
 
 
 def _kept_title(name: str, groups: Tensor) -> str:
-    return f"{len(groups[groups >= 0].unique())} of {groups.numel()} left, {name}"
+    return f"{len(torch.unique(groups[groups >= 0]))} of {groups.numel()} left, {name}"
