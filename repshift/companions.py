@@ -29,6 +29,8 @@ class Companion:
         padding: It is an attention mask that says where there is nothing: ``False``, or a large negative number.
         counted: A block that is not given it counts the tokens itself, 0, 1, 2 and so on, as if none had gone. So it is
             told the places of those that are left: ``"token -> batch token"``.
+        holds: It is no value that is shortened: it is told, for each place that there was, which of the tokens that are
+            left stands for it, -1 for none: ``"token -> batch token"``, int64.
         sizes: How long dimensions of other names are, as far as that is known, ``{"heads": 12}``; or they are 1.
 
     Example:
@@ -44,6 +46,7 @@ class Companion:
     optional: bool = False
     padding: bool = False
     counted: bool = False
+    holds: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

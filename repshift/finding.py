@@ -66,6 +66,7 @@ BACKBONES = Registry(
         "naflex": "repshift.backbones.naflex:NAFLEX",
         "rotary_vlm": "repshift.backbones.rotary_vlm:ROTARY_VLM",
         "huggingface": "repshift.backbones.huggingface:HUGGINGFACE",
+        "umt": "repshift.backbones.umt.family:UMT",
         "huggingface_video": "repshift.backbones.huggingface_video:VIDEO",
         "huggingface_text": "repshift.backbones.huggingface_text:TEXT",
         "huggingface_packed": "repshift.backbones.huggingface_packed:PACKED_TOWER",

@@ -25,8 +25,18 @@ VISION_MAMBA = {
     for size in ("tiny", "small", "base")
     for stride in ("", "_stride8")
 }
+# Unmasked Teacher: video encoders alone, for retrieval, and for question answering; two small ones
+UMT = {
+    f"{size}{kind}": f"repshift.backbones.umt.zoo:{size}{kind}"
+    for size, kinds in {
+        "umt_b": ("", "_retrieval", "_qa"),
+        "umt_l": ("", "_retrieval", "_qa"),
+        "tiny_umt": ("", "_qa"),
+    }.items()
+    for kind in kinds
+}
 # All models that are not timm's, by name
-MODELS = Registry("model", ZOO | VISION_MAMBA)
+MODELS = Registry("model", ZOO | VISION_MAMBA | UMT)
 
 
 def load_model(

@@ -73,6 +73,18 @@ class Origin:
             joined=self._joined(selection),
         )
 
+    def held(self) -> Tensor | None:
+        """Say for every token of the dense model which of those left stands for it.
+
+        Returns:
+            ``(batch, tokens)`` int64, -1 for none; ``None`` if all are left, or it is not known how many there were.
+        """
+        if self.joined is not None or self.positions is None or self.tokens is None:
+            return self.joined
+        left = torch.arange(self.positions.shape[1], device=self.positions.device).expand_as(self.positions)
+        nowhere = self.positions.new_full((len(self.positions), self.tokens), -1)
+        return nowhere.scatter(1, self.positions, left)
+
     def _joined(self, selection: Selection) -> Tensor | None:
         joins = selection.joins
         if joins is None:

@@ -119,6 +119,9 @@ class Carry(Bystander):
         if positions is None:
             return call
         for companion in self.companions:
+            if companion.holds:
+                call = call.replaced(companion.argument, None if stream.origin is None else stream.origin.held())
+                continue
             value = call.get(companion.argument)
             if companion.counted and stream.origin is not None and stream.origin.tokens is not None:
                 value = companion.given(value, stream.origin.tokens, positions)
