@@ -104,7 +104,7 @@ def choose_methods(
     model: nn.Module,
     pruned: Recipe | None,
     asked: Sequence[str] | None,
-    size: tuple[int, int, int],
+    size: tuple[int, ...],
     usual: Sequence[str] = USUAL,
     further: Mapping[str, Recipe] | None = None,
 ) -> tuple[dict[str, nn.Module], list[str]]:
@@ -115,7 +115,7 @@ def choose_methods(
         pruned: Schedule, pruner, and what the shift measures.
         asked: Some of :func:`known_methods`; ``None`` for all of ``usual`` that the model can have, behind what was
             given if that is another one.
-        size: Channels, rows and columns of the images.
+        size: Channels, rows and columns of the images; of videos, frames in front.
         usual: Some of :func:`known_methods`.
         further: Recipes that are compared, too, by the names of their methods; alone, if nothing else was given.
 
