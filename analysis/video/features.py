@@ -217,7 +217,7 @@ class Encoding:
                 )
                 for name, each in subjects.measured.items()
             }
-            for store in stores.values():
+            for store in stores.values() if self.processes.first else ():
                 store.begin()
         failures: dict[int, Failure] = {}
         with self.processes.together(), fitting(self.batch_size, str(self.device), retry=False):
@@ -306,7 +306,8 @@ def features_folder(given: Path | None, results: Path | None, processes: Process
         folder = Path(temporary)
     try:
         with processes.together():
-            output_folder(folder)
+            if processes.first:
+                output_folder(folder)
         yield folder
         if given is None and processes.first:
             forget_features(folder)
