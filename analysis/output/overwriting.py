@@ -12,8 +12,8 @@ from repshift.errors import DataError
 from repshift.files import place_of, reason
 from repshift.folders import folder_of
 
-# the options that say where something is written
-OUTPUTS = ("output", "results_file", "per_image", "per_query", "per_question", "page")
+# The options that say where something is written
+OUTPUTS = ("output", "animation", "results_file", "per_image", "per_query", "per_question", "page")
 # What commands write into the folder of --output, by the command's name
 FILES = {
     "ablate": ("ablation.csv", "ablation.json", "ablation.md", "ablation.png"),
