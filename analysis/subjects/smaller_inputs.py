@@ -23,10 +23,15 @@ class SmallerInputs:
 
     Args:
         model: Dense.
-        size: Channels, rows and columns of the images that it is given; of videos, frames in front.
+        size: Channels, rows and columns of the images that it is given.
+
+    Raises:
+        UnsupportedModelError: If it is given videos.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, ...]) -> None:
+        if len(size) != 3:
+            raise UnsupportedModelError("A smaller input is one of images. For less work on videos, give fewer frames.")
         self.model, self.size = model, size
         self.step = _step(model, size)
         self.refused = ""  # why the model cannot have a size, if it cannot
@@ -43,10 +48,10 @@ class SmallerInputs:
         """
         most = count_work(pruned, self.size).macs
         # the smallest sizes may be refused, by pooling that finds nothing left, and do no work then
-        smaller = range(1, math.ceil(self.size[-2] / self.step))
+        smaller = range(1, math.ceil(self.size[1] / self.step))
         found = bisect_right(smaller, most, key=lambda steps: self._work(steps) or 0)
         if not found or self._work(found) is None:
-            rows, columns = self.size[-2:]
+            rows, columns = self.size[1:]
             raise UnsupportedModelError(
                 f"No input smaller than {rows}x{columns} comes to at most {most / 1e9:.3g} GMACs"
                 f"{f' ({self.refused})' if self.refused else ''}. Give larger images (--img-size)."
@@ -63,17 +68,16 @@ class SmallerInputs:
 
     def _recipe(self, steps: int) -> Recipe:
         """Say how the model is run on an input of so many steps of rows, and of columns in proportion."""
-        rows, columns = self.size[-2:]
+        _, rows, columns = self.size
         return Recipe(None, input_size=(steps * self.step, max(1, steps * columns // rows) * self.step))
 
 
 def _step(model: nn.Module, size: tuple[int, ...]) -> int:
     """Return the pixels a side of a patch, or a network's total stride."""
-    *_, rows, columns = size
+    _, rows, columns = size
     tokens = count_work(model, size).tokens
     if not tokens or not tokens[-1]:
         return TOTAL_STRIDE
-    frames = size[0] if len(size) == 4 else 1  # a frame has tokens of its own
-    step = math.ceil(math.sqrt(frames * rows * columns / tokens[-1]))
+    step = math.ceil(math.sqrt(rows * columns / tokens[-1]))
     # what is left over at the edges counts as a whole token
     return 1 << (step - 1).bit_length() if rows % step or columns % step else step
