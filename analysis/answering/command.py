@@ -25,7 +25,7 @@ def answer(
     questions: Annotated[Path, typer.Argument(help="JSON file of the data set: questions on videos.")],
     answers: Annotated[Path, typer.Argument(help="JSON file of the answers that are chosen among.")],
     videos: options.VideosFolder,
-    model: options.Model,
+    model: options.VideoModel,
     vocab: options.Vocabulary,
     dataset: Annotated[
         str | None,

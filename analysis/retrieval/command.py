@@ -25,7 +25,7 @@ USUAL_LENGTH = 64  # word pieces of a text
 def retrieve(
     annotations: options.AnnotationsFile,
     videos: options.VideosFolder,
-    model: options.Model,
+    model: options.VideoModel,
     vocab: options.Vocabulary,
     dataset: Annotated[
         str | None,
