@@ -127,6 +127,43 @@ Digits = Annotated[
     Path | None, typer.Option(help="For cluttered-mnist: folder with MNIST's t10k files. [default: download]")
 ]
 
+# --- videos -------------------------------------------------------------------------------------------------------
+
+VideoModel = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model of videos and texts: umt_b_retrieval, umt_l_retrieval or tiny_umt finds, umt_b_qa, umt_l_qa or "
+        "tiny_umt_qa answers; or the folder of one.",
+    ),
+]
+VideosFolder = Annotated[Path, typer.Argument(help="Folder that the paths in it are under.")]
+Vocabulary = Annotated[
+    Path, typer.Option("--vocab", help="vocab.txt of the text encoder (bert-base-uncased, bert-large-uncased).")
+]
+Frames = Annotated[
+    int | None, typer.Option(min=1, help="Frames of each video. [default: the data set's, else the model's]")
+]
+VideoMethods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        help="What is compared with the dense model at one schedule, with commas: shift, norm, random, "
+        "mean_attention; pruners: mnn, tome, saliency_merge, frames and so on; fewer_frames, the dense model on as "
+        "many frames as come to no more GMACs.",
+    ),
+]
+CompareDense = Annotated[bool, typer.Option("--compare-dense", help="Measure the dense model, too.")]
+FeaturesFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        help="Keep what models say of each video here, for later runs; needs gigabytes. [default: beside the results "
+        "file until the end]",
+    ),
+]
+
 # --- how it runs --------------------------------------------------------------------------------------------------
 
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")]
