@@ -159,7 +159,7 @@ def _recipes(structure: Structure) -> Iterator[Recipe]:
 def _predicted(model: nn.Module, structure: Structure, schedule: Schedule, images: Any) -> dict[str, int]:
     """Compute from the dense model's shapes how many tokens each cut leaves."""
     sides = _sides(model, structure, schedule, images)
-    if not hasattr(structure.layout, "arrange"):
+    if not hasattr(structure.layout, "arrange") and structure.sides is None:
         tokens = structure.tokens or math.prod(next(iter(sides.values())))
         return {structure.sites[block].name: left for block, left in schedule.kept(tokens).items()}
     expected: dict[str, int] = {}
@@ -193,7 +193,8 @@ def _sides(model: nn.Module, structure: Structure, schedule: Schedule, images: A
 
     def note(name: str, output: Any) -> None:
         layout = structure.layout
-        sides[name] = layout.grid(output) or (layout.tokens(output).shape[1],)
+        grid = layout.grid(output) if structure.sides is None else structure.grid_of(images)  # a map in a sequence
+        sides[name] = grid or (layout.tokens(output).shape[1],)
 
     handles = []
     for number in schedule.drops:

@@ -97,6 +97,11 @@ def test_a_cut_whose_places_nobody_knows_is_looked_for_by_its_shape(monkeypatch)
     assert "nothing went behind Mixed_6e" in checking.looked_at("inception_v3", check=True)["why"]
 
 
+def test_lines_of_maps_that_travel_as_sequences_are_predicted():
+    row = checking.looked_at("xcit_nano_12_p16_224", check=True)
+    assert (row["state"], row["kept"]) == ("pruned", "144 100 64")
+
+
 def test_other_numbers_than_the_dense_models_are_wrong(monkeypatch):
     built = []
     monkeypatch.setattr(checking, "build", lambda *args: built[-1])
