@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,8 @@ from rich.table import Table
 
 from repshift.analysis.output import options
 from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
-from repshift.errors import UnknownNameError
+from repshift.analysis.throughput.suite_command import bench_suite, refuse_other_options
+from repshift.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
     from repshift.analysis.throughput.comparison import Comparison
@@ -23,7 +25,8 @@ BUSY = 0.1  # quartiles further apart than this share of the median are said to 
 
 
 def bench(
-    model: options.Model,
+    context: typer.Context,
+    model: options.ModelOrNone = None,
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
@@ -59,10 +62,25 @@ def bench(
     num_warm_iter: Annotated[int, typer.Option(min=1, help="Forwards of each method before.")] = 10,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory, too.")] = True,
     retry: options.Retry = False,
+    suite: Annotated[
+        str | None, typer.Option(help="Measure several models at once instead: gpu or cpu.", metavar="gpu|cpu")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="With --suite: write a page of its tables, in Markdown.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="With --suite: begin no case after so long. [default: all are done]")
+    ] = None,
+    resume: options.Resume = None,
     results_file: options.ResultsFile = None,
     results_format: options.ResultsFormat = None,
 ) -> None:
     """Time the dense model, pruning by the shift, its baselines and the limit of all, in turn within one process."""
+    if suite is not None:
+        refuse_other_options(context)
+        return bench_suite(suite, page, minutes, threads, memory, results_file, results_format, resume)
+    if said := [f"--{name}" for name in ("page", "minutes", "resume") if context.params[name] is not None]:
+        raise DataError(f"{', '.join(said)} says something of a suite. Give --suite gpu, or leave that out.")
+    if model is None:
+        raise DataError("Nothing was said to be timed. Give --model NAME, or --suite gpu.")
     batch_sizes = _numbers(batch_size or ["16"])
     import torch
 
