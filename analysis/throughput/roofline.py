@@ -20,7 +20,12 @@ SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices that are multiplied
 COPIED = {"cuda": 2**30, "cpu": 2**28}  # bytes, more than any cache holds
 ROUNDS = 5
 # beside views: what only sets memory aside, or looks at it in another shape
-NOTHING_MOVES = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided, torch.ops.aten._unsafe_view)
+NOTHING_MOVES = (
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten._unsafe_view,
+)
 
 
 @dataclass(frozen=True)
