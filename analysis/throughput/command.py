@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -16,7 +16,11 @@ from repshift.analysis.throughput.suite_command import bench_suite, refuse_other
 from repshift.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from repshift import Recipe
     from repshift.analysis.throughput.comparison import Comparison
+    from repshift.analysis.throughput.setup import Setup
 
 Row = Mapping[str, Any]
 WIDE = 110  # columns that the whole table needs
@@ -39,6 +43,13 @@ def bench(
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
     methods: options.Methods = None,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="Time the paper's columns, too: dense and attention score by eager attention, shift by flash.",
+        ),
+    ] = False,
     compare: options.Compare = None,
     batch_size: Annotated[
         list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
@@ -74,26 +85,22 @@ def bench(
     if suite is not None:
         refuse_other_options(context)
         return bench_suite(suite, page, minutes, threads, memory, results_file, results_format, resume)
-    if said := [f"--{name}" for name in ("page", "minutes", "resume") if context.params[name] is not None]:
-        raise DataError(f"{', '.join(said)} says something of a suite. Give --suite gpu, or leave that out.")
-    if model is None:
-        raise DataError("Nothing was said to be timed. Give --model NAME, or --suite gpu.")
+    name = _model_alone(model, context)
     batch_sizes = _numbers(batch_size or ["16"])
     import torch
 
     from repshift.analysis.output.files import output_file
-    from repshift.analysis.output.results import Results, environment, write_results
     from repshift.analysis.output.results import results_format as checked_format
     from repshift.analysis.subjects.devices import choose_device
     from repshift.analysis.subjects.limits import check_batch, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
-    from repshift.analysis.subjects.methods import DENSE, choose_methods, further_recipes
+    from repshift.analysis.subjects.methods import further_recipes
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
-    from repshift.analysis.throughput.setup import PLAIN, Setup, with_plain_attention
+    from repshift.analysis.throughput.setup import Setup
 
-    (asked, plain), further = _asked(methods), further_recipes(compare or ())
+    asked, further = _asked(methods, paper), further_recipes(compare or ())
     for size in batch_sizes:
         check_batch(size)
     check_threads(threads)
@@ -103,22 +110,57 @@ def bench(
     chosen = str(choose_device(device))
     settings = model_options(num_classes, model_kwargs) | ({} if frames is None else {"frames": frames})
     built = ModelOptions(pretrained, checkpoint, use_ema, img_size, input_size, settings)
-    setup = Setup(model, built, precision, attention, channels_last, torchcompile, chosen)
+    setup = Setup(name, built, precision, attention, channels_last, torchcompile, chosen)
     measured_by = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
     # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
-    pruned = chosen_recipe(recipe, drop, drop_r, model=model, shown=measured_by, **measured_by)
+    pruned = chosen_recipe(recipe, drop, drop_r, model=name, shown=measured_by, **measured_by)
     torch.set_num_threads(threads or torch.get_num_threads())
     if chosen.startswith("cpu"):
         keep_freed_memory()
+    models = _models(setup, pruned, asked, further)
+    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory)
+    _run_all(comparison, batch_sizes, retry, results_file, results_format)
+
+
+def _model_alone(model: str | None, context: typer.Context) -> str:
+    """Return the model's name, and refuse what is said of a suite without one."""
+    said = [f"--{name}" for name in ("page", "minutes", "resume") if context.params[name] is not None]
+    if said:
+        raise DataError(f"{', '.join(said)} says something of a suite. Give --suite gpu, or leave that out.")
+    if model is None:
+        raise DataError("Nothing was said to be timed. Give --model NAME, or --suite gpu.")
+    return model
+
+
+def _models(setup: Setup, pruned: Recipe | None, asked: _Asked, further: Mapping[str, Recipe]) -> dict[str, nn.Module]:
+    """Make the models that are compared, in the order of the table."""
+    from repshift.analysis.subjects.methods import DENSE, choose_methods
+    from repshift.analysis.throughput.setup import PLAIN, as_in_the_paper, with_plain_attention
+
     dense = setup.load()
-    models, remarks = choose_methods(dense, pruned, asked, setup.input_size(dense), further=further)
-    videos = len(setup.input_size(dense)) == 4  # their sequences are long, and maps of attention large
-    if plain or (videos and methods is None):
-        models = {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
+    size = setup.input_size(dense)
+    models, remarks = choose_methods(dense, pruned, asked.methods, size, further=further)
     for remark in remarks:
         note(f"note: {remark}")
-    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory)
-    measured = environment(chosen)
+    if asked.paper:
+        return {DENSE: dense, **as_in_the_paper(dense, pruned), **models}
+    videos = len(size) == 4  # their sequences are long, and maps of attention large
+    if asked.plain or (videos and asked.methods is None):
+        return {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
+    return models
+
+
+def _run_all(
+    comparison: Comparison,
+    batch_sizes: Sequence[int],
+    retry: bool,
+    results_file: Path | None,
+    results_format: str | None,
+) -> None:
+    """Measure and show all batch sizes, and write what was measured after each."""
+    from repshift.analysis.output.results import Results, environment, write_results
+
+    measured = environment(comparison.setup.device)
     rows: list[dict[str, Any]] = []
     try:
         for size in batch_sizes:
@@ -135,18 +177,26 @@ def bench(
         note(f"results: {results_file}")
 
 
-def _asked(methods: str | None) -> tuple[list[str] | None, bool]:
+class _Asked(NamedTuple):
+    """What ``--methods`` and ``--paper`` ask for."""
+
+    methods: list[str] | None
+    plain: bool
+    paper: bool
+
+
+def _asked(methods: str | None, paper: bool) -> _Asked:
     """Read ``--methods``, to which the limit belongs, and whether plain attention is among them."""
-    from repshift.analysis.subjects.methods import DENSE, LIMIT, read_methods
+    from repshift.analysis.subjects.methods import DENSE, LIMIT, SHIFT, read_methods
     from repshift.analysis.throughput.setup import PLAIN
 
     if methods is None:
-        return None, False
+        return _Asked([SHIFT, LIMIT] if paper else None, False, paper)
     names = read_methods(methods, (PLAIN,)) or []
     asked = [name for name in names if name != PLAIN] or [DENSE]
     if set(asked) != {DENSE}:
         asked.append(LIMIT)  # the efficiency is against it
-    return asked, PLAIN in names
+    return _Asked(asked, PLAIN in names, paper)
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift import recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
 from repshift.analysis.subjects.methods import DENSE, LIMIT
 from repshift.analysis.subjects.recipes import measured_columns, pruning_of, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
-from repshift.analysis.throughput.setup import PLAIN, Setup
+from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
 
@@ -116,7 +117,9 @@ class Comparison:
     def _peak(self, name: str, call: Callable[[], object], batch_size: int) -> int | None:
         if torch.device(self.setup.device).type == "cuda":
             return peak_on_gpu(call, self.setup.device)
-        setup = replace(self.setup, attention=PLAIN) if name == PLAIN else self.setup
+        recipe = recipe_of(self.models[name])
+        chosen = self.setup.attention if recipe is None or recipe.attention is None else recipe.attention
+        setup = replace(self.setup, attention=chosen)
         return peak_on_cpu(setup, pruning_of(self.models[name]), batch_size, self.threads)
 
     def _row(self, name: str, images: Tensor, seconds: Seconds, peak: int | None) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class Comparison:
             **measured_columns(model),
             "kept_tokens": None if work.tokens is None else list(work.tokens),
             "precision": self.setup.precision,
-            "attention": PLAIN if name == PLAIN else self.setup.attention_of(model),
+            "attention": self.setup.attention_of(model),
             "channels_last": self.setup.channels_last,
             "torchcompile": self.setup.torchcompile,
             "recipe": whole_recipe(model),

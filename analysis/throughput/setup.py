@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from repshift import attention, recipe_of
+from repshift import Recipe, attention, recipe_of
 from repshift.analysis.samples.images import data_config
 from repshift.analysis.subjects.devices import choose_device
+from repshift.analysis.subjects.methods import ATTENTION, SHIFT, recipe_for
 from repshift.analysis.subjects.models import ModelOptions
+from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.subjects.sizes import build_model
-from repshift.errors import UnknownNameError
+from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
 from repshift.kernels import KERNELS
 from repshift.registry import suggest
 
@@ -28,6 +30,7 @@ PRECISIONS = {
     "amp_bfloat16": (torch.float32, torch.bfloat16),
 }
 PLAIN = "eager"  # the method that is the dense model with plain attention
+FLASH = "flash"
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,33 @@ def with_plain_attention(model: nn.Module) -> nn.Module:
         UnsupportedModelError: If it has no attention whose kernel can be chosen.
     """
     return attention(model, PLAIN)
+
+
+def as_in_the_paper(dense: nn.Module, pruned: Recipe | None) -> dict[str, nn.Module]:
+    """Make the three models whose speed the paper compares, by the names of their rows.
+
+    These are the dense model with plain attention; the same pruned by the attention score, which it takes from the maps
+    that plain attention holds; and pruned by the shift with FlashAttention.
+
+    Args:
+        dense: The model, with whatever attention.
+        pruned: Schedule, pruner, and what the shift measures.
+
+    Raises:
+        ScheduleError: If there is no schedule.
+        UnsupportedModelError: If the model has no attention of which kernels can be chosen, or none scores.
+
+    Source: arXiv 2508.00367, tables 1 and 2.
+    """
+    if pruned is None or pruned.schedule is None:
+        raise ScheduleError("--paper compares what prunes. Give --drop 0.2@0,3,6, or a --recipe that drops.")
+    made = {PLAIN: with_plain_attention(dense)}
+    for score in ATTENTION:
+        with suppress(UnsupportedModelError):
+            made[f"{score} ({PLAIN})"] = attention(apply(recipe_for(score, pruned), dense), PLAIN)
+            break
+    else:
+        raise UnsupportedModelError(
+            f"{type(dense).__name__} can be scored by none of {', '.join(ATTENTION)}. Leave --paper out."
+        )
+    return made | {f"{SHIFT} ({FLASH})": attention(apply(recipe_for(SHIFT, pruned), dense), FLASH)}

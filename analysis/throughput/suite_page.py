@@ -19,9 +19,10 @@ HEADINGS = (
     "matmul %",
     "memory %",
 )
-LEGEND = """- **speed-up**: time of the dense model in the same table / time of this row, round by round; its attention is fused, and
-  `eager` is the same model with plain attention. **efficiency**: time of `oracle_free`, which drops as many tokens but
-  measures, ranks and gathers nothing, / time of this row.
+LEGEND = """\
+- **speed-up**: time of the dense model in the same table / time of this row, round by round; its attention is fused,
+  and `eager` is the same model with plain attention. **efficiency**: time of `oracle_free`, which drops as many tokens
+  but measures, ranks and gathers nothing, / time of this row.
 - **matmul %**: multiply-accumulates a second, as a share of what one product of two large matrices reached.
   **memory %**: bytes a second, if each operation reads its inputs and writes its outputs once, as a share of what
   copying a large tensor reached; a compiler joins operations, so there is none for compiled models, and caches may
@@ -41,8 +42,8 @@ def suite_page(name: str, measured: Measured) -> str:
     parts = [
         f"# {device}",
         f"```sh\nrepshift bench --suite {name} --results-file {name}.json --page {name}.md\n```",
-        f"{', '.join(f'{key} {value}' for key, value in said.items())}. Measured of the device: {macs / 1e3:.2f} TMACs/s "
-        f"(two large matrices), {copied:.0f} GB/s (a copy, read and written).",
+        f"{', '.join(f'{key} {value}' for key, value in said.items())}. Measured of the device: {macs / 1e3:.2f} "
+        f"TMACs/s (two large matrices), {copied:.0f} GB/s (a copy, read and written).",
         LEGEND,
         *(_section(title, rows) for title, rows in case_of(measured.rows).items()),
     ]

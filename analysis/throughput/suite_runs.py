@@ -34,8 +34,9 @@ class Measured:
     """What a suite came to.
 
     Attributes:
-        rows: Those of :class:`repshift.analysis.throughput.comparison.Comparison`, and two more columns, ``matmul_share``
-            and ``memory_share``: of the measured rates of the device; the latter is ``None`` for what is compiled.
+        rows: Those of :class:`repshift.analysis.throughput.comparison.Comparison`, and two more columns,
+            ``matmul_share`` and ``memory_share``: of the measured rates of the device; the latter is ``None`` for what
+            is compiled.
         failed: Cases that do not run here, with why.
         left: How many cases there was no time for.
         environment: With what it was measured, and the rates of the device.
@@ -146,12 +147,13 @@ def _rows(suite: Suite, case: Case, rates: Rates, memory: bool) -> list[Row]:
         ModelOptions(options=options),
         suite.precision,
         channels_last=case.channels_last,
+        attention=suite.attention if case.attends else None,
         torchcompile=case.torchcompile,
         device=suite.device,
     )
     dense = setup.load()
     models, _ = choose_methods(dense, Recipe(case.schedule), case.methods, setup.input_size(dense))
-    if case.plain:
+    if case.attends:
         models = {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
     comparison = Comparison(setup, models, suite.rounds, suite.warm_up, torch.get_num_threads(), memory=memory)
     rows = comparison.run(case.batch_size)

@@ -19,7 +19,7 @@ class Case:
         batch_size: Of images or videos.
         methods: Beside the dense model.
         frames: Of videos.
-        plain: Whether the dense model with plain attention is timed, too.
+        attends: Whether it has attention, by the suite's kernel; the dense model with plain attention is timed, too, then.
         channels_last: See :class:`repshift.analysis.throughput.setup.Setup`.
         torchcompile: Whether everything is compiled.
     """
@@ -29,7 +29,7 @@ class Case:
     batch_size: int
     methods: tuple[str, ...] = TOKENS
     frames: int | None = None
-    plain: bool = True
+    attends: bool = True
     channels_last: bool = False
     torchcompile: bool = False
 
@@ -46,6 +46,7 @@ class Suite:
         cases: In the order in which they are measured: what is asked for first comes first, since time may run out.
         device: ``cuda`` or ``cpu``.
         precision: Of all of them.
+        attention: What computes attention, see :func:`repshift.attention`.
         rounds: How often each method is timed.
         warm_up: How often each runs before.
     """
@@ -53,6 +54,7 @@ class Suite:
     cases: tuple[Case, ...]
     device: str
     precision: str
+    attention: str
     rounds: int
     warm_up: int = 3
 
@@ -67,25 +69,27 @@ SUITES = {
         _twice(
             Case("deit_base_patch16_224", "0.2@0,3,6", 256),
             Case("umt_b", "0.2@0,1,2", 20, frames=12, methods=("shift", "mnn", "saliency_merge", "oracle_free")),
-            Case("resnet50", "8@0;4@1", 256, LINES, plain=False, channels_last=True),
+            Case("resnet50", "8@0;4@1", 256, LINES, attends=False, channels_last=True),
             Case("deit_small_patch16_224", "0.2@0,3,6", 256),
-            Case("vim_tiny", "0.1@5,10,15", 128, STEPS, plain=False),
+            Case("vim_tiny", "0.1@5,10,15", 128, STEPS, attends=False),
             Case("vit_base_patch16_dinov3", "0.2@0,3,6", 128),
             Case("umt_l", "0.2@0,1,2", 20, frames=12, methods=("shift", "mnn", "oracle_free")),
         ),
         "cuda",
         "bfloat16",
+        "flash",
         rounds=10,
     ),
     "cpu": Suite(
         (
             Case("deit_small_patch16_224", "0.2@0,3,6", 16),
-            Case("resnet50", "8@0;4@1", 8, LINES, plain=False),
-            Case("vim_tiny", "0.1@5,10,15", 4, STEPS, plain=False),
+            Case("resnet50", "8@0;4@1", 8, LINES, attends=False),
+            Case("vim_tiny", "0.1@5,10,15", 4, STEPS, attends=False),
             Case("umt_b", "0.2@0,1,2", 1, frames=12, methods=("shift", "mnn", "oracle_free")),
         ),
         "cpu",
         "float32",
+        "flash",
         rounds=10,
         warm_up=1,
     ),

@@ -185,3 +185,31 @@ def test_a_model_of_images_has_no_frames(bench):
     code, _, err = bench("--frames", 4, "-b", 1)
     assert code == 1
     assert "does not take these options: {'frames': 4}" in err
+
+
+def test_the_papers_columns_stand_beside_ours_each_with_its_attention(bench, tmp_path):
+    code, _, err = bench("--drop", "0.2@0", "-b", 1, "--paper", "--results-file", "p.json")
+    assert (code, err.strip()) == (0, "")
+    rows = read_results(tmp_path / "p.json").rows
+    assert [(row["method"], row["attention"]) for row in rows] == [
+        ("dense", "sdpa"),
+        ("eager", "eager"),
+        ("cls_attention (eager)", "eager"),
+        ("shift (flash)", "flash"),
+        ("shift", "sdpa"),
+        ("oracle_free", "sdpa"),
+    ]
+    assert [row["schedule"] for row in rows] == ["", "", *4 * ["0.2@0"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-m", "tiny_vit", "--paper"), "Give --drop"),
+        (("-m", "tiny_resnet", "--drop", "8@0", "--paper"), "attention"),
+    ],
+)
+def test_the_papers_columns_need_a_schedule_and_attention(run, arguments, said):
+    code, _, err = run(*arguments, *QUICK, "--no-memory")
+    assert code == 1
+    assert said in err

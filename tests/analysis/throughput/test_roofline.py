@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def test_maps_of_attention_move_bytes_that_fused_attention_does_not():
     model = Setup("tiny_vit").load()
     images = torch.zeros(1, 3, 64, 64)
     with torch.inference_mode():
-        fused, plain = (bytes_moved(lambda: each(images)) for each in (model, with_plain_attention(model)))
+        fused, plain = (bytes_moved(partial(each, images)) for each in (model, with_plain_attention(model)))
     heads, tokens = model.blocks[0].attn.num_heads, 257
     # each block writes the map, reads it for the softmax, writes that, and reads it for the product with the values
     assert plain - fused >= 4 * 4 * len(model.blocks) * heads * tokens**2

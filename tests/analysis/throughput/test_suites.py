@@ -15,11 +15,12 @@ from repshift.analysis.throughput.suites import LINES, SUITES, Case, Suite
 SMALL = Suite(
     (
         Case("tiny_vit", "0.2@0", 1, ("shift", "oracle_free")),
-        Case("tiny_resnet", "8@0", 1, LINES, plain=False, channels_last=True),
+        Case("tiny_resnet", "8@0", 1, LINES, attends=False, channels_last=True),
         Case("tiny_umt", "0.2@0", 1, ("shift",), frames=4),
     ),
     "cpu",
     "float32",
+    "sdpa",
     rounds=2,
     warm_up=1,
 )
@@ -34,7 +35,7 @@ def bench(run_command, monkeypatch):
 
 
 def test_all_cases_are_measured_and_shown(bench, tmp_path):
-    code, out, err = bench("--page", "s.md")
+    code, _, err = bench("--page", "s.md")
     assert (code, err.strip()) == (0, "")
     results = read_results(tmp_path / "s.json")
     methods = [(row["model"], row["method"]) for row in results.rows]
@@ -60,7 +61,7 @@ def test_all_cases_are_measured_and_shown(bench, tmp_path):
 
 def test_what_does_not_run_is_said_and_the_rest_is_measured(bench, tmp_path, monkeypatch):
     cases = (Case("tiny_vit", "0.2@9", 1, ("shift",)), *SMALL.cases[:1])
-    monkeypatch.setitem(suites.SUITES, "cpu", Suite(cases, "cpu", "float32", 2, 1))
+    monkeypatch.setitem(suites.SUITES, "cpu", Suite(cases, "cpu", "float32", "sdpa", 2, 1))
     code, out, _ = bench("--page", "s.md")
     assert code == 0
     assert "not measured: tiny_vit, 0.2@9: " in out
