@@ -52,7 +52,7 @@ def ablate(
     ] = None,
     num_samples: options.NumSamples = None,
     batch_size: options.BatchSize = 50,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     split: options.Split = "validation",
     dataset: options.Dataset = "",
     class_map: options.ClassMap = None,
@@ -140,7 +140,7 @@ def _measure(
     settings: Sequence[StudySetting],
     samples: Samples,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     seed: int,
     draws: int,
 ) -> list[Point]:

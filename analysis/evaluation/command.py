@@ -66,7 +66,7 @@ def evaluate(
     seeds: options.Seeds = None,
     compare_dense: options.CompareDense = False,
     batch_size: options.BatchSize = 256,
-    workers: options.Workers = 4,
+    workers: options.Workers = None,
     use_train_size: Annotated[bool, typer.Option("--use-train-size", help="The model's size for training.")] = False,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the side that the crop keeps.")] = None,
     crop_mode: Annotated[str | None, typer.Option(help="center, squash or border.")] = None,

@@ -80,7 +80,7 @@ class EvaluationSettings:
     real_labels: str | None = None
     valid_labels: str | None = None
     batch_size: int = 256
-    workers: int = 4
+    workers: int | None = None
     amp: bool = False
     amp_dtype: str = "float16"
     model_dtype: str = "float32"

@@ -57,7 +57,7 @@ def fidelity(
     residual: options.Residual = False,
     pruner: options.Pruner = None,
     batch_size: options.BatchSize = 32,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the random score and of random weights.")] = 0,
     on_error: options.OnError = "stop",

@@ -70,7 +70,12 @@ def finetune(
     suffixes: options.Suffixes = None,
     skip_other_files: options.SkipOtherFiles = False,
     seed: Annotated[int, typer.Option(help="Another seed gives another order and augmentation.")] = 42,
-    workers: options.Workers = 4,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", "-j", help="Processes that load images, for each that trains; what they draw depends on it."
+        ),
+    ] = 4,
     device: options.Device = None,
     resume: Annotated[bool, typer.Option(help="Go on from the state in --output, if there is one.")] = True,
 ) -> None:

@@ -174,7 +174,16 @@ FeaturesFolder = Annotated[
 # --- how it runs --------------------------------------------------------------------------------------------------
 
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")]
-Workers = Annotated[int, typer.Option("--workers", "-j", help="Processes that load images, for each that computes.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-j",
+        help="Processes that load images, for each that computes. [default: beside a GPU as many as there are "
+        "processors for, at most 8; on a CPU none]",
+        show_default=False,
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")]
 Amp = Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")]
 AmpDtype = Annotated[str, typer.Option(help="float16 or bfloat16, for --amp; training in float16 takes a GPU.")]

@@ -56,7 +56,7 @@ def probe(
     residual: options.Residual = False,
     pruner: options.Pruner = None,
     batch_size: options.BatchSize = 32,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the images held back, the random score, random weights.")] = 0,
     on_error: options.OnError = "stop",

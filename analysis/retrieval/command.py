@@ -61,7 +61,7 @@ def retrieve(
     against: options.Against = None,
     seeds: options.Seeds = None,
     batch_size: options.BatchSize = 8,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     device: options.Device = None,
     amp: options.Amp = False,
     amp_dtype: options.AmpDtype = "float16",

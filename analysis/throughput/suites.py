@@ -19,7 +19,7 @@ class Case:
         batch_size: Of images or videos.
         methods: Beside the dense model.
         frames: Of videos.
-        attends: Whether it has attention, by the suite's kernel; the dense model with plain attention is timed, too, then.
+        attends: Whether it has attention, by the kernel of the suite; then plain attention is timed, too.
         channels_last: See :class:`repshift.analysis.throughput.setup.Setup`.
         torchcompile: Whether everything is compiled.
     """
