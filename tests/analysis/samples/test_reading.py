@@ -12,9 +12,9 @@ from repshift import load_model
 from repshift.analysis.samples.batches import Share
 from repshift.analysis.samples.canvases import evaluation_canvases
 from repshift.analysis.samples.data import open_samples
-from repshift.analysis.samples.processes import usual_workers
 from repshift.analysis.samples.images import normalised
 from repshift.analysis.samples.preprocessing import evaluation_config
+from repshift.analysis.samples.processes import usual_workers
 
 
 def seen_by_timm(model, folder, **options):
