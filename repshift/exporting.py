@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from repshift.errors import MissingPackageError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.registry import suggest
@@ -23,7 +25,7 @@ from repshift.registry import suggest
 SAID = "repshift.json"  # what a file says of itself, where its format has a place for that
 INPUT, BATCH = "images", "batch"  # names in the program
 MOST_OF_ONNX = 2**31 - 2**24  # bytes of weights; a file of ONNX is one message, of which protobuf reads 2 GiB
-OPERATORS = "repshift"  # the namespace of our own, which a program needs to run
+OPERATORS = {"repshift.selective_scan": "repshift.backbones.scan.operator"}  # our own, and where they are registered
 Program = Callable[[Tensor], Any]
 
 
@@ -83,16 +85,38 @@ def capture(model: nn.Module, images: Tensor, batches: Batches) -> torch.export.
         return torch.export.export(model, (images,), dynamic_shapes=batches.shapes(), strict=False)
 
 
-def operators(program: torch.export.ExportedProgram) -> list[str]:
-    """List the operators of our own that a program calls, which have to be imported before it is loaded."""
-    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    return sorted(name for name in names if name.startswith(f"{OPERATORS}."))
+def largest_difference(found: Any, expected: Any) -> float:
+    """Compare all floating-point tensors of two answers.
+
+    Returns:
+        The largest difference, as a share of the largest number of its tensor; infinite if the shapes differ, or
+        something is no number.
+    """
+    largest = 0.0
+    for one, other in zip(_tensors(found), _tensors(expected), strict=True):
+        if one.shape != other.shape:
+            return math.inf
+        off = float((one - other).abs().max()) / max(float(other.abs().max()), torch.finfo(other.dtype).tiny)
+        largest = max(largest, off) if math.isfinite(off) else math.inf
+    return largest
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _modules_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """List the modules of the operators of our own that a program calls."""
+    names = {str(node.target).removesuffix(".default") for node in program.graph.nodes if node.op == "call_function"}
+    return tuple(sorted({OPERATORS[name] for name in names if name in OPERATORS}))
 
 
 # --- the formats --------------------------------------------------------------------------------------------------
 
 
-def write_pt2(model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any]) -> None:
+def write_pt2(
+    model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Write what ``torch.export.load`` reads; see :data:`FORMATS`.
 
     Args:
@@ -102,15 +126,21 @@ def write_pt2(model: nn.Module, images: Tensor, batches: Batches, path: Path, sa
         path: Ends in ``.pt2``.
         said: Plain values to say in the file.
 
+    Returns:
+        Modules to import before it is loaded, since they have operators that it calls.
+
     Raises:
         UnsupportedModelError: If the model cannot be captured.
     """
     program = capture(model, images, batches)
     with _quiet():
         torch.export.save(program, path, extra_files={SAID: json.dumps(dict(said))})
+    return _modules_of(program)
 
 
-def write_aoti(model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any]) -> None:
+def write_aoti(
+    model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Write what ``torch._inductor.aoti_load_package`` reads: compiled code for this kind of machine and its weights.
 
     Args:
@@ -119,6 +149,9 @@ def write_aoti(model: nn.Module, images: Tensor, batches: Batches, path: Path, s
         batches: See there.
         path: Ends in ``.pt2``.
         said: Plain values to say in the file.
+
+    Returns:
+        Modules to import before it is loaded, since they have operators that it calls.
 
     Raises:
         MissingPackageError: If there is no compiler.
@@ -129,9 +162,12 @@ def write_aoti(model: nn.Module, images: Tensor, batches: Batches, path: Path, s
     told = {"aot_inductor.metadata": {SAID: json.dumps(dict(said))}}
     with _explained(model, "aoti"), torch.no_grad(), _quiet():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=told)
+    return _modules_of(program)
 
 
-def write_onnx(model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any]) -> None:
+def write_onnx(
+    model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Write an ONNX file, whose input is called ``images``; what is said of it are its ``metadata_props``.
 
     Args:
@@ -141,6 +177,9 @@ def write_onnx(model: nn.Module, images: Tensor, batches: Batches, path: Path, s
         path: Ends in ``.onnx``.
         said: Plain values to say in the file.
 
+    Returns:
+        Modules to import before it is loaded, since they have operators that it calls.
+
     Raises:
         MissingPackageError: If a package is not installed.
         UnsupportedModelError: If the model cannot be captured, has an operation that ONNX lacks, or is too large.
@@ -149,8 +188,8 @@ def write_onnx(model: nn.Module, images: Tensor, batches: Batches, path: Path, s
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if held > MOST_OF_ONNX:
         raise UnsupportedModelError(
-            f"This {type(model).__name__} holds {held / 2**30:.1f} GiB of weights, and a file of ONNX takes less than 2 "
-            "GiB. Choose the format pt2."
+            f"This {type(model).__name__} holds {held / 2**30:.1f} GiB of weights, and a file of ONNX takes less than "
+            "2 GiB. Choose the format pt2."
         )
     with _explained(model, "onnx"), torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -165,6 +204,7 @@ def write_onnx(model: nn.Module, images: Tensor, batches: Batches, path: Path, s
         assert program is not None
         program.model.metadata_props[SAID] = json.dumps(dict(said))
         program.save(str(path), external_data=False)
+    return ()
 
 
 def load_pt2(path: Path) -> Program:
@@ -205,13 +245,13 @@ class Format:
 
     Attributes:
         ending: Of the files.
-        write: Writes a program: model, images, batches, path, what is said in the file.
+        write: Writes a program: model, images, batches, path, what is said in the file; see :func:`write_pt2`.
         load: Makes a function of images of the file.
         lines: Python that loads and runs it, with ``{path}`` for the file's name.
     """
 
     ending: str
-    write: Callable[[nn.Module, Tensor, Batches, Path, Mapping[str, Any]], None]
+    write: Callable[[nn.Module, Tensor, Batches, Path, Mapping[str, Any]], tuple[str, ...]]
     load: Callable[[Path], Program]
     lines: tuple[str, str]
 
@@ -295,7 +335,8 @@ def _require_packages(*names: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what exporters tell their developers away from users."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "torch.export", "torch.utils.cpp_extension", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
