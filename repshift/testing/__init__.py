@@ -63,7 +63,8 @@ def check_backbone(model: nn.Module, images: Tensor, recipe: Recipe | None = Non
     tokens that are left are treated as in the dense model, and merged ones count for all that they are;
     that images do not disturb each other; that the original stays as it was and shares its weights; that the pruned
     model compiles in any order and with graph breaks, exports for any batch, stays on its device, copies, pickles,
-    trains and runs in several threads; that nothing of a forward is left, even if it fails anywhere; and that trackers see what happens, and nothing else.
+    trains and runs in several threads; that nothing of a forward is left, even if it fails anywhere; and that
+    trackers see what happens, and nothing else.
 
     Args:
         model: A model that a registered backbone knows, in evaluation mode, small enough to run some hundred times.
