@@ -86,6 +86,8 @@ def _written_by(command: str, options: Mapping[str, Any]) -> Iterator[Path]:
         yield place
         if command == "curves":
             yield place.with_name(f"{place.stem}.points.csv")
+        if command == "export":
+            yield place.with_name(f"{place.name}.json")
 
 
 def _read_by(options: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:

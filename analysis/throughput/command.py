@@ -64,6 +64,13 @@ def bench(
     attention: options.Attention = None,
     channels_last: options.ChannelsLast = False,
     torchcompile: options.Torchcompile = False,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="What runs the models, with commas: eager, compile (--torchcompile), aoti (AOTInductor), onnx "
+            "(onnxruntime, on a CPU). [default: eager]"
+        ),
+    ] = None,
     device: options.Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU. [default: torch's choice]")] = None,
     num_bench_iter: Annotated[int, typer.Option(min=1, help="Rounds in which every method has its turn.")] = 40,
@@ -90,6 +97,7 @@ def bench(
     import torch
 
     from repshift.analysis.output.files import output_file
+    from repshift.analysis.output.results import environment
     from repshift.analysis.output.results import results_format as checked_format
     from repshift.analysis.subjects.devices import choose_device
     from repshift.analysis.subjects.limits import check_batch, check_threads
@@ -98,9 +106,11 @@ def bench(
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
+    from repshift.analysis.throughput.runtimes import check_runtimes, read_runtimes
     from repshift.analysis.throughput.setup import Setup
 
     asked, further = _asked(methods, paper), further_recipes(compare or ())
+    runtimes = read_runtimes(runtime, torchcompile)
     for size in batch_sizes:
         check_batch(size)
     check_threads(threads)
@@ -111,6 +121,7 @@ def bench(
     settings = model_options(num_classes, model_kwargs) | ({} if frames is None else {"frames": frames})
     built = ModelOptions(pretrained, checkpoint, use_ema, img_size, input_size, settings)
     setup = Setup(name, built, precision, attention, channels_last, torchcompile, chosen)
+    check_runtimes(setup, runtimes)
     measured_by = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
     # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
     pruned = chosen_recipe(recipe, drop, drop_r, model=name, shown=measured_by, **measured_by)
@@ -118,8 +129,9 @@ def bench(
     if chosen.startswith("cpu"):
         keep_freed_memory()
     models = _models(setup, pruned, asked, further)
-    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory)
-    _run_all(comparison, batch_sizes, retry, results_file, results_format)
+    used = torch.get_num_threads()
+    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, used, memory=memory, runtimes=runtimes)
+    _measure_all(comparison, batch_sizes, retry, environment(chosen), results_file, results_format)
 
 
 def _model_alone(model: str | None, context: typer.Context) -> str:
@@ -150,33 +162,6 @@ def _models(setup: Setup, pruned: Recipe | None, asked: _Asked, further: Mapping
     return models
 
 
-def _run_all(
-    comparison: Comparison,
-    batch_sizes: Sequence[int],
-    retry: bool,
-    results_file: Path | None,
-    results_format: str | None,
-) -> None:
-    """Measure and show all batch sizes, and write what was measured after each."""
-    from repshift.analysis.output.results import Results, environment, write_results
-
-    measured = environment(comparison.setup.device)
-    rows: list[dict[str, Any]] = []
-    try:
-        for size in batch_sizes:
-            done = _measure(comparison, size, retry)
-            _show(done)
-            rows += done
-            if results_file is not None:  # after each, since a later one may not fit into memory
-                write_results(results_file, Results("bench", rows, measured), results_format)
-    except KeyboardInterrupt:
-        kept = f"the batch sizes before are in {results_file}" if rows and results_file else "nothing was written"
-        raise interrupted(kept) from None
-    note(", ".join(f"{name} {value}" for name, value in measured.items()))
-    if results_file is not None:
-        note(f"results: {results_file}")
-
-
 class _Asked(NamedTuple):
     """What ``--methods`` and ``--paper`` ask for."""
 
@@ -202,6 +187,7 @@ def _asked(methods: str | None, paper: bool) -> _Asked:
 def _cells(row: Row) -> dict[str, str]:
     return {
         "method": row["method"],
+        "runtime": row["runtime"],
         "samples/s": f"{row['samples_per_sec']:.1f}",
         "ms": f"{row['step_time']:.2f}",
         "quartiles": f"{row['step_time_low']:.2f} to {row['step_time_high']:.2f}",
@@ -219,6 +205,33 @@ def _numbers(given: Sequence[str]) -> list[int]:
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise UnknownNameError(f"--batch-size got {', '.join(given)!r}, expected positive numbers, as 1,16,64.")
     return [int(word) for word in words]
+
+
+def _measure_all(
+    comparison: Comparison,
+    batch_sizes: Sequence[int],
+    retry: bool,
+    measured: Mapping[str, Any],
+    results_file: Path | None,
+    results_format: str | None,
+) -> None:
+    """Measure, show and write one batch size after the other."""
+    from repshift.analysis.output.results import Results, write_results
+
+    rows: list[dict[str, Any]] = []
+    try:
+        for size in batch_sizes:
+            done = _measure(comparison, size, retry)
+            _show(done)
+            rows += done
+            if results_file is not None:  # after each, since a later one may not fit into memory
+                write_results(results_file, Results("bench", rows, measured), results_format)
+    except KeyboardInterrupt:
+        kept = f"the batch sizes before are in {results_file}" if rows and results_file else "nothing was written"
+        raise interrupted(kept) from None
+    note(", ".join(f"{name} {value}" for name, value in measured.items()))
+    if results_file is not None:
+        note(f"results: {results_file}")
 
 
 def _measure(comparison: Comparison, batch_size: int, retry: bool) -> list[dict[str, Any]]:
@@ -253,9 +266,11 @@ def _show(rows: Sequence[Row]) -> None:
     table = Table(title=", ".join([title, *([first["attention"]] if first["attention"] else [])]), title_justify="left")
     cells = [_cells(row) for row in rows]
     # a narrow terminal has the results file for the rest; what is no terminal has no width at all
+    left_out = () if any(row["runtime"] != "eager" for row in rows) else ("runtime",)
+    cells = [{name: cell for name, cell in row.items() if name not in left_out} for row in cells]
     shown = [name for name in cells[0] if console.width >= WIDE or not console.is_terminal or name not in LEFT_OUT]
     for heading in shown:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading in ("method", "runtime") else "right", no_wrap=True)
     for row in cells:
         table.add_row(*(row[heading] for heading in shown))
     wide = console if console.is_terminal else Console(width=max(WIDE, console.width))

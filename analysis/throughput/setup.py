@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift import Recipe, attention, recipe_of
-from repshift.analysis.samples.images import data_config
+from repshift.analysis.samples.images import input_size
 from repshift.analysis.subjects.devices import choose_device
 from repshift.analysis.subjects.methods import ATTENTION, SHIFT, recipe_for
 from repshift.analysis.subjects.models import ModelOptions
@@ -82,9 +82,7 @@ class Setup:
 
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """Return channels, rows and columns of the images; of videos the frames before them."""
-        size = tuple(data_config(model)["input_size"])
-        frames = (getattr(model, "pretrained_cfg", None) or {}).get("frames")
-        return size if frames is None else (frames, *size)
+        return input_size(model)
 
     def images(self, model: nn.Module, batch_size: int) -> Tensor:
         """Draw images ``(batch, channels, rows, columns)``, or videos, as the model takes them."""

@@ -10,8 +10,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
+from repshift.exporting import Batches, capture
 from repshift.pruning import dense
 from repshift.testing.subjects import BackboneError, Subject, leftovers, require_close, require_equal, tensors_of
 
@@ -30,15 +32,17 @@ def copies_prune_alike(subject: Subject) -> None:
 
 
 def exports_prune_alike(subject: Subject) -> None:
-    """Compare what torch.export makes of the pruned model, and see that it can be saved.
+    """Compare what torch.export makes of the pruned model, at batches of any size, and see that it can be saved.
 
     Raises:
         BackboneError: If the promise is not kept.
     """
     pruned = subject.pruned()
-    exported = torch.export.export(pruned, (subject.images,), strict=False)
+    exported = capture(pruned, subject.images, Batches())
+    program = exported.module()
     with torch.no_grad():
-        require_close(exported.module()(subject.images), pruned(subject.images), "of the exported model")
+        for images in _batches(subject):
+            require_close(program(images), pruned(images), f"of the exported model at batch {images.shape[0]}")
     torch.export.save(exported, io.BytesIO())
 
 
@@ -55,6 +59,24 @@ def compiled_models_prune_alike_in_any_order(subject: Subject) -> None:
             for _ in range(2):
                 for fast, model in zip(compiled, order, strict=True):
                     require_close(fast(subject.images), model(subject.images), "of a compiled model")
+
+
+def compiled_models_make_one_more_graph_for_other_batches(subject: Subject) -> None:
+    """Count the graphs of a compiled model that sees batches of several sizes: one, and one for any number.
+
+    (A batch of one has a graph of its own in torch, whatever the model is.)
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
+    pruned, graphs = subject.pruned(), CompileCounter()
+    batches = [subject.images.repeat_interleave(count, 0) for count in (1, 2, 3, 1)]
+    with _fresh_dynamo(), torch.no_grad():
+        compiled = torch.compile(pruned, backend=graphs, fullgraph=True)
+        for images in batches:
+            require_close(compiled(images), pruned(images), f"of a compiled model at batch {images.shape[0]}")
+    if graphs.frame_count > 2:
+        raise BackboneError(f"batches of three sizes took {graphs.frame_count} graphs instead of 2")
 
 
 def graph_breaks_change_nothing(subject: Subject) -> None:
@@ -109,6 +131,10 @@ def a_tracker_does_not_disturb_compiled_models(subject: Subject) -> None:
             if len(tracker.shifts) or len(tracker.kept):
                 raise BackboneError("a tracker recorded some of a compiled model's modules, but not all")
             require_close(compiled(subject.images), expected, "of a compiled model, after it was tracked")
+
+
+def _batches(subject: Subject) -> tuple[Tensor, Tensor]:
+    return subject.images[:1], subject.images.repeat_interleave(2, 0)
 
 
 @contextmanager

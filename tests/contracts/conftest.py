@@ -26,7 +26,7 @@ class Merge:
         kept = keep_highest(candidates.scores, left)
         directions = F.normalize(candidates.tokens, dim=-1)
         joins = (directions @ pick(directions, kept).mT).argmax(-1)
-        return Selection(kept, joins.scatter(1, kept, torch.arange(left).expand_as(kept)))
+        return Selection(kept, joins.scatter(1, kept, torch.arange(left, device=kept.device).expand_as(kept)))
 
 
 @pytest.fixture
