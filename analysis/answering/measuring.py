@@ -189,7 +189,7 @@ def _predict(
         encoding.processes,
         asked.partial and asked.partial / f"{number:04d}",
         {
-            "features": store.folder.name,
+            **store.identity(list(by_video)),
             "questions": hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest(),
         },
         list(by_video),

@@ -181,7 +181,7 @@ def _rank(
     scores = measure_videos(
         encoding.processes,
         asked.partial and asked.partial / f"{number:04d}",
-        _identity(store, asked, queries, wanted),
+        {**store.identity(files), "queries": _identity(asked, queries, wanted)},
         files,
         measure,
         partial(encoding.observe, f"matching ({name})"),
@@ -198,15 +198,10 @@ def _rank(
     )
 
 
-def _identity(
-    store: FeatureStore, asked: Retrieval, queries: Queries, wanted: Mapping[int, list[int]]
-) -> dict[str, Any]:
-    """Return what must be the same for scores of an earlier run to be those of this one."""
+def _identity(asked: Retrieval, queries: Queries, wanted: Mapping[int, list[int]]) -> str:
+    """Return what must be the same, beside the features, for scores of an earlier run to be those of this one."""
     content = json.dumps([queries.files, queries.texts, asked.ids.tolist(), list(wanted.values())])
-    return {
-        "features": store.folder.name,
-        "queries": hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest(),
-    }
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def summarise(

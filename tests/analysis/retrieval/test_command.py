@@ -172,6 +172,29 @@ def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(
     assert not list(tmp_path.glob("r.json.*"))
 
 
+def test_what_was_matched_of_a_video_that_has_changed_is_not_gone_on_with(
+    run_command, moving, options, tmp_path, monkeypatch, stop
+):
+    run = ("retrieve", *options, "--results-file", "r.json")
+    original, calls = PartialValues.add, []
+
+    def killing(self, *rest):
+        if len(calls) == 3:
+            raise stop
+        calls.append(rest)
+        original(self, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PartialValues, "add", killing)
+        with pytest.raises(stop):
+            run_command(*run)
+    (moving.root / moving.names[0]).write_bytes((moving.root / moving.names[7]).read_bytes())
+    code, _, err = run_command(*run, "--resume")
+    assert code == 1
+    assert "belong to another run: videos was" in err
+    assert run_command(*run, "--no-resume")[0] == 0
+
+
 def test_several_captions_paragraphs_and_several_videos_of_a_caption(run_command, moving, options, tmp_path):
     several = [{"video": name, "caption": [caption, "What is it?"]} for name, caption in zip(
         moving.names, moving.captions, strict=True)]  # fmt: skip
