@@ -229,6 +229,7 @@ def test_several_captions_paragraphs_and_several_videos_of_a_caption(run_command
         (["--against", "norm"], "--against"),
         (["--amp", "--amp-dtype", "int8"], "--amp-dtype"),
         (["--model-kwargs", "img_size=32 frames=4 patch_size=8 vocabulary=10"], "--vocab"),
+        (["--model-kwargs", "img_size=32 frames=4 patch_size=8 class_token=1"], "[CLS] is number 2 of"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(run_command, options, changed, named):
