@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift.backbones.umt.checkpoints import ANSWERING
+from repshift.backbones.checkpoints import load_weights
+from repshift.backbones.umt.checkpoints import ANSWERING, started
 from repshift.backbones.umt.decoder import Decoder
 from repshift.backbones.umt.initial import initialise
 from repshift.backbones.umt.model import UMTModel
@@ -22,11 +26,36 @@ class UMTAnswering(UMTModel):
     """
 
     kind = ANSWERING
+    _starting = False
 
     def __init__(self, settings: UMTSettings | None = None) -> None:
         super().__init__(settings, normalised=False)
         self.text_decoder = Decoder(self.settings.text, self.settings.decoder_layers)
         self.apply(initialise)
+
+    def start_from(self, checkpoint: str | Path) -> None:
+        """Take over the weights that the published fine-tuning for question answering starts from.
+
+        Until it is trained the model cannot answer; a trained one is loaded by ``load_model(checkpoint=)``. See
+        :func:`repshift.backbones.umt.checkpoints.started` for what becomes of what.
+
+        Args:
+            checkpoint: A file of pretraining or of retrieval.
+
+        Raises:
+            CheckpointError: If it is of another kind or size, or cannot be read safely.
+        """
+        self._starting = True
+        try:
+            load_weights(self, Path(checkpoint))
+        finally:
+            self._starting = False
+
+    def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+        """Take from a file what this model has, or starts from; see :mod:`repshift.backbones.umt.checkpoints`."""
+        if self._starting:
+            return started(weights, self.state_dict(), self.settings.text.fusion, path)
+        return super().fit_checkpoint(weights, path)
 
     def question_states(self, tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Encode questions while they look at all tokens of their videos (the mode ``multi_modal``).
