@@ -27,6 +27,7 @@ from repshift.analysis.retrieval.matrices import (
 from repshift.analysis.retrieval.queries import Queries
 from repshift.analysis.retrieval.ranking import CUTOFFS, arithmetic_mean, harmonic_mean, hits, ranks_of_best
 from repshift.analysis.samples.passes import Found
+from repshift.analysis.subjects.limits import check_candidates
 from repshift.analysis.video.by_video import measure_videos
 from repshift.analysis.video.encoding import Encoded, Encoding
 from repshift.analysis.video.features import FeatureStore
@@ -62,6 +63,9 @@ class Retrieval:
     candidates: int = CANDIDATES
     pairs: int = 128
     partial: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_candidates(self.candidates)  # before videos are encoded
 
 
 def tokenise(queries: Queries, vocabulary: Path, length: int, taken: TextInput | None = None) -> tuple[Tensor, Tensor]:

@@ -114,12 +114,18 @@ def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(
     assert (tmp_path / "q.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
+def test_no_candidates_are_refused_before_a_video_is_read(run_command, options, monkeypatch):
+    monkeypatch.setattr("repshift.analysis.video.encoding.Encoding.run", None)
+    code, _, err = run_command("answer", *options, "--candidates", "0")
+    assert code == 1
+    assert "0 candidates cannot be looked at" in err
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         (["--dataset", "msvd"], "repshift retrieve"),
         (["--question-length", "40"], "--question-length"),
-        (["--candidates", "0"], "--candidates"),
         (["-m", "tiny_umt"], "umt_b_qa"),
     ],
 )

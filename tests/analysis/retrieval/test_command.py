@@ -215,6 +215,13 @@ def test_several_captions_paragraphs_and_several_videos_of_a_caption(run_command
     assert rows_of(tmp_path / "r.json")["dense"]["texts"] == 8
 
 
+def test_no_candidates_are_refused_before_a_video_is_read(run_command, options, monkeypatch):
+    monkeypatch.setattr("repshift.analysis.video.encoding.Encoding.run", None)
+    code, _, err = run_command("retrieve", *options, "--candidates", "0")
+    assert code == 1
+    assert "0 candidates cannot be looked at" in err
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -223,7 +230,6 @@ def test_several_captions_paragraphs_and_several_videos_of_a_caption(run_command
         (["--dataset", "msrvvt"], "msrvtt"),
         (["--methods", "fewer_frmes"], "fewer_frames"),
         (["--methods", "fewer_frames"], "--drop"),
-        (["--candidates", "0"], "--candidates"),
         (["--text-length", "64"], "--text-length"),
         (["--on-error", "pass"], "--on-error"),
         (["--against", "norm"], "--against"),
