@@ -52,7 +52,12 @@ class UMTAnswering(UMTModel):
             self._starting = False
 
     def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Take from a file what this model has, or starts from; see :mod:`repshift.backbones.umt.checkpoints`."""
+        """Take from a file what this model has, or starts from; see :mod:`repshift.backbones.umt.checkpoints`.
+
+        Args:
+            weights: Of any shapes, by their names in the file.
+            path: The file, for messages.
+        """
         if self._starting:
             return started(weights, self.state_dict(), self.settings.text.fusion, path)
         return super().fit_checkpoint(weights, path)

@@ -125,6 +125,7 @@ def test_no_candidates_are_refused_before_a_video_is_read(run_command, options, 
     ("changed", "named"),
     [
         (["--dataset", "msvd"], "repshift retrieve"),
+        (["--results-file", "r.json", "--per-question", "r.json"], "--per-question"),
         (["--question-length", "40"], "--question-length"),
         (["-m", "tiny_umt"], "umt_b_qa"),
     ],
