@@ -127,7 +127,8 @@ def _measure(name: str, model: nn.Module, canvases: Canvases, step: Callable[[],
         )
         for method, candidate in models.items()
     }
-    speeds = _images_per_second(list(models.values()), normalised(model, canvases.images[:BATCH]), step)
+    batch = normalised(model, canvases.images[:BATCH])
+    speeds = images_per_second(list(models.values()), [batch] * len(models), step)
     by_shift = measured[SHIFT].right.mean(0)
     return [
         Result(
@@ -203,8 +204,16 @@ def tokens_on_digit(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int])
     return (in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).flatten(1)
 
 
-def _images_per_second(models: Sequence[nn.Module], batch: Tensor, step: Callable[[], None]) -> list[float]:
-    """Time the models in turn, so that a machine that slows down slows all of them."""
+def images_per_second(
+    models: Sequence[nn.Module], batches: Sequence[Tensor], step: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Time the models in turn, so that a machine that slows down slows all of them.
+
+    Args:
+        models: The models.
+        batches: What each of them sees.
+        step: Called after every timing.
+    """
     # importing the timer warns of a CUDA toolkit without a GPU, as if something were to be compiled
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils.benchmark import Timer
@@ -212,13 +221,13 @@ def _images_per_second(models: Sequence[nn.Module], batch: Tensor, step: Callabl
     seconds: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for _ in range(ROUNDS):
-            for model, taken in zip(models, seconds, strict=True):
+            for model, batch, taken in zip(models, batches, seconds, strict=True):
                 timer = Timer(
                     "model(batch)", globals={"model": model, "batch": batch}, num_threads=torch.get_num_threads()
                 )
                 taken.append(timer.blocked_autorange(min_run_time=SECONDS).median)
                 step()
-    return [len(batch) / median(taken) for taken in seconds]
+    return [len(batch) / median(taken) for batch, taken in zip(batches, seconds, strict=True)]
 
 
 def draw_demo(name: str, model: nn.Module, canvases: Canvases, path: Path) -> None:

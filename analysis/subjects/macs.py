@@ -36,7 +36,7 @@ class Work:
 _counted: WeakKeyDictionary[nn.Module, dict[Any, Work]] = WeakKeyDictionary()
 
 
-def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
     """Count the multiply-accumulates of one image's forward; see :func:`count_work`.
 
     Example:
@@ -48,7 +48,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return count_work(model, input_size).macs
 
 
-def count_work(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
+def count_work(model: nn.Module, input_size: tuple[int, ...]) -> Work:
     """Count the multiply-accumulates of one image's forward, with torch's own counter, and the tokens on its way.
 
     The count is made on the meta device, because on a CPU the counter misses fused attention. Norms, activations and
@@ -57,7 +57,7 @@ def count_work(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
 
     Args:
         model: Dense or pruned; its weights are neither copied nor touched.
-        input_size: Channels, rows and columns of the image.
+        input_size: Channels, rows and columns of the image; of a video its frames in front of them.
 
     Example:
         >>> from repshift import ShiftTracker, load_model
@@ -72,7 +72,7 @@ def count_work(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
     return remembered[looks]
 
 
-def _count(model: nn.Module, input_size: tuple[int, int, int]) -> Work:
+def _count(model: nn.Module, input_size: tuple[int, ...]) -> Work:
     tensors = chain(model.parameters(), model.buffers())
     on_meta: nn.Module = copy.deepcopy(model, {id(tensor): _meta(tensor) for tensor in tensors}).eval()
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
