@@ -5,16 +5,29 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repshift.backbones.weight_names import without_prefix
 from repshift.errors import CheckpointError, first_line
+
+# Published checkpoints hold the arguments and numbers of their training: plain data, but of classes that must be named
+# as safe. UMT's own dictionary of settings is read as an ordinary one, so that nothing of its code is needed.
+PLAIN_DATA: list[Any] = [
+    argparse.Namespace,
+    (OrderedDict, "utils.easydict.EasyDict"),
+    np.dtype,
+    type(np.dtype("float64")),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
 
 
 def shipped_weights(name: str) -> Path:
@@ -41,9 +54,9 @@ def load_weights(model: nn.Module, path: Path, *, use_ema: bool = True, changed:
     Args:
         model: Receives the weights, cast to its own dtypes.
         path: A ``.safetensors`` file, or a PyTorch file that ``weights_only=True`` can read; in the latter the
-            weights may lie under ``state_dict_ema``, ``model_ema``, ``state_dict`` or ``model``, looked for in this
-            order, as timm does, under several other names (DINO's ``teacher`` and ``student``), or bare. Training
-            arguments beside them (an ``argparse.Namespace``) are ignored.
+            weights may lie under ``state_dict_ema``, ``model_ema``, ``state_dict``, ``model`` or ``module``, looked for
+            in this order, as timm does, under several other names (DINO's ``teacher`` and ``student``), or bare.
+            Arguments and numbers of the training beside them are ignored, where they are plain data.
         use_ema: Take the averaged weights (the keys with ``ema``) where there are any; else they are passed over.
         changed: What the model has on purpose otherwise than the checkpoint: of ``"img_size"``, tables of positions
             are resampled; of ``"patch_size"``, also the patch embedding; both by timm's own function for the model.
@@ -53,7 +66,9 @@ def load_weights(model: nn.Module, path: Path, *, use_ema: bool = True, changed:
         CheckpointError: If the file is missing, damaged, unsafe to unpickle, does not fit the model, or holds it twice.
     """
     own = model.state_dict()
-    weights, prefix = without_prefix(_read(path, use_ema), own, path)
+    weights = _read(path, use_ema)
+    fit = getattr(model, "fit_checkpoint", None)  # of our models whose files hold more than them, or other names
+    weights, prefix = without_prefix(weights if fit is None else fit(weights, path), own, path)
     problems = _problems(own, weights, prefix)
     if problems:
         resampled = _resampled(model, weights, changed)
@@ -111,13 +126,12 @@ def _contents(path: Path, use_ema: bool) -> dict[str, Any]:
 
     if path.suffix == ".safetensors":
         return load_file(path)
-    # official checkpoints hold their training arguments: plain data, but of a class that must be named as safe
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(PLAIN_DATA):
         contents = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(contents, dict):
         return {}
     averaged = ("state_dict_ema", "model_ema") if use_ema else ()
-    for key in (*averaged, "state_dict", "model"):
+    for key in (*averaged, "state_dict", "model", "module"):
         if contents.get(key) is not None:
             found = contents[key]
             return found if isinstance(found, dict) else {}
@@ -125,6 +139,16 @@ def _contents(path: Path, use_ema: bool) -> dict[str, Any]:
     if networks and not any(isinstance(value, Tensor) for value in contents.values()):
         return {f"{name}.{key}": value for name, found in networks.items() for key, value in found.items()}
     return contents
+
+
+def _unsafe(path: Path) -> str:
+    """Name the classes and functions that a file would run, which nothing of is run."""
+    try:
+        with torch.serialization.safe_globals(PLAIN_DATA):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of a file that is damaged or of the older form, which is said already
+        return ""
+    return f" ({', '.join(sorted(names))})" if names else ""
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -154,8 +178,8 @@ def _read(path: Path, use_ema: bool) -> dict[str, Tensor]:
     ) as error:
         if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
             raise CheckpointError(
-                f"{path} cannot be read safely: it is damaged, no checkpoint at all, or holds objects beside tensors. "
-                "Save its state_dict alone, with safetensors or torch.save."
+                f"{path} cannot be read safely: it is damaged, no checkpoint at all, or holds objects beside "
+                f"tensors{_unsafe(path)}. Save its state_dict alone, with safetensors or torch.save."
             ) from error
         raise CheckpointError(
             f"{path} is not a readable checkpoint: it may be damaged, incomplete or of another kind. Copy or download "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repshift.backbones.umt.checkpoints import ANSWERING, fitted
 from repshift.backbones.umt.decoder import Decoder
 from repshift.backbones.umt.initial import initialise
 from repshift.backbones.umt.settings import UMTSettings
@@ -31,6 +35,10 @@ class UMTAnswering(nn.Module):
     def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
         """Encode videos; see :meth:`encode_vision`."""
         return self.encode_vision(videos)
+
+    def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`."""
+        return fitted(weights, self.state_dict(), ANSWERING, path)
 
     def encode_vision(self, videos: Tensor) -> tuple[Tensor, Tensor]:
         """Encode videos ``(batch, frames, 3, rows, columns)``.

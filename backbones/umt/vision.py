@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repshift.backbones.umt.checkpoints import VISION, fitted
 from repshift.backbones.umt.initial import initialise
 from repshift.backbones.umt.positions import sinusoid
 from repshift.backbones.umt.settings import VisionSettings
@@ -45,6 +49,10 @@ class UMTVideoEncoder(nn.Module):
         pooled, present = self.pooling(tokens, frames, patches.shape[1] // frames)
         pooled = self.pool_norm(pooled)
         return tokens, pooled if present is None else pooled.masked_fill(~present.unsqueeze(-1), 0.0)
+
+    def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`."""
+        return fitted(weights, self.state_dict(), VISION, path)
 
 
 def frames_present(pooled: Tensor) -> Tensor:
