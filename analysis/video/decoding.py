@@ -4,8 +4,8 @@ A file is gone through twice. First its packets are counted, without decoding, b
 number of frames and others may be wrong; their times say which frame is which. Then the wanted frames are decoded, from
 the last key frame before each. If that does not find them all, the whole file is decoded and counted in order.
 
-FFmpeg knows formats that are lists of other files and addresses (HLS, ffconcat, DASH). A file from outside must not make
-it open these, so only containers are let in, and only files are opened.
+FFmpeg knows formats that are lists of other files and addresses (HLS, ffconcat, DASH). A file from outside must not
+make it open these, so only containers are let in, and only files are opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repshift.analysis.video.packets import Index, index_packets, shown
+from repshift.analysis.video.packets import Index, index_packets
 from repshift.analysis.video.sampling import frame_indices, limited_length
 from repshift.errors import DataError, MissingPackageError, first_line
 

@@ -65,7 +65,7 @@ def index_packets(container: Any, stream: Any) -> Index:
     for packet in container.demux():
         if packet.pts is not None and packet.time_base is not None:
             last = max(last, (packet.pts + (packet.duration or 0)) * packet.time_base)
-        if packet.stream is not stream and packet.stream.index != stream.index or not shown(packet, stream):
+        if (packet.stream is not stream and packet.stream.index != stream.index) or not shown(packet, stream):
             continue
         times.append(packet.pts)
         if packet.is_keyframe and packet.pts is not None:
@@ -89,7 +89,7 @@ def _missing(container: Any, stream: Any, count: int, last: Fraction) -> str:
     if not count:
         return "has no frame"
     kind = container.format.name
-    if kind.startswith("mov") and count < LEAST_SHARE * stream.frames:
+    if kind.startswith(("mov", "avi")) and count < LEAST_SHARE * stream.frames:
         return f"is cut off: it holds {count} of the {stream.frames} frames that its header says"
     if kind.startswith("matroska") and container.duration:
         claimed = container.duration / 1_000_000

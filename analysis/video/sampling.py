@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from repshift.errors import DataError
@@ -29,7 +31,7 @@ def frame_indices(length: int, frames: int) -> list[int]:
     if frames < 1 or length < 1:
         raise DataError(f"{frames} frames of a video of {length} cannot be. Give at least 1 of each (--frames).")
     edges = np.linspace(0, length, min(frames, length) + 1).astype(int).tolist()
-    middle = [(start + end - 1) // 2 for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    middle = [(start + end - 1) // 2 for start, end in itertools.pairwise(edges)]
     return middle + middle[-1:] * (frames - len(middle))
 
 

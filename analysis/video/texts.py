@@ -1,4 +1,4 @@
-"""Captions, questions and answers on their way to a text encoder: cleaned and tokenised as UMT's published code does."""
+"""Captions, questions and answers for a text encoder: cleaned and tokenised as in UMT's published code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MOST_UNKNOWN = 0.5  # of all word pieces: a vocabulary of another language or an
 def clean(text: str) -> str:
     """Clean a caption or a question. Answers are not cleaned.
 
-    Lower case; most punctuation is deleted, ``-`` and ``/`` become spaces, ``<person>`` becomes ``person``, and no space
-    follows another.
+    Lower case; most punctuation is deleted, ``-`` and ``/`` become spaces, ``<person>`` becomes ``person``, and no
+    space follows another.
 
     Example:
         >>> clean("A  <person> opens the well-known 'box'.")
@@ -67,8 +67,8 @@ class Tokeniser:
             length: Word pieces of each, with ``[CLS]``.
 
         Returns:
-            Numbers of the word pieces, ``(texts, length)`` int64, and a mask of the same shape, int64: 1 where there is
-            a word piece, 0 where the text has ended.
+            Numbers of the word pieces, ``(texts, length)`` int64, and a mask of the same shape, int64: 1 where there
+            is a word piece, 0 where the text has ended.
 
         Raises:
             DataError: If there are no texts, or the vocabulary does not know most of their words.
@@ -86,8 +86,8 @@ class Tokeniser:
         if unknown.sum() > MOST_UNKNOWN * words.sum():
             worst = int(unknown.sum(1).argmax())
             raise DataError(
-                f"{self.file} does not know {int(unknown.sum())} of the {int(words.sum())} words of these texts, such as "
-                f"those of {texts[worst]!r}. Give the vocabulary that the model was trained with (--vocab)."
+                f"{self.file} does not know {int(unknown.sum())} of the {int(words.sum())} words of these texts, such "
+                f"as those of {texts[worst]!r}. Give the vocabulary that the model was trained with (--vocab)."
             )
 
 
