@@ -47,8 +47,8 @@ class VideoSettings:
         seed: Of weights and videos.
     """
 
-    phrase_epochs: int = 5
-    pair_epochs: int = 11
+    phrase_epochs: int = 4
+    pair_epochs: int = 8
     digits: int = 8_000
     warmup_steps: int = 100
     batch: int = 32

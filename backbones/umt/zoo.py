@@ -98,7 +98,8 @@ def _resized(settings: UMTSettings, options: dict[str, Any]) -> UMTSettings:
     heads = options.pop("heads", settings.vision.heads)
     vision = {"width": width, "heads": heads, "mlp": 4 * width} | _taken(options, TINY_VISION)
     text = {"width": width, "vision_width": width, "heads": heads, "ffn": 4 * width} | _taken(options, TINY_TEXT)
-    text |= {"fusion": options.pop("fusion", text.get("layers", settings.text.layers) - 1)}
+    fusion = text["layers"] - 1 if "layers" in text else settings.text.fusion
+    text |= {"fusion": options.pop("fusion", fusion)}
     return UMTSettings(
         vision=replace(settings.vision, **vision),
         text=replace(settings.text, **text),
