@@ -35,7 +35,7 @@ METHODS = (SHIFT, *CONTROLS, "mnn", FEWER)
 DRAWS = 3  # of the random control, whose seeds are 0, 1, 2
 TIMED = 20  # videos in a batch that is timed
 # What is measured of each video, in the words of the verdicts
-MEASURES = {"similar": "R@1", "matched": "matched R@1", "answers": "answers"}
+MEASURES = {"similar": "R@1", "matched": "matched", "answers": "answers"}
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ class VideoTrainer:
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw weights by Xavier's rule, with which so small a model learns several times faster than with torch's own.
+    """Draw weights by Xavier's rule; the published deviation of 0.02 is meant for layers twelve times as wide.
 
     Queries, keys and values that share one layer are three layers to it.
     """

@@ -62,7 +62,7 @@ def test_there_is_a_verdict_for_every_other_method_and_measure():
     gains = {"similar": (5.0, 0.5), "matched": (-3.0, 0.4), "answers": (0.5, 0.3)}
     assert verdicts([result("dense"), result("shift", **gains), result(**gains)]) == [
         "0.5@0 R@1: the shift beats random (+5.00 points, s.e. 0.50)",
-        "0.5@0 matched R@1: the shift LOSES to random (-3.00 points, s.e. 0.40)",
+        "0.5@0 matched: the shift LOSES to random (-3.00 points, s.e. 0.40)",
         "0.5@0 answers: the shift ties with random (+0.50 points, s.e. 0.30)",
     ]
 
