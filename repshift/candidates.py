@@ -29,7 +29,8 @@ class Candidates:
             pruner has an attribute ``wants_keys``.
         places: ``(batch, tokens)`` int64, where each of them stood among all tokens that there were, row by row;
             ``None`` unless the pruner has an attribute ``wants_places``.
-        whole: Rows and columns of all tokens that there were; likewise.
+        whole: Rows and columns of all tokens that there were, of videos frames, rows and columns; likewise, or if it
+            has an attribute ``wants_frames``.
         multiple: Of a feature map, what the numbers of rows and columns left must be a multiple of. A share is rounded
             to fit, a count is taken as it is.
     """
@@ -41,7 +42,7 @@ class Candidates:
     block: str = "this block"
     keys: Tensor | None = None
     places: Tensor | None = None
-    whole: tuple[int, int] | None = None
+    whole: tuple[int, ...] | None = None
     multiple: int = 1
 
     @property
@@ -80,12 +81,25 @@ class Candidates:
         Raises:
             UnsupportedModelError: If they are not known.
         """
-        if self.places is None or self.whole is None:
+        if self.places is None or self.whole is None or len(self.whole) != 2:
             raise UnsupportedModelError(
                 f"The places of the tokens behind {self.block} are not known. Give the pruner wants_places = True, and "
                 "run the whole model."
             )
-        return self.places, self.whole
+        return self.places, (self.whole[0], self.whole[1])
+
+    def in_frames(self) -> int:
+        """Return how many frames the tokens come from, of which each has as many left.
+
+        Raises:
+            UnsupportedModelError: If that is not known, or some have more tokens than others.
+        """
+        if self.whole is None or len(self.whole) != 3 or self.count % self.whole[0]:
+            raise UnsupportedModelError(
+                f"The tokens behind {self.block} are not known to be as many of every frame. Give the pruner "
+                "wants_frames = True, run the whole model, and let all cuts take the same of every frame."
+            )
+        return self.whole[0]
 
     @property
     def scores(self) -> Tensor:
@@ -145,7 +159,8 @@ class Pruner(Protocol):
     pruned model, so it must pickle. A class attribute ``needs`` may name the methods that the layout must have. A class
     attribute ``drops_only = True`` promises that its selections have no ``joins``, so that no sizes need travel on;
     ``chooses_itself = True`` that it looks at no scores, so that none are measured; ``wants_keys = True`` asks for the
-    keys of the block's attention, ``wants_places = True`` for the places of the tokens on the grid;
+    keys of the block's attention, ``wants_places = True`` for the places of the tokens on the grid,
+    ``wants_frames = True`` for the number of frames of a video, of which every cut then takes as many tokens;
     ``size_attention = False`` lets merged tokens count once in later attention; ``before_mlp = True`` chooses between
     attention and MLP of the block, whose MLP then runs on what is left.
     """

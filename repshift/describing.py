@@ -153,6 +153,8 @@ def _pruners(structure: Structure) -> tuple[str, ...]:
             return False
         if getattr(pruner, "wants_places", False) and not structure.has_rows_and_columns():
             return False
+        if getattr(pruner, "wants_frames", False) and not structure.has_frames():
+            return False
         if structure.counts_once and tells_sizes(pruner):
             return False
         return all(hasattr(structure.layout, method) for method in getattr(pruner, "needs", ()))

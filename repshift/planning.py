@@ -37,7 +37,8 @@ class Plan:
         self.played: dict[str, list[Role]] = {}
         joins = not getattr(pruner, "drops_only", False)
         wanted = tuple(each for each in structure.companions if not each.optional)
-        self.placed = getattr(pruner, "wants_places", False)
+        self.framed = bool(getattr(pruner, "wants_frames", False))
+        self.placed = self.framed or bool(getattr(pruner, "wants_places", False))
         told = structure.built or structure.sides or structure.behind
         self.follows = bool(wanted or told or recipe.restore or joins or self.placed)
         # all tokens are back behind the last block, so what stands behind it and averages needs no weights

@@ -9,6 +9,7 @@ from repshift.candidates import Candidates, Pruner
 from repshift.cells import CellPruner
 from repshift.drops import Drop
 from repshift.errors import UnsupportedModelError
+from repshift.frames import FramePruner
 from repshift.layouts import Layout
 from repshift.map_pruners import FixedLinePruner, LinePruner, PositionPruner
 from repshift.registry import Registry
@@ -19,6 +20,7 @@ __all__ = [
     "Candidates",
     "CellPruner",
     "FixedLinePruner",
+    "FramePruner",
     "LinePruner",
     "PositionPruner",
     "Pruner",
@@ -129,5 +131,10 @@ PRUNERS = Registry(
         "merge": "repshift.merging.names:MERGE",
         "fuse": "repshift.merging.names:FUSE",
         "saliency_merge": "repshift.merging.names:SALIENCY_MERGE",
+        "frames": FramePruner(TokenPruner()),
+        "mnn_frames": "repshift.merging.names:MNN_FRAMES",
+        "tome_frames": "repshift.merging.names:TOME_FRAMES",
+        "merge_frames": "repshift.merging.names:MERGE_FRAMES",
+        "saliency_merge_frames": "repshift.merging.names:SALIENCY_MERGE_FRAMES",
     },
 )

@@ -65,7 +65,8 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     pruned = share_weights(model) if pruned is None else pruned
     give_each_place_its_own(pruned, structure.places(), blocks, roles)
     if plan.placed:  # the last to see the images, whatever is done to them before; it asks the copy's own embedding
-        roles[structure.embedding] = [*roles[structure.embedding], NoteGrid(plan.streams, _grid_of(pruned, structure))]
+        note = NoteGrid(plan.streams, _grid_of(pruned, structure), structure.images)
+        roles[structure.embedding] = [*roles[structure.embedding], note]
     roles = _asking_about_bias(roles, pruned, structure)
     for name, module in plan.replays(pruned).items():
         roles = {other: [with_replay(role, name, module) for role in played] for other, played in roles.items()}
@@ -187,7 +188,12 @@ def _require_places(plan: Plan, model: str) -> None:
             f"The tokens of {model} cannot have their places back: nothing behind its {structure.unit}s has one for "
             "each. Leave restore out."
         )
-    if plan.placed and not structure.has_rows_and_columns():
+    if plan.framed and not structure.has_frames():
+        raise UnsupportedModelError(
+            f"{type(plan.pruner).__name__} takes the same of every frame of a video, and {model} has no frames that "
+            f"are known. Choose another pruner, such as pruner={structure.pruner!r}."
+        )
+    if plan.placed and not plan.framed and not structure.has_rows_and_columns():
         raise UnsupportedModelError(
             f"{type(plan.pruner).__name__} asks where the tokens stood, and the rows and columns of {model} are not "
             f"known. Choose another pruner, such as pruner={structure.pruner!r}."

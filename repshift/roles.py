@@ -6,6 +6,7 @@ How tokens are scored within a block stands in :mod:`repshift.measuring`, what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -209,15 +210,16 @@ class Cut(Bystander):
         ranking = -scores if self.keep == "bottom" else scores
         return ranking if stream.sizes is None else ranking.masked_fill(stream.sizes == 0, -torch.inf)
 
-    def _places(self, value: Any, stream: Stream) -> tuple[Tensor | None, tuple[int, int] | None]:
-        """Return where the tokens stood, and on how many rows and columns, if the pruner asks and it is known."""
+    def _places(self, value: Any, stream: Stream) -> tuple[Tensor | None, tuple[int, ...] | None]:
+        """Return where the tokens stood, and on which grid, if the pruner asks and it is known."""
         origin, grid = stream.origin, stream.grid
-        if not getattr(self.pruner, "wants_places", False) or origin is None or grid is None:
+        asks = getattr(self.pruner, "wants_places", False) or getattr(self.pruner, "wants_frames", False)
+        if not asks or origin is None or grid is None:
             return None, None
-        if origin.tokens != grid[0] * grid[1]:
+        if origin.tokens != math.prod(grid):
             raise RepresentationError(
-                f"{origin.tokens} tokens entered the blocks, but the images give {grid[0]}x{grid[1]} of them. Run the "
-                "whole model on the images, or choose another pruner."
+                f"{origin.tokens} tokens entered the blocks, but the images give {'x'.join(map(str, grid))} of them. "
+                "Run the whole model on the images, or choose another pruner."
             )
         tokens = self.layout.tokens(value)
         everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)

@@ -234,6 +234,10 @@ class Structure:
         """Say whether images tell the rows and columns of the tokens, and no frames before them."""
         return self.grid is not None and not (self.images is not None and self.images.frames)
 
+    def has_frames(self) -> bool:
+        """Say whether videos tell the frames, rows and columns of the tokens."""
+        return self.grid is not None and self.images is not None and self.images.frames
+
     def places(self) -> tuple[str, ...]:
         """List the names of all modules that this speaks of, those of the blocks in order."""
         operations = [*self.parts.values(), *(each for site in self.sites for each in site.operations.values())]

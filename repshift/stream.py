@@ -59,7 +59,7 @@ class Stream:
     Attributes:
         origin: Where the tokens stood; ``None`` unless somebody needs it (see :class:`repshift.roles.Cut`).
         sizes: ``(batch, tokens)`` float32, how many places each token stands for: 0 for padding, ``None`` for one each.
-        grid: Rows and columns of all tokens, if a pruner asks for them.
+        grid: Rows and columns of all tokens, of videos frames, rows and columns, if a pruner asks for them.
         sides: Rows and columns of what is left, where blocks are given them as arguments.
         cuts: The cuts so far, if they are undone in the end.
         block: Name of the block that is running, if it drops tokens.
@@ -80,7 +80,7 @@ class Stream:
 
     origin: Origin | None
     sizes: Tensor | None
-    grid: tuple[int, int] | None
+    grid: tuple[int, ...] | None
     sides: tuple[int, int] | None
     cuts: tuple[PastCut, ...]
     left: Any

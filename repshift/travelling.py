@@ -12,7 +12,7 @@ from torch import Tensor
 from repshift.calls import Call
 from repshift.companions import Companion
 from repshift.errors import RepresentationError
-from repshift.images import require_image_rank
+from repshift.images import Images, require_image_rank
 from repshift.layouts import Layout, first_tensor
 from repshift.roles import Bystander
 from repshift.stream import Streams, is_repeated
@@ -23,21 +23,25 @@ PADDED = "key_padding_mask"
 
 @dataclass(frozen=True)
 class NoteGrid(Bystander):
-    """Notes on how many rows and columns the tokens will stand, where the images enter.
+    """Notes on how many rows and columns the tokens will stand, and in how many frames, where the images enter.
 
     Attributes:
         streams: What the modules of the model tell each other.
-        grid: Of images of so many pixels.
+        grid: Of images or videos of so many pixels.
+        images: What the model takes.
     """
 
     streams: Streams
     grid: Callable[[Any], tuple[int, ...]]
+    images: Images | None = None
 
     def enter(self, call: Call) -> Call:
         """Note it."""
+        if self.images is not None and self.images.frames:
+            self.streams.own.grid = tuple(self.grid(self.images.size(call.first)))
+            return call
         require_image_rank(call.first, "A pruner that asks where the tokens stood")
-        rows, columns = self.grid((call.first.shape[-2], call.first.shape[-1]))
-        self.streams.own.grid = (rows, columns)
+        self.streams.own.grid = tuple(self.grid((call.first.shape[-2], call.first.shape[-1])))
         return call
 
 

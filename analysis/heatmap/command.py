@@ -9,16 +9,27 @@ import typer
 
 from repshift.analysis.output import options
 from repshift.analysis.output.terminal import note, note_random_weights
-from repshift.errors import ScheduleError, UnknownNameError
+from repshift.errors import DataError, ScheduleError, UnknownNameError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from repshift import Recipe
 
 
 def heatmap(
     model: options.Model,
-    image: Annotated[list[Path], typer.Option(help="An image file; several may follow each other.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image file; several may follow each other.")] = None,
     more_images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further images.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="A video file instead of images: a strip of its frames, with the shift below.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of --video, evenly spread. [default: the model's, else 12]")
+    ] = None,
+    animation: Annotated[
+        Path | None, typer.Option(help="Of --video: moving pictures, too, in an .mp4 or a .gif.", show_default=False)
+    ] = None,
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
@@ -57,7 +68,7 @@ def heatmap(
     pruner: options.Pruner = None,
     output: options.FigureFile = Path("heatmap.png"),
 ) -> None:
-    """Draw the representation shift of image files: one row an image, one column a block."""
+    """Draw the representation shift of image files, one row an image, one column a block, or of a video's frames."""
     from repshift.analysis.heatmap.figure import heatmap_figure
     from repshift.analysis.output.figures import check_figure_path, check_scale, save_figure
     from repshift.analysis.samples.images import load_images
@@ -67,6 +78,8 @@ def heatmap(
     from repshift.analysis.subjects.sizes import build_model
     from repshift.finding import find_structure
 
+    paths = [*(image or []), *(more_images or [])]
+    _check_source(paths, video, frames, animation, methods)
     check_figure_path(output)
     check_scale(scale)
     indices = block_numbers(blocks)
@@ -87,16 +100,19 @@ def heatmap(
     )
     loaded = build_model(model, built)
     note_random_weights(pretrained, checkpoint, model)
-    paths = [*image, *(more_images or [])]
-    inputs = load_images(loaded, paths, evaluation_config(loaded))
     if not sites and (shown["operation"] or shown["residual"]) and find_structure(loaded) is None:
         raise UnknownNameError(
             f"{model} has no known backbone, so its blocks are compared as they are, output with input. "
             "Leave out --operation and --residual."
         )
+    pruned = (loaded if compared else apply(with_tokens(chosen), loaded)).eval()
+    if video is not None:
+        shown |= {"attention": attention, "kept": kept}
+        _draw_video(pruned, loaded, video, frames, sites or None, indices, shown, overlay, scale, output, animation)
+        return
     figure = heatmap_figure(
-        (loaded if compared else apply(with_tokens(chosen), loaded)).eval(),
-        inputs,
+        pruned,
+        load_images(loaded, paths, evaluation_config(loaded)),
         sites or None,
         blocks=indices,
         **shown,
@@ -109,6 +125,47 @@ def heatmap(
     )
     save_figure(figure, output)
     note(f"figure: {output}")
+
+
+def _check_source(
+    images: list[Path], video: Path | None, frames: int | None, animation: Path | None, methods: str | None
+) -> None:
+    """Check that there are images or one video, and that what is asked fits these."""
+    if bool(images) == (video is not None):
+        given = "both" if images else "neither"
+        raise DataError(f"A heatmap is of images or of one video, and {given} was given. Give --image or --video FILE.")
+    if video is None and (frames is not None or animation is not None):
+        option = "--animation" if animation is not None else "--frames"
+        raise DataError(f"{option} is for a video. Give --video FILE, or leave it out.")
+    if video is not None and methods is not None:
+        raise DataError("--methods compares what is left of images. Leave it out beside --video.")
+
+
+def _draw_video(
+    pruned: nn.Module,
+    dense: nn.Module,
+    video: Path,
+    frames: int | None,
+    sites: list[str] | None,
+    blocks: list[int] | None,
+    shown: dict[str, Any],
+    overlay: bool,
+    scale: str,
+    output: Path,
+    animation: Path | None,
+) -> None:
+    from repshift.analysis.heatmap.strips import check_animation_path, moving_pictures, save_animation, strip_figure
+    from repshift.analysis.heatmap.videos import video_input, video_strip
+    from repshift.analysis.output.figures import save_figure
+
+    if animation is not None:
+        check_animation_path(animation)
+    strip = video_strip(pruned, video, video_input(dense, frames), sites, blocks=blocks, **shown)
+    save_figure(strip_figure(strip, overlay=overlay, scale=scale), output)
+    note(f"figure: {output}")
+    if animation is not None:
+        save_animation(moving_pictures(strip, scale=scale), strip.times, animation)
+        note(f"moving pictures: {animation}")
 
 
 def _recipes(methods: str, chosen: Recipe | None) -> dict[str, Recipe]:

@@ -72,7 +72,7 @@ def heatmap_figure(
         *_, groups[name] = token_groups(other, input_tensor, operation=operation).values()
     seen = pixels(model, input_tensor).float().cpu()
     columns: list[ImageColumn | MapColumn] = [ImageColumn("image", seen)]
-    columns += _map_columns(shown, _grey(seen) if overlay else None)
+    columns += _map_columns(shown, grey(seen) if overlay else None)
     columns += [_kept_column(name, each.cpu(), seen) for name, each in groups.items()]
     return draw_columns(columns, row_titles, scale=scale)
 
@@ -86,7 +86,7 @@ def _map_columns(shown: Sequence[Heatmaps], over: Tensor | None) -> list[MapColu
     ]
 
 
-def _grey(seen: Tensor) -> Tensor:
+def grey(seen: Tensor) -> Tensor:
     """Take the colours out of pictures ``(images, rows, columns, 3)``. Source: ITU-R BT.601, luma."""
     luma = seen @ torch.tensor([0.299, 0.587, 0.114])
     return luma.clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 3)

@@ -59,8 +59,8 @@ class Heatmaps(Mapping[str, NDArray[np.float32]]):
     """Maps by block name, ``heatmaps["blocks.3"]``, in the order asked for.
 
     Attributes:
-        arrays: ``(images, rows, columns)`` float32 for each block or module; NaN where a pruned model had dropped the
-            token before.
+        arrays: ``(images, rows, columns)`` float32 for each block or module, of videos ``(videos, frames, rows,
+            columns)``; NaN where a pruned model had dropped the token before.
         measure: What they show in one word, ``shift`` or ``attention``.
         unit: What is measured, and how: ``shift (mlp, l2)``.
         normalisation: A sentence on the range of the values, one of :data:`NORMALISATIONS`.
@@ -150,7 +150,8 @@ def heatmap_array(
 
     Args:
         model: In evaluation mode, dense or pruned.
-        input_tensor: ``(images, channels, rows, columns)`` floats, preprocessed as the model expects.
+        input_tensor: ``(images, channels, rows, columns)`` floats, preprocessed as the model expects; of a model of
+            videos ``(videos, frames, channels, rows, columns)``.
         sites: Names or globs of any modules, in the model's order; by default, see ``blocks``.
         blocks: Blocks counted from zero instead of names. By default all stages of a convolutional network, the
             first, the middle and the last block of another model.
@@ -244,10 +245,11 @@ def _groups(tracker: ShiftTracker[nn.Module], name: str) -> Tensor:
 
 
 def _check_batch(input_tensor: Tensor) -> None:
-    if not isinstance(input_tensor, Tensor) or input_tensor.ndim != 4 or not len(input_tensor):
+    if not isinstance(input_tensor, Tensor) or input_tensor.ndim not in (4, 5) or not len(input_tensor):
         got = f"shape {tuple(input_tensor.shape)}" if isinstance(input_tensor, Tensor) else type(input_tensor).__name__
         raise DataError(
-            f"input_tensor is (images, channels, rows, columns), got {got}. Give one image as image.unsqueeze(0)."
+            "input_tensor is (images, channels, rows, columns), or (videos, frames, channels, rows, columns), got "
+            f"{got}. Give one image as image.unsqueeze(0)."
         )
 
 
@@ -273,7 +275,7 @@ def _measured(
 
 def _normalised(arrays: Mapping[str, NDArray[np.float32]], how: str) -> dict[str, NDArray[np.float32]]:
     """Bring values to 0..1, so that the smallest and largest of a group are its ends; flat groups become 0."""
-    axes = (1, 2) if how == "map" else None
+    axes = (-2, -1) if how == "map" else None
     lows = {name: np.min(a, axes, keepdims=True, initial=np.inf, where=~np.isnan(a)) for name, a in arrays.items()}
     highs = {name: np.max(a, axes, keepdims=True, initial=-np.inf, where=~np.isnan(a)) for name, a in arrays.items()}
     if how == "shared":

@@ -122,7 +122,7 @@ def _colour_scales(columns: Sequence[ImageColumn | MapColumn], scale: str) -> li
     """Choose the colour scale of each map; columns of pictures have none."""
     units = {column.unit for column in columns if isinstance(column, MapColumn)}
     shared = {
-        unit: _range_of([column.maps for column in columns if isinstance(column, MapColumn) and column.unit == unit])
+        unit: range_of([column.maps for column in columns if isinstance(column, MapColumn) and column.unit == unit])
         for unit in units
     }
     found: list[list[Normalize]] = []
@@ -130,14 +130,15 @@ def _colour_scales(columns: Sequence[ImageColumn | MapColumn], scale: str) -> li
         if isinstance(column, ImageColumn):
             found.append([])
         elif scale == "map":
-            found.append([_range_of([values]) for values in column.maps])
+            found.append([range_of([values]) for values in column.maps])
         else:
-            one = shared[column.unit] if scale == "shared" else _range_of([column.maps])
+            one = shared[column.unit] if scale == "shared" else range_of([column.maps])
             found.append([one] * len(column.maps))
     return found
 
 
-def _range_of(maps: Sequence[Tensor]) -> Normalize:
+def range_of(maps: Sequence[Tensor]) -> Normalize:
+    """Return the colour scale from the smallest to the largest of all finite values."""
     finite = [values[values.isfinite()] for values in maps]
     measured = [values for values in finite if values.numel()]
     if not measured:

@@ -12,7 +12,8 @@ from repshift.errors import DataError
 from repshift.files import place_of, reason
 from repshift.folders import folder_of
 
-OUTPUTS = ("output", "results_file", "per_image", "page")  # the options that say where something is written
+# The options that say where something is written
+OUTPUTS = ("output", "animation", "results_file", "per_image", "page")
 # What commands write into the folder of --output, by the command's name
 FILES = {
     "ablate": ("ablation.csv", "ablation.json", "ablation.md", "ablation.png"),

@@ -57,7 +57,7 @@ def count_work(model: nn.Module, input_size: tuple[int, ...]) -> Work:
 
     Args:
         model: Dense or pruned; its weights are neither copied nor touched.
-        input_size: Channels, rows and columns of the image; of a video its frames in front of them.
+        input_size: Channels, rows and columns of the image; of a video the frames before them.
 
     Example:
         >>> from repshift import ShiftTracker, load_model

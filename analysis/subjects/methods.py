@@ -20,8 +20,11 @@ RANDOM = "random"
 SEEDS = 3  # draws of it beside other methods, where nothing else is asked for
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
 CONTROLS = ("norm", RANDOM)
-# Pruners, which look at the shift or at no score: those that merge, one that spares every part, lines by their places
-BY_PRUNER = ("mnn", "mnn1", "ward", "tome", "merge", "fuse", "saliency_merge", "cells", "crop", "centre", "even")
+# Pruners, which look at the shift or at no score: those that merge, one that spares every part, lines by their places,
+# and of videos the same in every frame
+MERGING = ("mnn", "mnn1", "ward", "tome", "merge", "fuse", "saliency_merge")
+IN_FRAMES = ("frames", "mnn_frames", "tome_frames", "merge_frames", "saliency_merge_frames")
+BY_PRUNER = (*MERGING, "cells", "crop", "centre", "even", *IN_FRAMES)
 RECOMMENDED = "mnn"  # of them
 # What is compared where nothing is asked for; what a model cannot have is left out
 USUAL = (SHIFT, *ATTENTION, *CONTROLS, RECOMMENDED, LOWRES, LIMIT)
@@ -104,7 +107,7 @@ def choose_methods(
     model: nn.Module,
     pruned: Recipe | None,
     asked: Sequence[str] | None,
-    size: tuple[int, int, int],
+    size: tuple[int, ...],
     usual: Sequence[str] = USUAL,
     further: Mapping[str, Recipe] | None = None,
 ) -> tuple[dict[str, nn.Module], list[str]]:
@@ -115,7 +118,7 @@ def choose_methods(
         pruned: Schedule, pruner, and what the shift measures.
         asked: Some of :func:`known_methods`; ``None`` for all of ``usual`` that the model can have, behind what was
             given if that is another one.
-        size: Channels, rows and columns of the images.
+        size: Channels, rows and columns of the images; of videos the frames before them.
         usual: Some of :func:`known_methods`.
         further: Recipes that are compared, too, by the names of their methods; alone, if nothing else was given.
 

@@ -24,9 +24,14 @@ class SmallerInputs:
     Args:
         model: Dense.
         size: Channels, rows and columns of the images that it is given.
+
+    Raises:
+        UnsupportedModelError: If it is given videos.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, size: tuple[int, ...]) -> None:
+        if len(size) != 3:
+            raise UnsupportedModelError("A smaller input is one of images. For less work on videos, give fewer frames.")
         self.model, self.size = model, size
         self.step = _step(model, size)
         self.refused = ""  # why the model cannot have a size, if it cannot
@@ -67,7 +72,7 @@ class SmallerInputs:
         return Recipe(None, input_size=(steps * self.step, max(1, steps * columns // rows) * self.step))
 
 
-def _step(model: nn.Module, size: tuple[int, int, int]) -> int:
+def _step(model: nn.Module, size: tuple[int, ...]) -> int:
     """Return the pixels a side of a patch, or a network's total stride."""
     _, rows, columns = size
     tokens = count_work(model, size).tokens

@@ -30,6 +30,7 @@ def bench(
     num_classes: options.NumClasses = None,
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of the videos. [default: the model's own]")] = None,
     model_kwargs: options.ModelKwargs = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
@@ -71,15 +72,13 @@ def bench(
     from repshift.analysis.subjects.devices import choose_device
     from repshift.analysis.subjects.limits import check_batch, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
-    from repshift.analysis.subjects.methods import DENSE, LIMIT, choose_methods, further_recipes, read_methods
+    from repshift.analysis.subjects.methods import DENSE, choose_methods, further_recipes
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
-    from repshift.analysis.throughput.setup import Setup
+    from repshift.analysis.throughput.setup import PLAIN, Setup, with_plain_attention
 
-    asked, further = read_methods(methods), further_recipes(compare or ())
-    if asked is not None and set(asked) != {DENSE}:
-        asked.append(LIMIT)  # the efficiency is against it
+    (asked, plain), further = _asked(methods), further_recipes(compare or ())
     for size in batch_sizes:
         check_batch(size)
     check_threads(threads)
@@ -87,9 +86,8 @@ def bench(
     if results_file is not None:
         output_file(results_file)
     chosen = str(choose_device(device))
-    built = ModelOptions(
-        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
-    )
+    settings = model_options(num_classes, model_kwargs) | ({} if frames is None else {"frames": frames})
+    built = ModelOptions(pretrained, checkpoint, use_ema, img_size, input_size, settings)
     setup = Setup(model, built, precision, attention, channels_last, torchcompile, chosen)
     measured_by = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
     # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
@@ -99,6 +97,9 @@ def bench(
         keep_freed_memory()
     dense = setup.load()
     models, remarks = choose_methods(dense, pruned, asked, setup.input_size(dense), further=further)
+    videos = len(setup.input_size(dense)) == 4  # their sequences are long, and maps of attention large
+    if plain or (videos and methods is None):
+        models = {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
     for remark in remarks:
         note(f"note: {remark}")
     comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory)
@@ -117,6 +118,21 @@ def bench(
     note(", ".join(f"{name} {value}" for name, value in measured.items()))
     if results_file is not None:
         note(f"results: {results_file}")
+
+
+def _asked(methods: str | None) -> tuple[list[str] | None, bool]:
+    """Read ``--methods``, to which the limit belongs, and whether plain attention is among them."""
+    from repshift.analysis.subjects.methods import DENSE, LIMIT, read_methods
+    from repshift.analysis.throughput.setup import PLAIN
+
+    if methods is None:
+        return None, False
+    names = methods.split(",")
+    others = [name for name in names if name.strip() != PLAIN]
+    asked = read_methods(",".join(others) if others else DENSE) or []
+    if set(asked) != {DENSE}:
+        asked.append(LIMIT)  # the efficiency is against it
+    return asked, len(others) < len(names)
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -167,7 +183,9 @@ def _run(comparison: Comparison, batch_size: int) -> list[dict[str, Any]]:
 
 def _show(rows: Sequence[Row]) -> None:
     first = rows[0]
-    title = f"{first['model']}, batch {first['batch_size']}, {first['img_size']} pixels, {first['precision']}"
+    size = f"{first['frames']} frames of {first['img_size']} pixels" if "frames" in first else None
+    size = size or f"{first['img_size']} pixels"
+    title = f"{first['model']}, batch {first['batch_size']}, {size}, {first['precision']}"
     table = Table(title=", ".join([title, *([first["attention"]] if first["attention"] else [])]), title_justify="left")
     cells = [_cells(row) for row in rows]
     # a narrow terminal has the results file for the rest; what is no terminal has no width at all
@@ -178,7 +196,7 @@ def _show(rows: Sequence[Row]) -> None:
         table.add_row(*(row[heading] for heading in shown))
     wide = console if console.is_terminal else Console(width=max(WIDE, console.width))
     wide.print(table)
-    shortened = next((row for row in rows if row["method"] != "dense" and row["kept_tokens"]), None)
+    shortened = next((row for row in rows if row["schedule"] and row["kept_tokens"]), None)
     if shortened:
         kept = " ".join(map(str, shortened["kept_tokens"]))
         note(f"kept tokens behind each block, stage or layer: {kept}")

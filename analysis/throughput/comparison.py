@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from repshift.analysis.subjects.memory import fitting, is_out_of_memory
 from repshift.analysis.subjects.methods import DENSE, LIMIT
 from repshift.analysis.subjects.recipes import measured_columns, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
-from repshift.analysis.throughput.setup import Setup
+from repshift.analysis.throughput.setup import PLAIN, Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
 
@@ -117,7 +117,8 @@ class Comparison:
     def _peak(self, name: str, call: Callable[[], object], batch_size: int) -> int | None:
         if torch.device(self.setup.device).type == "cuda":
             return peak_on_gpu(call, self.setup.device)
-        return peak_on_cpu(self.setup, recipe_of(self.models[name]), batch_size, self.threads)
+        setup = replace(self.setup, attention=PLAIN) if name == PLAIN else self.setup
+        return peak_on_cpu(setup, recipe_of(self.models[name]), batch_size, self.threads)
 
     def _row(self, name: str, images: Tensor, seconds: Seconds, peak: int | None) -> dict[str, Any]:
         """Lay out one line: timm's keys first, with its units (milliseconds, millions, billions), then ours."""
@@ -135,6 +136,7 @@ class Comparison:
             "step_time_high": round(1e3 * taken.high, 3),
             "batch_size": batch_size,
             "img_size": images.shape[-1],
+            **({"frames": images.shape[1]} if images.ndim == 5 else {}),
             "param_count": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
             "gmacs": round(work.macs / 1e9, 4),
             "macs_per_sec": round(work.macs * batch_size / taken.median / 1e9, 2),
@@ -147,7 +149,7 @@ class Comparison:
             **measured_columns(model),
             "kept_tokens": None if work.tokens is None else list(work.tokens),
             "precision": self.setup.precision,
-            "attention": self.setup.attention_of(model),
+            "attention": PLAIN if name == PLAIN else self.setup.attention_of(model),
             "channels_last": self.setup.channels_last,
             "torchcompile": self.setup.torchcompile,
             "recipe": whole_recipe(model),

@@ -16,6 +16,7 @@ from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.registry import suggest
+from repshift.sharing import share_weights
 
 # Names of timm's benchmark: the dtype of the weights, and that of autocast
 PRECISIONS = {
@@ -33,6 +34,7 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 ATTENTIONS = ("sdpa", "eager", *KERNELS)
+PLAIN = "eager"  # the method that is the dense model with plain attention
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,22 @@ class Setup:
                     f"{self.model} has no attention that could run as {self.attention!r}. Leave --attention out."
                 )
             for module in chosen:
-                module.fused_attn = self.attention != "eager"  # type: ignore[assignment]  # a plain attribute
+                module.fused_attn = self.attention != PLAIN  # type: ignore[assignment]  # a plain attribute
         model = model.to(self.device, PRECISIONS[self.precision][0])
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
-    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
-        """Return channels, rows and columns of the images."""
-        channels, rows, columns = data_config(model)["input_size"]
-        return (channels, rows, columns)
+    def input_size(self, model: nn.Module) -> tuple[int, ...]:
+        """Return channels, rows and columns of the images; of videos the frames before them."""
+        size = tuple(data_config(model)["input_size"])
+        frames = (getattr(model, "pretrained_cfg", None) or {}).get("frames")
+        return size if frames is None else (frames, *size)
 
     def images(self, model: nn.Module, batch_size: int) -> Tensor:
-        """Draw images ``(batch, channels, rows, columns)`` as the model takes them."""
+        """Draw images ``(batch, channels, rows, columns)``, or videos, as the model takes them."""
         drawn = torch.randn(batch_size, *self.input_size(model), generator=torch.Generator().manual_seed(0))
         drawn = drawn.to(self.device, PRECISIONS[self.precision][0])
-        return drawn.contiguous(memory_format=torch.channels_last) if self.channels_last else drawn
+        last = self.channels_last and drawn.ndim == 4  # each frame of a video has its channels by itself
+        return drawn.contiguous(memory_format=torch.channels_last) if last else drawn
 
     def attention_of(self, model: nn.Module) -> str | None:
         """Name the attention that the model runs with; ``None`` if it has none."""
@@ -120,3 +124,20 @@ class Setup:
             if self.attention in KERNELS:
                 stack.enter_context(sdpa_kernel(KERNELS[self.attention]))
             yield
+
+
+def with_plain_attention(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that shares its weights and holds the maps of its attention.
+
+    Raises:
+        UnsupportedModelError: If it has no attention whose kernel can be chosen.
+    """
+    plain = share_weights(model)
+    chosen = [module for module in plain.modules() if hasattr(module, "fused_attn")]
+    if not chosen:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no attention that could run as {PLAIN!r}. Leave that method out."
+        )
+    for module in chosen:
+        module.fused_attn = False  # type: ignore[assignment]  # a plain attribute
+    return plain

@@ -119,16 +119,18 @@ def _pieces(file: Path) -> dict[str, int]:
 
 def _loaded(file: Path) -> Any:
     try:
+        import transformers
         from tokenizers.processors import TemplateProcessing
-        from transformers import BertTokenizerFast
     except ImportError as error:
         raise MissingPackageError(
             'Texts are tokenised by transformers, which is not installed. Run pip install "repshift[video]".'
         ) from error
+    # from 5 on, BertTokenizer is the fast one
+    kind = getattr(transformers, "BertTokenizerFast", None) or transformers.BertTokenizer
     # from a folder of its own: settings that lie beside the vocabulary would count, too
     with TemporaryDirectory() as folder:
         shutil.copyfile(file, Path(folder, "vocab.txt"))
-        tokenizer = BertTokenizerFast.from_pretrained(folder)
+        tokenizer = kind.from_pretrained(folder)
     cls = ("[CLS]", tokenizer.cls_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[cls])
     return tokenizer

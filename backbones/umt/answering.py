@@ -33,11 +33,16 @@ class UMTAnswering(nn.Module):
         self.apply(initialise)
 
     def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode videos; see :meth:`encode_vision`."""
+        """Encode videos ``(batch, frames, 3, rows, columns)``; see :meth:`encode_vision`."""
         return self.encode_vision(videos)
 
     def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`."""
+        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`.
+
+        Args:
+            weights: Of any shapes, by their names in the file.
+            path: The file, for messages.
+        """
         return fitted(weights, self.state_dict(), ANSWERING, path)
 
     def encode_vision(self, videos: Tensor) -> tuple[Tensor, Tensor]:

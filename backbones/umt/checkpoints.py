@@ -44,7 +44,7 @@ def fitted(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], kind: str, 
     that is left must be the model's; that is checked by :func:`repshift.backbones.checkpoints.load_weights`.
 
     Args:
-        weights: What the file holds.
+        weights: What the file holds, of any shapes.
         own: The model's ``state_dict``.
         kind: The model's: ``vision``, ``retrieval`` or ``answering``.
         path: The file, for messages.

@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
         return states if projected is None else self.fuse(states, mask, projected)
 
     def text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Run the embeddings and the layers in front of the fusion: the mode ``text``; see :meth:`forward`."""
+        """Run what is in front of the fusion, the mode ``text``, on ``(batch, length)``; see :meth:`forward`."""
         states: Tensor = self.embeddings(ids)
         hidden = hiding(mask, states.dtype)
         for layer in self._layers()[: self.fusion]:

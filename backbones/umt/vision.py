@@ -51,7 +51,12 @@ class UMTVideoEncoder(nn.Module):
         return tokens, pooled if present is None else pooled.masked_fill(~present.unsqueeze(-1), 0.0)
 
     def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`."""
+        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`.
+
+        Args:
+            weights: Of any shapes, by their names in the file.
+            path: The file, for messages.
+        """
         return fitted(weights, self.state_dict(), VISION, path)
 
 
@@ -167,7 +172,7 @@ class Attention(nn.Module):
         self.k_norm = nn.Identity()
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return what is added to the stream; see :meth:`Block.forward`."""
+        """Return what is added to the stream ``(batch, tokens, width)``; see :meth:`Block.forward`."""
         biases = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         split = F.linear(x, self.qkv.weight, biases).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = split.permute(2, 0, 3, 1, 4)
@@ -195,7 +200,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what is added to the stream."""
+        """Return what is added to the stream ``(batch, tokens, width)``."""
         changed: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return changed
 

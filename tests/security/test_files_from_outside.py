@@ -232,6 +232,7 @@ GATES = {
     r"literal_eval\(": {"analysis/subjects/models.py"},
     r"subprocess\.": {"analysis/throughput/peak_memory.py"},  # a list of arguments, no shell
     r"import_module\(": {"repshift/registry.py"},  # of names that code registers
+    r"\bav\.open\(": {"analysis/video/decoding.py", "analysis/heatmap/strips.py"},  # the second writes into memory
     r"load_state\(": {"analysis/finetuning/checkpoints.py"},
     r"(?<![\w.])(eval|exec|compile|__import__)\(": set(),
     r"os\.(system|popen|exec|spawn)|shell=True|yaml\.|marshal|shelve|np\.load|allow_pickle|extractall": set(),

@@ -158,3 +158,30 @@ def test_memory_is_part_of_the_table(run, tmp_path):
     assert code == 0
     peaks = {row["method"]: row["peak_memory"] for row in read_results(tmp_path / "a.json").rows}
     assert all(peak > 1 for peak in peaks.values())
+
+
+def test_videos_are_timed_with_plain_attention_beside_the_fused_one(run, tmp_path):
+    small = ("-m", "tiny_umt", "--frames", 3, "--img-size", 32, "-b", 1, "--drop", "0.25@0", "--no-memory", *QUICK)
+    code, out, _ = run(*small, "--results-file", tmp_path / "rows.json")
+    assert code == 0
+    assert "fewer frames" in out  # is why there is no smaller input
+    assert methods_in(out) == ["dense", "eager", "shift", "mean_attention", "norm", "random", "mnn", "oracle_free"]
+    assert "tiny_umt, batch 1, 3 frames of 32 pixels" in out
+    assert "kept tokens behind each block, stage or layer: 9 9 9" in out
+    rows = {row["method"]: row for row in read_results(tmp_path / "rows.json").rows}
+    assert {name: row["attention"] for name, row in rows.items() if name in ("dense", "eager")} == {
+        "dense": "sdpa",
+        "eager": "eager",
+    }
+    assert rows["dense"]["frames"] == 3
+
+
+def test_plain_attention_can_be_asked_for_by_name(bench):
+    code, out, _ = bench("--methods", "eager", "-b", 1)
+    assert (code, methods_in(out)) == (0, ["dense", "eager"])
+
+
+def test_a_model_of_images_has_no_frames(bench):
+    code, _, err = bench("--frames", 4, "-b", 1)
+    assert code == 1
+    assert "does not take these options: {'frames': 4}" in err
