@@ -10,6 +10,7 @@ import typer
 
 from repshift import __version__
 from repshift.analysis.ablation.command import ablate
+from repshift.analysis.answering.command import answer
 from repshift.analysis.catalogue.command import models
 from repshift.analysis.curves.command import curves
 from repshift.analysis.demo.command import demo
@@ -22,6 +23,7 @@ from repshift.analysis.output.signals import unwinding_by_signals
 from repshift.analysis.output.terminal import console, drop_output, escape_what_cannot_be_shown, fail
 from repshift.analysis.probe.command import probe
 from repshift.analysis.report.command import report
+from repshift.analysis.retrieval.command import retrieve
 from repshift.analysis.statistics.command import statistics
 from repshift.analysis.throughput.command import bench
 from repshift.analysis.zoo.command import train
@@ -40,6 +42,8 @@ app = typer.Typer(
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
 for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe, models):
+    app.command(cls=CarefulCommand)(command)
+for command in (retrieve, answer):
     app.command(cls=CarefulCommand)(command)
 app.command("eval", cls=CarefulCommand)(evaluate)
 zoo.command(cls=CarefulCommand)(train)

@@ -126,6 +126,42 @@ Digits = Annotated[
     Path | None, typer.Option(help="For cluttered-mnist: folder with MNIST's t10k files. [default: download]")
 ]
 
+# --- videos -------------------------------------------------------------------------------------------------------
+
+AnnotationsFile = Annotated[Path, typer.Argument(help="JSON file of the data set: which texts belong to which videos.")]
+VideosFolder = Annotated[Path, typer.Argument(help="Folder that the paths in it are under.")]
+Vocabulary = Annotated[
+    Path, typer.Option("--vocab", help="vocab.txt of the text encoder (bert-base-uncased, bert-large-uncased).")
+]
+Frames = Annotated[
+    int | None, typer.Option(min=1, help="Frames of each video. [default: the data set's, else the model's]")
+]
+VideoMethods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        help="What is compared with the dense model at one schedule, with commas: shift, norm, random, "
+        "mean_attention, pruners as mnn, tome, saliency_merge; lowres, smaller frames; fewer_frames, the dense model "
+        "on so many frames that it computes no more.",
+    ),
+]
+CompareDense = Annotated[bool, typer.Option("--compare-dense", help="Measure the dense model, too.")]
+FeaturesFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        help="Keep what models say of each video here, for later runs; needs gigabytes. [default: beside the results "
+        "file until the end]",
+    ),
+]
+PerQuery = Annotated[
+    Path | None, typer.Option("--per-query", help="Write the rank of each query here, a line each query and method.")
+]
+PerQuestion = Annotated[
+    Path | None,
+    typer.Option("--per-question", help="Write each answer here, a line each question and method."),
+]
+
 # --- how it runs --------------------------------------------------------------------------------------------------
 
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")]

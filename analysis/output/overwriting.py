@@ -13,7 +13,7 @@ from repshift.files import place_of, reason
 from repshift.folders import folder_of
 
 # The options that say where something is written
-OUTPUTS = ("output", "animation", "results_file", "per_image", "page")
+OUTPUTS = ("output", "animation", "results_file", "per_image", "per_query", "per_question", "page")
 # What commands write into the folder of --output, by the command's name
 FILES = {
     "ablate": ("ablation.csv", "ablation.json", "ablation.md", "ablation.png"),
@@ -23,8 +23,10 @@ FILES = {
     "train": ("{name}.safetensors", "{name}.md", "{name}.training.pt"),
 }
 OF_MODELS = ("repshift.json", "*.safetensors", "*.bin")  # what a folder of a model holds
-IMAGES = ("data", "data_dir", "files", "images", "masks", "train", "validation")  # options whose folders hold pictures
-OF_DATA = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".gz", ".tar")
+# options whose folders hold pictures or videos
+IMAGES = ("data", "data_dir", "files", "images", "masks", "train", "validation", "videos")
+OF_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".gz", ".tar")
+OF_DATA = (*OF_PICTURES, ".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
 class CarefulCommand(TyperCommand):

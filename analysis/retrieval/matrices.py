@@ -1,8 +1,7 @@
 """The scores of videos and texts: cosine similarities of all pairs, and matching of the best candidates in either way.
 
-Follows the published evaluation of UMT (OpenGVLab/unmasked_teacher, ``multi_modality/tasks/retrieval_utils.py``). A
-video's keys and values are projected once, a pair that is a candidate in both directions is matched once, and the tokens
-of one video at a time are in memory.
+Follows the published evaluation of Unmasked Teacher (arXiv 2303.16058). A video's keys and values are projected once, a
+pair that is a candidate in both directions is matched once, and the tokens of one video at a time are in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Observer = Callable[[int, int], None]
 
 
 class RetrievalModel(Protocol):
-    """What is asked of a retrieval model beside its video encoder; :class:`repshift.backbones.umt.UMTRetrieval` has it."""
+    """What is asked of a retrieval model beside its video encoder, as UMT's for retrieval has it."""
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the states of texts ``(texts, length, channels)``, and those of their first tokens."""
@@ -236,7 +235,8 @@ def reranked_matrices(
         device: Where the model is.
 
     Returns:
-        ``(videos, texts)`` of videos that look for texts, and ``(texts, videos)`` of texts that look for videos; float32.
+        ``(videos, texts)`` of videos that look for texts, and ``(texts, videos)`` of texts that look for
+        videos; float32.
     """
     candidates = Candidates.of(itc, count)
     return matched_matrices(

@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -88,3 +89,71 @@ def run_command(monkeypatch, capsys, tmp_path):
         return caught.value.code or 0, *capsys.readouterr()
 
     return run
+
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 40, 210), "white": (230, 230, 230)}
+PLACES = ("left", "right")
+
+
+class Moving:
+    """A folder of eight tiny videos, a coloured half of each frame moving down, with all files about them."""
+
+    def __init__(self, root):
+        import av
+
+        self.root = root
+        self.names = [f"{place}/{colour}.mp4" for colour in COLOURS for place in PLACES]
+        for name in self.names:
+            place, colour = name.removesuffix(".mp4").split("/")
+            (root / place).mkdir(parents=True, exist_ok=True)
+            with av.open(str(root / name), "w") as container:
+                stream = container.add_stream("mpeg4", rate=10)
+                stream.width = stream.height = 32
+                stream.pix_fmt = "yuv420p"
+                for number in range(6):
+                    frame = np.full((32, 32, 3), 90, dtype=np.uint8)
+                    columns = slice(0, 16) if place == "left" else slice(16, 32)
+                    frame[4 * number : 4 * number + 12, columns] = COLOURS[colour]
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                container.mux(stream.encode())
+        told = [name.removesuffix(".mp4").split("/") for name in self.names]
+        self.captions = [f"A {colour} box at the {place}." for place, colour in told]
+        self.vocabulary = root.parent / "vocab.txt"
+        words = [
+            "[PAD]",
+            "[UNK]",
+            "[CLS]",
+            "[SEP]",
+            *["a", "box", "at", "the", "what", "is", "where", "?"],
+            *COLOURS,
+            *PLACES,
+        ]
+        self.vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
+        self.annotations = self.write(
+            "pairs.json",
+            [{"video": name, "caption": caption} for name, caption in zip(self.names, self.captions, strict=True)],
+        )
+        asked = [
+            (name, question, answer)
+            for name, (place, colour) in zip(self.names, told, strict=True)
+            for question, answer in (("what is it?", colour), ("Where is the box?", place))
+        ]
+        self.questions = self.write(
+            "questions.json",
+            [
+                {"video": name, "question": question, "question_id": number, "answer": answer}
+                for number, (name, question, answer) in enumerate(asked)
+            ],
+        )
+        self.answers = self.write("answers.json", [*COLOURS, *PLACES])
+
+    def write(self, name, content):
+        path = self.root.parent / name
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+
+@pytest.fixture
+def moving(tmp_path):
+    pytest.importorskip("av")
+    return Moving(tmp_path / "videos")

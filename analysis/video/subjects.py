@@ -1,0 +1,318 @@
+"""The models that a command compares on the same videos, and on how many frames each looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import random_seed
+from torch import nn
+
+from repshift import Recipe, recipe_of
+from repshift.analysis.subjects.comparing import Subjects
+from repshift.analysis.subjects.macs import count_work
+from repshift.analysis.subjects.methods import (
+    DENSE,
+    RANDOM,
+    SEEDS,
+    SHIFT,
+    choose_methods,
+    further_recipes,
+    known_methods,
+    read_methods,
+    recipe_for,
+)
+from repshift.analysis.subjects.models import ModelOptions
+from repshift.analysis.subjects.recipes import apply, settings_of
+from repshift.analysis.subjects.sizes import build_model
+from repshift.analysis.video.frames import MEAN, STD
+from repshift.analysis.video.texts import Tokeniser
+from repshift.errors import DataError, UnknownNameError, UnsupportedModelError
+from repshift.registry import suggest
+
+FEWER_FRAMES = "fewer_frames"  # the control: the dense model on so many frames that it does no more work
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """What a model is given of each video.
+
+    Attributes:
+        frames: How many.
+        size: Pixels a side.
+        mean: Of each channel.
+        std: Of each channel.
+        seconds: Only so much of the beginning of each video counts.
+    """
+
+    frames: int
+    size: int
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, frames: int | None, seconds: float | None = None) -> VideoInput:
+        """Settle it: as many frames as were asked for, else those of the model.
+
+        Raises:
+            DataError: If there are no frames.
+        """
+        known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+        chosen = known.get("frames", 12) if frames is None else frames
+        if chosen < 1:
+            raise DataError(f"{chosen} frames are no video. Give 1 or more (--frames).")
+        return cls(
+            chosen,
+            int(known.get("input_size", (3, 224, 224))[-1]),
+            tuple(known.get("mean", MEAN)),
+            tuple(known.get("std", STD)),
+            seconds,
+        )
+
+    def shape(self, frames: int) -> tuple[int, int, int, int]:
+        """Return the shape of a video of so many frames."""
+        return frames, 3, self.size, self.size
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What a model takes of texts.
+
+    Attributes:
+        words: How many word pieces it knows.
+        length: The longest text; ``None``, like the words, if it does not tell.
+    """
+
+    words: int | None = None
+    length: int | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> TextInput:
+        """Ask a model, whose settings say it as UMT's do."""
+        text = getattr(getattr(model, "settings", None), "text", None)
+        return cls(getattr(text, "vocabulary", None), getattr(text, "positions", None))
+
+    def check(self, tokeniser: Tokeniser, length: int) -> None:
+        """Refuse a vocabulary or a length that the model has no embeddings for.
+
+        Raises:
+            DataError: If there are more word pieces, or longer texts, than the model knows.
+        """
+        if self.words is not None and len(tokeniser) > self.words:
+            raise DataError(
+                f"{tokeniser.file} has {len(tokeniser)} word pieces, and the model knows {self.words}. Give the "
+                "vocabulary that the model was trained with (--vocab)."
+            )
+        if self.length is not None and length > self.length:
+            raise DataError(
+                f"Texts of {length} word pieces are longer than the {self.length} that the model knows. Give a smaller "
+                "length (--text-length, --question-length, --answer-length)."
+            )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured: a method, and of a random one a draw.
+
+    Attributes:
+        method: Its name in the table.
+        draw: Its number, from zero.
+        model: What encodes the videos.
+        frames: On how many frames of each.
+    """
+
+    method: str
+    draw: int
+    model: nn.Module
+    frames: int
+
+
+@dataclass(frozen=True)
+class VideoSubjects:
+    """The models that are compared; all share the weights of the dense one, which does all but encode videos.
+
+    Attributes:
+        subjects: The dense model and the methods.
+        given: What they are given of each video.
+        fewer: On how many frames the control looks; ``None`` without it.
+        shows_dense: Whether the dense model is measured, too.
+    """
+
+    subjects: Subjects
+    given: VideoInput
+    fewer: int | None
+    shows_dense: bool
+
+    @property
+    def model(self) -> nn.Module:
+        """The dense model."""
+        return self.subjects.model
+
+    @property
+    def measured(self) -> dict[str, Measured]:
+        """What is measured, by a name of its own, in the order of the table."""
+        found = {DENSE: Measured(DENSE, 0, self.model, self.given.frames)} if self.shows_dense else {}
+        for name, (method, draw) in self.subjects.drawn.items():
+            found[name] = Measured(method, draw, self.subjects.pruned[method], self.given.frames)
+        if self.fewer is not None:
+            found[FEWER_FRAMES] = Measured(FEWER_FRAMES, 0, self.model, self.fewer)
+        return found
+
+    @property
+    def drawn(self) -> dict[str, tuple[str, int]]:
+        """Method and draw of what is measured."""
+        return {name: (each.method, each.draw) for name, each in self.measured.items()}
+
+    @property
+    def others(self) -> list[str]:
+        """The methods that each is compared with, query by query."""
+        return list(self.subjects.against) or ([DENSE] if self.shows_dense else [])
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Say of each method how it prunes and what encoding one video computes, as columns of results."""
+        size = self.given.shape(self.given.frames)
+        found = {name: {"frames": size[0], **fact} for name, fact in self.subjects.facts({"input_size": size}).items()}
+        if self.fewer is not None:
+            work = count_work(self.model, self.given.shape(self.fewer))
+            found[FEWER_FRAMES] = {**found[DENSE], "frames": self.fewer, "gmacs": round(work.macs / 1e9, 4)}
+        return found
+
+    def identity(self, each: Measured, device: torch.device, batches: Mapping[str, Any]) -> dict[str, Any]:
+        """Return plain values that tell what a model says of videos from what another one says.
+
+        Args:
+            each: What is measured.
+            device: Where it runs.
+            batches: What decides which videos make a batch: for these a random score is drawn together.
+        """
+        recipe = recipe_of(each.model)
+        random = recipe is not None and recipe.scores and recipe.score == RANDOM
+        shared = self.subjects.identity(device, ())
+        given = self.given
+        return {
+            **{name: value for name, value in shared.items() if name not in ("methods", "seeds", "batches")},
+            "method": settings_of(recipe),
+            "frames": each.frames,
+            "input": [given.size, list(given.mean), list(given.std), given.seconds],
+            "drawn": {"draw": each.draw, **batches} if random else None,
+        }
+
+
+def build_video_subjects(
+    name: str,
+    given: ModelOptions,
+    pruned: Recipe | None,
+    frames: int | None,
+    seconds: float | None,
+    task: str,
+    *,
+    methods: str | None = None,
+    files: Sequence[Path] = (),
+    compare_dense: bool = False,
+    against: Sequence[str] = (),
+    seeds: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> VideoSubjects:
+    """Build the models that are compared.
+
+    Args:
+        name: Of the model, or its folder.
+        given: The command's options for it.
+        pruned: Schedule, pruner, score.
+        frames: Of each video; by default the model's.
+        seconds: Only so much of the beginning of each video counts.
+        task: The method that a model of this command has; see :func:`require_task`.
+        methods: Of ``--methods``; by default only what ``pruned`` says, or the dense model.
+        files: Of ``--compare``: further recipes.
+        compare_dense: Measure the dense model, too; ``methods`` and ``files`` always do.
+        against: Of ``--against``: the methods that each is compared with; by default the dense model.
+        seeds: Draws of the random score; by default three beside other methods, else one.
+        seed: Of weights that are not loaded, and of what is drawn.
+        device: Where they run.
+
+    Raises:
+        RepshiftError: If there is no such model, method or recipe, or the model cannot have it.
+    """
+    random_seed(seed)  # weights that are not loaded are the same in every process, and after a resumption
+    model = build_model(name, given).to(device).eval()
+    require_task(model, name, task)
+    named, fewer = _without_fewer_frames(methods)
+    asked = read_methods(named)
+    shown = VideoInput.of(model, frames, seconds)
+    models, notes = choose_methods(model, pruned, asked, shown.shape(shown.frames), (), further_recipes(files))
+    models.pop(DENSE)
+    shows_dense = compare_dense or methods is not None or bool(files) or not models
+    frames_of_control = None
+    if fewer:
+        like = models[SHIFT] if SHIFT in models else _pruned_alike(model, pruned, models)
+        frames_of_control = _fewer_frames(model, like, shown, notes)
+    draws = seeds or (SEEDS if methods is not None else 1)
+    subjects = Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)), draws)
+    built = VideoSubjects(subjects, shown, frames_of_control, shows_dense)
+    if unknown := [other for other in against if other not in {each.method for each in built.measured.values()}]:
+        raise UnknownNameError(
+            f"--against names a method that is compared, got {unknown[0]!r}. {suggest(unknown[0], built.measured)}"
+        )
+    return built
+
+
+def require_task(model: nn.Module, name: str, task: str) -> None:
+    """Refuse a model that does something else.
+
+    Args:
+        model: The model.
+        name: Its name, for the message.
+        task: ``match``, which retrieval models have, or ``answer_log_likelihood``, which those have that answer.
+
+    Raises:
+        UnsupportedModelError: If it does not have this method.
+    """
+    if not hasattr(model, task):
+        wanted = (
+            "umt_b_retrieval, umt_l_retrieval or tiny_umt" if task == "match" else "umt_b_qa, umt_l_qa or tiny_umt_qa"
+        )
+        raise UnsupportedModelError(
+            f"{name} ({type(model).__name__}) cannot do this: a model with the method {task} is expected. Give "
+            f"{wanted} (-m)."
+        )
+
+
+def _without_fewer_frames(methods: str | None) -> tuple[str | None, bool]:
+    """Take the control of fewer frames out of ``--methods``: it is no way to prune."""
+    if methods is None:
+        return None, False
+    names = [name.strip() for name in methods.split(",")]
+    kept = [name for name in names if name != FEWER_FRAMES]
+    if unknown := [name for name in kept if name and name not in known_methods()]:
+        raise UnknownNameError(
+            f"Unknown method {unknown[0]!r}. {suggest(unknown[0], [*known_methods(), FEWER_FRAMES])} (--methods)"
+        )
+    return (",".join(kept) if kept else DENSE), len(kept) < len(names)
+
+
+def _pruned_alike(model: nn.Module, pruned: Recipe | None, models: Mapping[str, nn.Module]) -> nn.Module:
+    """Return the pruned model whose work is to be met: scores are not counted, so that of the shift will do."""
+    if pruned is not None and pruned.schedule is not None:
+        return apply(recipe_for(SHIFT, pruned), model)
+    if models:
+        return next(iter(models.values()))
+    raise DataError(f"{FEWER_FRAMES} is compared with a pruned model, and nothing is dropped. Give --drop or --recipe.")
+
+
+def _fewer_frames(model: nn.Module, like: nn.Module, given: VideoInput, notes: list[str]) -> int | None:
+    """Return on how many frames the dense model does as much work as a pruned one, or just less."""
+    most = count_work(like, given.shape(given.frames)).macs
+    for frames in range(given.frames - 1, 0, -1):
+        try:
+            if count_work(model, given.shape(frames)).macs <= most:
+                return frames
+        except UnsupportedModelError as error:
+            notes.append(f"without {FEWER_FRAMES}: {error}")
+            return None
+    notes.append(f"without {FEWER_FRAMES}: one frame is more work than the pruned model does.")
+    return None
