@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from repshift import Recipe, load_model
 from repshift.analysis.demo.comparison import images_per_second
-from repshift.analysis.demo.video_figures import draw_strip, save_animation
+from repshift.analysis.heatmap.strips import moving_pictures, save_animation, strip_figure
+from repshift.analysis.heatmap.videos import video_input, video_strip
 from repshift.analysis.output.figures import save_figure
 from repshift.analysis.output.files import all_or_none, output_folder, write_text
 from repshift.analysis.output.paired import MEANING, gain, verdict
@@ -117,11 +118,17 @@ def run_video_demo(
         _result(each, values, speed, by_shift.get(each.schedule))
         for each, values, speed in zip(compared, measured, speeds, strict=True)
     ]
-    full = inputs[max(inputs)]
-    save_figure(draw_strip(models[RETRIEVAL], full[:1], SCHEDULES[-1], shown[0].caption), output / "video.png")
-    save_animation(models[RETRIEVAL], full[:3], SCHEDULES[-1], output / "video.gif")
+    draw_video(models[RETRIEVAL], files[0], output)
     _write(results, output)
     return results
+
+
+def draw_video(model: nn.Module, file: Path, output: Path) -> None:
+    """Draw the shift over the frames of a video, and what pruning keeps, as ``video.png`` and ``video.gif``."""
+    pruned = apply(Recipe(SCHEDULES[-1]), model)
+    strip = video_strip(pruned, file, video_input(model), blocks=[0], kept=True)
+    save_figure(strip_figure(strip), output / "video.png")
+    save_animation(moving_pictures(strip), strip.times, output / "video.gif")
 
 
 def read_inputs(model: nn.Module, files: Sequence[Path], frames: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from repshift.analysis.answering.ranking import answer_scores, best_answers
 from repshift.analysis.retrieval.matrices import encode_texts, itc_matrix, reranked_matrices
 from repshift.analysis.retrieval.ranking import ranks_of_best
 from repshift.analysis.samples.canvases import EVALUATION_SEED, read_digits
@@ -26,7 +27,7 @@ from repshift.analysis.samples.moving_digits import (
     questions,
 )
 from repshift.analysis.video.sampling import frame_indices
-from repshift.analysis.zoo.videos import WORDS, model_input, word_numbers
+from repshift.analysis.zoo.videos import model_input, word_numbers
 
 EVALUATED = 400  # videos; their captions all differ
 CANDIDATES = 16  # that are looked at twice
@@ -96,9 +97,6 @@ def found(model: Any, tokens: Tensor, pooled: Tensor, moves: Sequence[Moves]) ->
 def answered(model: Any, tokens: Tensor, moves: Sequence[Moves]) -> Tensor:
     """Ask all questions about videos, and say which answers were right.
 
-    An answer counts by the probability of its first word and, once more, by that of all its words, as published. Here
-    every answer is one word, and behind it the end.
-
     Args:
         model: A UMT model for question answering.
         tokens: ``(videos, tokens, channels)``.
@@ -109,14 +107,11 @@ def answered(model: Any, tokens: Tensor, moves: Sequence[Moves]) -> Tensor:
     """
     asked = [questions(each) for each in moves]
     ids, mask = word_numbers([question for pairs in asked for question, _ in pairs])
-    first_words = torch.tensor([WORDS[answer] for answer in ANSWERS])
-    answer_ids, answer_mask = word_numbers([f"{answer} [SEP]" for answer in ANSWERS])
+    answers = word_numbers([f"{answer} [SEP]" for answer in ANSWERS])
     right = torch.tensor([[ANSWERS.index(answer) for _, answer in pairs] for pairs in asked])
     chosen = []
-    for part, ids_part, mask_part in zip(tokens.split(BATCH), ids.split(4 * BATCH), mask.split(4 * BATCH), strict=True):
+    size = BATCH * right.shape[1]
+    for part, ids_part, mask_part in zip(tokens.split(BATCH), ids.split(size), mask.split(size), strict=True):
         states = model.question_states(part, ids_part, mask_part)
-        first = model.first_token_logits(states, mask_part).log_softmax(1)[:, first_words]
-        pairs = (answer_ids.repeat(len(states), 1), answer_mask.repeat(len(states), 1))
-        whole = model.answer_log_likelihood(states, mask_part, *pairs).view(len(states), -1)
-        chosen.append((first + whole).argmax(1))
+        chosen.append(best_answers(*answer_scores(model, states, mask_part, *answers)))
     return torch.cat(chosen).view(right.shape) == right

@@ -309,7 +309,7 @@ def test_demo_video_prints_every_number_and_verdict_in_80_columns(run, monkeypat
             0.6 + index / 100,
             100.0 + index,
             0.04 + index / 1000,
-            {name: (-11.25, index / 10) for name in video_comparison.MEASURES},
+            dict.fromkeys(video_comparison.MEASURES, (-11.25, index / 10)),
         )
         for index, (drop, method) in enumerate(settings)
     ]
