@@ -19,13 +19,13 @@ from repshift.analysis.heatmap.videos import video_input, video_strip
 from repshift.analysis.output.figures import save_figure
 from repshift.analysis.output.files import all_or_none, output_folder, write_text
 from repshift.analysis.output.paired import MEANING, gain, verdict
-from repshift.analysis.samples.digit_files import write_videos
 from repshift.analysis.samples.images import data_config
 from repshift.analysis.samples.moving_digits import Moves
 from repshift.analysis.subjects.macs import count_macs
 from repshift.analysis.subjects.methods import CONTROLS, DENSE, RANDOM, SHIFT, recipe_for
 from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.video.decoding import read_clip
+from repshift.analysis.video.digit_files import write_videos
 from repshift.analysis.video.frames import preprocess
 from repshift.analysis.zoo.video_scores import CANDIDATES, answered, encoded, evaluation_videos, found
 

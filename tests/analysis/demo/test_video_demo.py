@@ -19,9 +19,9 @@ from repshift.analysis.demo.video_comparison import (
     run_video_demo,
     verdicts,
 )
-from repshift.analysis.samples.digit_files import write_videos
 from repshift.analysis.samples.moving_digits import ANSWERS, VOCABULARY, caption, questions
 from repshift.analysis.subjects.macs import count_macs
+from repshift.analysis.video.digit_files import write_videos
 from repshift.analysis.zoo.video_scores import answered, drawn, encoded, evaluation_videos, found
 from repshift.analysis.zoo.videos import word_numbers
 from repshift.errors import DataError

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from repshift import load_model
-from repshift.analysis.samples.digit_files import write_videos
 from repshift.analysis.samples.moving_digits import DigitPool, all_moves, caption, questions
 from repshift.analysis.video import Tokeniser, clean
+from repshift.analysis.video.digit_files import write_videos
 from repshift.analysis.zoo import video_losses
 from repshift.analysis.zoo.video_losses import answering_loss, retrieval_loss, shared_cross_entropy
 from repshift.analysis.zoo.videos import foil, model_input, video_batches, word_numbers

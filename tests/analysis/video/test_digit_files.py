@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from repshift.analysis.samples.digit_files import write_videos
 from repshift.analysis.samples.moving_digits import ANSWERS, VOCABULARY, DigitPool, numbered_video, questions
 from repshift.analysis.video import read_answers, read_clip, read_questions, read_retrieval
+from repshift.analysis.video.digit_files import write_videos
 from repshift.errors import DataError
 
 pytest.importorskip("av")
