@@ -43,8 +43,8 @@ app = typer.Typer(
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
 for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe, models):
     app.command(cls=CarefulCommand)(command)
-for command in (retrieve, answer):
-    app.command(cls=CarefulCommand)(command)
+for of_videos in (retrieve, answer):
+    app.command(cls=CarefulCommand)(of_videos)
 app.command("eval", cls=CarefulCommand)(evaluate)
 zoo.command(cls=CarefulCommand)(train)
 app.add_typer(zoo, name="zoo")

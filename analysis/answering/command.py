@@ -25,7 +25,7 @@ def answer(
     questions: Annotated[Path, typer.Argument(help="JSON file of the data set: questions on videos.")],
     answers: Annotated[Path, typer.Argument(help="JSON file of the answers that are chosen among.")],
     videos: options.VideosFolder,
-    model: options.Model,
+    model: options.VideoModel,
     vocab: options.Vocabulary,
     dataset: Annotated[
         str | None,
@@ -78,9 +78,10 @@ def answer(
     from repshift.analysis.answering.measuring import Answering, measure_answers, tokenise
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.video.annotations import read_answers, read_questions
+    from repshift.analysis.video.inputs import TextInput
     from repshift.analysis.video.presets import preset_named
     from repshift.analysis.video.running import VideoOptions, run_on_videos
-    from repshift.analysis.video.subjects import TextInput, VideoSubjects
+    from repshift.analysis.video.subjects import VideoSubjects
     from repshift.errors import UnknownNameError
 
     preset = None if dataset is None else preset_named(dataset)

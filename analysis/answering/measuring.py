@@ -18,8 +18,10 @@ from repshift.analysis.output.paired import paired_summary
 from repshift.analysis.samples.passes import Found
 from repshift.analysis.video.annotations import Questions
 from repshift.analysis.video.by_video import measure_videos
-from repshift.analysis.video.features import Encoding, FeatureStore
-from repshift.analysis.video.subjects import TextInput, VideoSubjects
+from repshift.analysis.video.encoding import Encoding
+from repshift.analysis.video.features import FeatureStore
+from repshift.analysis.video.inputs import TextInput
+from repshift.analysis.video.subjects import VideoSubjects
 from repshift.analysis.video.texts import Tokeniser, clean
 
 ACCURACY = "accuracy"

@@ -128,6 +128,15 @@ Digits = Annotated[
 
 # --- videos -------------------------------------------------------------------------------------------------------
 
+VideoModel = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model of videos and texts: umt_b_retrieval, umt_l_retrieval or tiny_umt finds, umt_b_qa, umt_l_qa or "
+        "tiny_umt_qa answers; or the folder of one.",
+    ),
+]
 AnnotationsFile = Annotated[Path, typer.Argument(help="JSON file of the data set: which texts belong to which videos.")]
 VideosFolder = Annotated[Path, typer.Argument(help="Folder that the paths in it are under.")]
 Vocabulary = Annotated[
@@ -141,8 +150,8 @@ VideoMethods = Annotated[
     typer.Option(
         "--methods",
         help="What is compared with the dense model at one schedule, with commas: shift, norm, random, "
-        "mean_attention, pruners as mnn, tome, saliency_merge; lowres, smaller frames; fewer_frames, the dense model "
-        "on so many frames that it computes no more.",
+        "mean_attention; pruners: mnn, tome, saliency_merge, frames and so on; fewer_frames, the dense model on as "
+        "many frames as come to no more GMACs.",
     ),
 ]
 CompareDense = Annotated[bool, typer.Option("--compare-dense", help="Measure the dense model, too.")]

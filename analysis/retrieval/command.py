@@ -25,7 +25,7 @@ USUAL_LENGTH = 64  # word pieces of a text
 def retrieve(
     annotations: options.AnnotationsFile,
     videos: options.VideosFolder,
-    model: options.Model,
+    model: options.VideoModel,
     vocab: options.Vocabulary,
     dataset: Annotated[
         str | None,
@@ -80,9 +80,10 @@ def retrieve(
     from repshift.analysis.retrieval.queries import Queries
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.video.annotations import read_retrieval
+    from repshift.analysis.video.inputs import TextInput
     from repshift.analysis.video.presets import preset_named
     from repshift.analysis.video.running import VideoOptions, run_on_videos
-    from repshift.analysis.video.subjects import TextInput, VideoSubjects
+    from repshift.analysis.video.subjects import VideoSubjects
     from repshift.errors import UnknownNameError
 
     preset = None if dataset is None else preset_named(dataset)

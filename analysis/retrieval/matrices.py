@@ -123,7 +123,7 @@ def itc_matrix(
         ``(videos, texts)`` float32, on the CPU.
     """
     texts = first.to(device)
-    parts = [model.itc(part.to(device), texts).float().cpu() for part in pooled.split(batch_size)]
+    parts = [model.itc(part.to(device), texts).float().cpu() for part in torch.split(pooled, batch_size)]
     return torch.cat(parts)
 
 

@@ -28,8 +28,10 @@ from repshift.analysis.retrieval.queries import Queries
 from repshift.analysis.retrieval.ranking import CUTOFFS, arithmetic_mean, harmonic_mean, hits, ranks_of_best
 from repshift.analysis.samples.passes import Found
 from repshift.analysis.video.by_video import measure_videos
-from repshift.analysis.video.features import Encoded, Encoding, FeatureStore
-from repshift.analysis.video.subjects import TextInput, VideoSubjects
+from repshift.analysis.video.encoding import Encoded, Encoding
+from repshift.analysis.video.features import FeatureStore
+from repshift.analysis.video.inputs import TextInput
+from repshift.analysis.video.subjects import VideoSubjects
 from repshift.analysis.video.texts import Tokeniser, clean
 
 TO_VIDEO, TO_TEXT = DIRECTIONS = ("t2v", "v2t")

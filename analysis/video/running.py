@@ -17,7 +17,8 @@ from repshift.analysis.samples.processes import Processes, as_one_command
 from repshift.analysis.subjects.limits import check_batch, check_seed, check_seeds, check_workers
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import chosen_recipe
-from repshift.analysis.video.features import Encoding, Observer, features_folder
+from repshift.analysis.video.encoding import Encoding, Observer
+from repshift.analysis.video.features import features_folder
 from repshift.analysis.video.subjects import VideoSubjects, build_video_subjects
 from repshift.errors import DataError
 
