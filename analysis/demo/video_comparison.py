@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repshift import Recipe, load_model
-from repshift.analysis.demo.comparison import images_per_second
+from repshift.analysis.demo.timing import images_per_second
 from repshift.analysis.heatmap.strips import moving_pictures, save_animation, strip_figure
 from repshift.analysis.heatmap.videos import video_input, video_strip
 from repshift.analysis.output.figures import save_figure

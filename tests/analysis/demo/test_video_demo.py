@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from repshift import ShiftTracker, load_model
-from repshift.analysis.demo import comparison, video_comparison
+from repshift.analysis.demo import timing, video_comparison
 from repshift.analysis.demo.video_comparison import (
     HEADINGS,
     SCHEDULES,
@@ -134,8 +134,8 @@ def small_run(models, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(video_comparison, "load_model", lambda name, **kwargs: models[name])
         patch.setattr(video_comparison, "TIMED", 2)
-        patch.setattr(comparison, "ROUNDS", 1)
-        patch.setattr(comparison, "SECONDS", 0.01)
+        patch.setattr(timing, "ROUNDS", 1)
+        patch.setattr(timing, "SECONDS", 0.01)
         results = run_video_demo(output, lambda done, total: steps.append((done, total)), 6)
     return output, results, steps
 
