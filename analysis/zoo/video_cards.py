@@ -64,7 +64,7 @@ def video_model_card(name: str, model: nn.Module, recipe: VideoSettings, measure
 A video model of {parameters:,} parameters for {task} on moving digits: the classes of Unmasked Teacher (UMT, arXiv
 2303.16058) in a small configuration, made to show and to test what pruning does. It is of no use for other videos.
 
-- **Input**: 6 frames of {SIDE}x{SIDE} pixels, three equal channels, mean 0.02 and standard deviation 0.12.
+- **Input**: 6 frames of {SIDE}x{SIDE} pixels, three equal channels, mean 0.02 and standard deviation 0.5.
 - **Data**: two handwritten digits come one after the other, and each hops over the frame in one of four directions; the
   captions say so, {len(all_moves()):,} different ones. Trained on the first {TRAINING_DIGITS:,} digits of MNIST's test
   set, in new videos in every epoch.{start} Evaluated on {videos} videos of the other 2,000, which all differ in their

@@ -47,8 +47,8 @@ class VideoSettings:
         seed: Of weights and videos.
     """
 
-    phrase_epochs: int = 4
-    pair_epochs: int = 8
+    phrase_epochs: int = 3
+    pair_epochs: int = 5
     digits: int = 8_000
     warmup_steps: int = 100
     batch: int = 32
@@ -92,7 +92,7 @@ class TrainedVideoModel:
     accuracies: Mapping[str, float]
 
 
-RECIPES = {RETRIEVAL: VideoSettings(), ANSWERING: VideoSettings(phrase_epochs=0, pair_epochs=4, learning_rate=1e-3)}
+RECIPES = {RETRIEVAL: VideoSettings(), ANSWERING: VideoSettings(phrase_epochs=0, pair_epochs=3, learning_rate=1e-3)}
 
 
 def train_video_model(
@@ -221,11 +221,15 @@ class VideoTrainer:
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw weights by Xavier's rule; the published deviation of 0.02 is meant for layers twelve times as wide.
+    """Draw weights by Xavier's rule, and embeddings of words and their places with deviation 1.
 
-    Queries, keys and values that share one layer are three layers to it.
+    The published deviation of 0.02 is meant for layers twelve times as wide. With it, all captions of the same digits
+    look alike to the text encoder in the beginning, whatever moves where and comes first, and they stayed so. Queries,
+    keys and values that share one layer are three layers to Xavier's rule.
     """
     for name, layer in model.named_modules():
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight)
         if isinstance(layer, nn.Linear):
             for part in layer.weight.data.chunk(3 if name.endswith("qkv") else 1):
                 nn.init.xavier_uniform_(part)

@@ -66,7 +66,7 @@ def test_the_input_is_scaled_as_the_model_says(pool):
     videos = batches(pool)[0].videos
     scaled = model_input(load_model("tiny_umt"), videos)
     assert scaled.shape == (4, 6, 3, 48, 48)
-    torch.testing.assert_close(scaled, ((videos / 255 - 0.02) / 0.12).expand(-1, -1, 3, -1, -1))
+    torch.testing.assert_close(scaled, ((videos / 255 - 0.02) / 0.5).expand(-1, -1, 3, -1, -1))
 
 
 # --- what is learned --------------------------------------------------------------------------------------------
