@@ -240,13 +240,14 @@ def initialise(model: nn.Module) -> None:
 def answering_start(retrieval: nn.Module) -> dict[str, torch.Tensor]:
     """Return what a model for question answering takes over from one for retrieval.
 
-    These are both encoders, and for the decoder the embeddings and the fusion layers.
+    These are both encoders, and for the decoder the fusion layers and the embeddings but those of words: they are also
+    the weights of its last layer, for which they are too large here.
     """
     weights = retrieval.state_dict()
     start = {key: value for key, value in weights.items() if key.startswith(("vision_encoder.encoder", "text_encoder"))}
     settings: Any = retrieval.settings
     for key, value in weights.items():
-        if key.startswith("text_encoder.embeddings"):
+        if key.startswith("text_encoder.embeddings") and "word_embeddings" not in key:
             start["text_decoder.bert" + key.removeprefix("text_encoder")] = value
         for layer in range(settings.decoder_layers):
             source = f"text_encoder.encoder.layer.{settings.text.fusion + layer}."
