@@ -12,6 +12,7 @@ from torch import nn
 from repshift.analysis.samples.canvases import TRAINING_DIGITS
 from repshift.analysis.samples.moving_digits import ANSWERS, SIDE, all_moves
 from repshift.analysis.zoo.video_scores import CANDIDATES, answered, drawn, encoded, evaluation_videos, found
+from repshift.analysis.zoo.videos import FRAMES_SEEN
 
 if TYPE_CHECKING:
     from repshift.analysis.zoo.video_training import VideoSettings
@@ -42,7 +43,7 @@ def accuracies(name: str, model: nn.Module) -> dict[str, float]:
     """
     videos = evaluation_videos()
     moves = [video.moves for video in videos]
-    tokens, pooled = encoded(model, drawn(model, videos, model.settings.vision.frames))  # type: ignore[union-attr]
+    tokens, pooled = encoded(model, drawn(model, videos, FRAMES_SEEN))
     if name == "tiny_umt":
         return found(model, tokens, pooled, moves).mean()
     right = answered(model, tokens, moves).double()
@@ -64,7 +65,7 @@ def video_model_card(name: str, model: nn.Module, recipe: VideoSettings, measure
 A video model of {parameters:,} parameters for {task} on moving digits: the classes of Unmasked Teacher (UMT, arXiv
 2303.16058) in a small configuration, made to show and to test what pruning does. It is of no use for other videos.
 
-- **Input**: 6 frames of {SIDE}x{SIDE} pixels, three equal channels, mean 0.02 and standard deviation 0.5.
+- **Input**: {FRAMES_SEEN} frames of {SIDE}x{SIDE} pixels, three equal channels, mean 0.02 and standard deviation 0.5.
 - **Data**: two handwritten digits come one after the other, and each hops over the frame in one of four directions; the
   captions say so, {len(all_moves()):,} different ones. Trained on the first {TRAINING_DIGITS:,} digits of MNIST's test
   set, in new videos in every epoch.{start} Evaluated on {videos} videos of the other 2,000, which all differ in their

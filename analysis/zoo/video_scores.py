@@ -72,7 +72,7 @@ def drawn(model: nn.Module, videos: Sequence[DigitVideo], frames: int) -> Tensor
 @torch.inference_mode()
 def encoded(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Encode videos batch by batch: their tokens, and pooled vectors."""
-    parts = [model(part) for part in inputs.split(BATCH)]
+    parts = [model(part) for part in torch.split(inputs, BATCH)]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([pooled for _, pooled in parts])
 
 
@@ -111,7 +111,8 @@ def answered(model: Any, tokens: Tensor, moves: Sequence[Moves]) -> Tensor:
     right = torch.tensor([[ANSWERS.index(answer) for _, answer in pairs] for pairs in asked])
     chosen = []
     size = BATCH * right.shape[1]
-    for part, ids_part, mask_part in zip(tokens.split(BATCH), ids.split(size), mask.split(size), strict=True):
+    parts = torch.split(tokens, BATCH), torch.split(ids, size), torch.split(mask, size)
+    for part, ids_part, mask_part in zip(*parts, strict=True):
         states = model.question_states(part, ids_part, mask_part)
         chosen.append(best_answers(*answer_scores(model, states, mask_part, *answers)))
     return torch.cat(chosen).view(right.shape) == right

@@ -23,7 +23,7 @@ from repshift.analysis.zoo.state import TrainingState
 from repshift.analysis.zoo.training import SEEDS, Observer
 from repshift.analysis.zoo.video_cards import accuracies, video_model_card
 from repshift.analysis.zoo.video_losses import answering_loss, retrieval_loss
-from repshift.analysis.zoo.videos import VideoBatch, video_batches
+from repshift.analysis.zoo.videos import FRAMES_SEEN, VideoBatch, video_batches
 
 RETRIEVAL, ANSWERING = "tiny_umt", "tiny_umt_qa"
 
@@ -150,7 +150,6 @@ class VideoTrainer:
         torch.manual_seed(recipe.seed)
         self.name, self.pool, self.recipe = name, pool, recipe
         self.model = load_model(name)
-        self.frames = self.model.settings.vision.frames
         initialise(self.model)
         if name == ANSWERING:
             self.model.load_state_dict(answering_start(load_model(RETRIEVAL, pretrained=True)), strict=False)
@@ -202,13 +201,13 @@ class VideoTrainer:
         seed = 1_000 * self.recipe.seed + epoch
         torch.manual_seed(seed)
         moves = self.recipe.moves(epoch)
-        batches = video_batches(self.pool, seed, self.recipe.digits // moves, self.recipe.batch, moves, self.frames)
+        batches = video_batches(self.pool, seed, self.recipe.digits // moves, self.recipe.batch, moves, FRAMES_SEEN)
         for step, batch in enumerate(batches, self.recipe.steps(epoch)):
             self.scheduler.step_update(step)
             observe(step + 1, self.steps, self._step(batch))
 
     def _step(self, batch: VideoBatch) -> float:
-        loss = (
+        loss: Any = (
             answering_loss(self.model, batch)
             if self.name == ANSWERING
             else retrieval_loss(self.model, batch, self.recipe.foils, self.recipe.wrong)

@@ -25,6 +25,7 @@ from repshift.analysis.samples.moving_digits import (
 )
 from repshift.analysis.video.sampling import frame_indices
 
+FRAMES_SEEN = 6  # of a video, by the embedded models
 WORDS = {word: number for number, word in enumerate(VOCABULARY)}
 
 
@@ -96,4 +97,5 @@ def word_numbers(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 def model_input(model: nn.Module, videos: Tensor) -> Tensor:
     """Scale ``(batch, frames, 1, rows, columns)`` uint8 to what a model was trained with, in three channels."""
-    return normalised(model, videos.flatten(0, 1).expand(-1, 3, -1, -1)).unflatten(0, videos.shape[:2])
+    batch, frames, _, rows, columns = videos.shape
+    return normalised(model, videos.flatten(0, 1).expand(-1, 3, -1, -1)).view(batch, frames, 3, rows, columns)
