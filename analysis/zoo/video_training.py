@@ -47,12 +47,12 @@ class VideoSettings:
         seed: Of weights and videos.
     """
 
-    phrase_epochs: int = 3
-    pair_epochs: int = 5
+    phrase_epochs: int = 2
+    pair_epochs: int = 18
     digits: int = 8_000
     warmup_steps: int = 100
     batch: int = 32
-    foils: int = 2
+    foils: int = 4
     wrong: int = 3
     learning_rate: float = 2e-3
     final_learning_rate: float = 1e-6
