@@ -78,7 +78,7 @@ class FramePruner:
             if places is None:
                 return None
             first = step * torch.arange(frames, device=places.device).view(1, frames, 1)
-            return (places.unflatten(0, (batch, frames)) + first).flatten(1)
+            return (torch.unflatten(places, 0, (batch, frames)) + first).flatten(1)
 
         weights, absent = (
             None if value is None else value.reshape(batch, -1) for value in (selection.weights, selection.absent)
@@ -102,7 +102,7 @@ def _by_frame(candidates: Candidates, frames: int) -> Candidates:
     """Return the tokens of each frame as if they were an image of its own."""
 
     def split(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.unflatten(1, (frames, -1)).flatten(0, 1)
+        return None if value is None else torch.unflatten(value, 1, (frames, -1)).flatten(0, 1)
 
     return Candidates(
         split(candidates.tokens),

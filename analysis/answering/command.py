@@ -66,7 +66,9 @@ def answer(
     seed: Annotated[int, typer.Option(help="Of the random score and of random weights.")] = 0,
     on_error: options.OnError = "stop",
     features: options.FeaturesFolder = None,
-    per_question: options.PerQuestion = None,
+    per_question: Annotated[
+        Path | None, typer.Option(help="Write each answer here, a line each question and method.")
+    ] = None,
     results_file: options.ResultsFile = None,
     results_format: options.ResultsFormat = None,
     resume: options.Resume = None,

@@ -63,9 +63,7 @@ def evaluate(
     keep: options.Keep = "top",
     methods: options.Methods = None,
     seeds: options.Seeds = None,
-    compare_dense: Annotated[
-        bool, typer.Option("--compare-dense", help="Evaluate the dense model on the same batches.")
-    ] = False,
+    compare_dense: options.CompareDense = False,
     batch_size: options.BatchSize = 256,
     workers: options.Workers = 4,
     use_train_size: Annotated[bool, typer.Option("--use-train-size", help="The model's size for training.")] = False,

@@ -137,7 +137,6 @@ VideoModel = Annotated[
         "tiny_umt_qa answers; or the folder of one.",
     ),
 ]
-AnnotationsFile = Annotated[Path, typer.Argument(help="JSON file of the data set: which texts belong to which videos.")]
 VideosFolder = Annotated[Path, typer.Argument(help="Folder that the paths in it are under.")]
 Vocabulary = Annotated[
     Path, typer.Option("--vocab", help="vocab.txt of the text encoder (bert-base-uncased, bert-large-uncased).")
@@ -162,13 +161,6 @@ FeaturesFolder = Annotated[
         help="Keep what models say of each video here, for later runs; needs gigabytes. [default: beside the results "
         "file until the end]",
     ),
-]
-PerQuery = Annotated[
-    Path | None, typer.Option("--per-query", help="Write the rank of each query here, a line each query and method.")
-]
-PerQuestion = Annotated[
-    Path | None,
-    typer.Option("--per-question", help="Write each answer here, a line each question and method."),
 ]
 
 # --- how it runs --------------------------------------------------------------------------------------------------

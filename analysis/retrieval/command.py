@@ -23,7 +23,7 @@ USUAL_LENGTH = 64  # word pieces of a text
 
 
 def retrieve(
-    annotations: options.AnnotationsFile,
+    annotations: Annotated[Path, typer.Argument(help="JSON file of the data set: which texts belong to which videos.")],
     videos: options.VideosFolder,
     model: options.VideoModel,
     vocab: options.Vocabulary,
@@ -67,7 +67,9 @@ def retrieve(
     seed: Annotated[int, typer.Option(help="Of the random score and of random weights.")] = 0,
     on_error: options.OnError = "stop",
     features: options.FeaturesFolder = None,
-    per_query: options.PerQuery = None,
+    per_query: Annotated[
+        Path | None, typer.Option(help="Write the rank of each query here, a line each query and method.")
+    ] = None,
     results_file: options.ResultsFile = None,
     results_format: options.ResultsFormat = None,
     resume: options.Resume = None,

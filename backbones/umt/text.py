@@ -102,10 +102,10 @@ class TextEncoder(nn.Module):
             states = layer(states, hidden, keys_values, elsewhere)
         return states
 
-    def _layers(self) -> nn.ModuleList:
+    def _layers(self) -> list[Layer]:
         layers = self.encoder.layer
         assert isinstance(layers, nn.ModuleList)
-        return layers
+        return [layer for layer in layers if isinstance(layer, Layer)]
 
 
 def require_pairs(pairs: int, videos: int) -> None:
@@ -248,7 +248,7 @@ class SelfAttention(nn.Module):
         return gathered.transpose(1, 2).reshape(pairs, length, -1)
 
     def _split(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(values, -1, (self.heads, -1)).transpose(1, 2)
 
 
 class Output(nn.Module):

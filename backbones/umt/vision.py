@@ -174,7 +174,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return what is added to the stream ``(batch, tokens, width)``; see :meth:`Block.forward`."""
         biases = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        split = F.linear(x, self.qkv.weight, biases).unflatten(-1, (3, self.heads, -1))
+        split = torch.unflatten(F.linear(x, self.qkv.weight, biases), -1, (3, self.heads, -1))
         queries, keys, values = split.permute(2, 0, 3, 1, 4)
         queries, keys = self.q_norm(queries), self.k_norm(keys)
         if self.fused_attn:
@@ -236,7 +236,7 @@ class FramePooling(nn.Module):
         """
         complete = bias is None and tokens.shape[1] == frames * each  # and then each at its place
         if self.keep_temporal and (held is None or complete):
-            return tokens.unflatten(1, (frames, each)).mean(2), None
+            return torch.unflatten(tokens, 1, (frames, each)).mean(2), None
         if not self.keep_temporal and bias is None:
             return tokens.mean(1, keepdim=True), None
         wide = tokens if tokens.dtype == torch.float64 else tokens.float()
@@ -255,4 +255,4 @@ def _places_by_frame(held: Tensor, frames: int, tokens: int) -> Tensor:
     frame = torch.arange(frames, device=held.device).repeat_interleave(held.shape[1] // frames)
     seats = frame * tokens + held.clamp_min(0)
     counts = held.new_zeros(held.shape[0], frames * tokens).scatter_add(1, seats, (held >= 0).to(held.dtype))
-    return counts.unflatten(1, (frames, tokens))
+    return torch.unflatten(counts, 1, (frames, tokens))

@@ -13,17 +13,29 @@ OWN = {
     "attention": {"heatmap", "throughput"},  # whether it is drawn; which kernel
     "batch_size": {"curves", "statistics", "throughput"},  # which of the benchmark; at least 1; several
     "blocks": {"ablation", "heatmap", "statistics"},  # what is done at them, and at which by default
+    "candidates": {"answering", "retrieval"},  # answers; texts and videos
     "data": {"evaluation", "finetuning"},  # optional, beside --data-dir; with train/ inside, and an option
-    "dataset": {"evaluation"},  # also streams
+    "dataset": {"answering", "evaluation", "retrieval"},  # of questions; also streams; of captions
     "device": {"report"},  # the CPU by default
     "drop": {"finetuning", "report"},  # this or --recipe; by default that of the results
     "epochs": {"finetuning", "zoo"},  # of the data; of canvases, by default the recipe's
+    "frames": {"heatmap", "throughput"},  # of one video; of none
     "model": {"ablation", "evaluation", "report"},  # has a default; several; by default that of the results
     "num_samples": {"statistics"},  # never all, and at least 1
     "output": {"report"},  # a page, with a short form
     "pretrained": {"ablation"},  # on without --model
     "resume": {"finetuning"},  # goes without saying
-    "seed": {"ablation", "evaluation", "fidelity", "finetuning", "probe", "statistics", "zoo"},  # of what
+    "seed": {  # of what
+        "ablation",
+        "answering",
+        "evaluation",
+        "fidelity",
+        "finetuning",
+        "probe",
+        "retrieval",
+        "statistics",
+        "zoo",
+    },
     "workers": {"statistics"},  # at least 0
 }
 
@@ -76,10 +88,10 @@ def test_a_second_spelling_is_noticed():
         assert own_spellings(sources) == own
 
 
-def test_only_what_is_written_has_several_aliases():
+def test_only_what_is_written_and_what_sees_videos_has_several_aliases():
     several = of_several_commands(sources_of_commands())
     aliases = {name: {text for text in several[name].values() if text.startswith("options.")} for name in several}
-    assert {name for name in aliases if len(aliases[name]) > 1} == {"output"}
+    assert {name for name in aliases if len(aliases[name]) > 1} == {"methods", "model", "output"}
 
 
 def test_every_alias_serves_several_commands():
