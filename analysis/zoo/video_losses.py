@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift.analysis.samples.moving_digits import caption, questions
-from repshift.analysis.zoo.videos import VideoBatch, foil, model_input, word_numbers
+from repshift.analysis.samples.moving_digits import questions
+from repshift.analysis.zoo.videos import VideoBatch, foil, model_input, phrase_caption, word_numbers
 
 COLDEST, WARMEST = 0.001, 0.5  # temperatures, as UMT bounds them
 
@@ -30,9 +30,9 @@ def retrieval_loss(model: Any, batch: VideoBatch, foils: int, wrong: int) -> Ten
     Source: UMT (arXiv 2303.16058), section 3.3, after ALBEF (arXiv 2107.07651), equations 1 to 5, without a momentum
     model.
     """
-    texts = [caption(moves) for moves in batch.moves]
+    texts = [phrase_caption(moves) for moves in batch.moves]
     count = len(texts)
-    candidates = texts + [caption(foil(moves, batch.random)) for moves in batch.moves for _ in range(foils)]
+    candidates = texts + [phrase_caption(foil(moves, batch.random)) for moves in batch.moves for _ in range(foils)]
     tokens, pooled = model.encode_vision(model_input(model, batch.videos))
     ids, mask = word_numbers(candidates)
     states, first = model.encode_text(ids, mask)
@@ -76,11 +76,12 @@ def answering_loss(model: Any, batch: VideoBatch) -> Tensor:
 
     Args:
         model: A UMT model for question answering.
-        batch: The videos; all questions about each are asked.
+        batch: Videos of two digits; all questions about each are asked.
 
     Source: UMT (arXiv 2303.16058), fine-tuning for question answering, after ALBEF (arXiv 2107.07651), section 4.
     """
-    asked = [pair for moves in batch.moves for pair in questions(moves)]
+    whole = [tuple(move for move in moves if move is not None) for moves in batch.moves]
+    asked = [pair for moves in whole for pair in questions(moves)]
     ids, mask = word_numbers([question for question, _ in asked])
     answer_ids, answer_mask = word_numbers([f"{answer} [SEP]" for _, answer in asked])
     tokens, _ = model.encode_vision(model_input(model, batch.videos))

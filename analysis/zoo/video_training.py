@@ -23,7 +23,7 @@ from repshift.analysis.zoo.state import TrainingState
 from repshift.analysis.zoo.training import SEEDS, Observer
 from repshift.analysis.zoo.video_cards import accuracies, video_model_card
 from repshift.analysis.zoo.video_losses import answering_loss, retrieval_loss
-from repshift.analysis.zoo.videos import FRAMES_SEEN, VideoBatch, video_batches
+from repshift.analysis.zoo.videos import VideoBatch, video_batches
 
 RETRIEVAL, ANSWERING = "tiny_umt", "tiny_umt_qa"
 
@@ -33,7 +33,7 @@ class VideoSettings:
     """How an embedded video model is trained: AdamW, cosine schedule with warm-up.
 
     Attributes:
-        phrase_epochs: First epochs, whose videos and captions end after one digit.
+        phrase_epochs: First epochs, whose videos have one digit, in their first or second half.
         pair_epochs: Those that follow, with videos of two digits.
         digits: Shown in an epoch.
         warmup_steps: Until the learning rate is reached.
@@ -47,14 +47,14 @@ class VideoSettings:
         seed: Of weights and videos.
     """
 
-    phrase_epochs: int = 2
-    pair_epochs: int = 18
+    phrase_epochs: int = 3
+    pair_epochs: int = 8
     digits: int = 8_000
     warmup_steps: int = 100
     batch: int = 32
     foils: int = 4
-    wrong: int = 3
-    learning_rate: float = 2e-3
+    wrong: int = 6
+    learning_rate: float = 1e-3
     final_learning_rate: float = 1e-6
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -201,7 +201,7 @@ class VideoTrainer:
         seed = 1_000 * self.recipe.seed + epoch
         torch.manual_seed(seed)
         moves = self.recipe.moves(epoch)
-        batches = video_batches(self.pool, seed, self.recipe.digits // moves, self.recipe.batch, moves, FRAMES_SEEN)
+        batches = video_batches(self.pool, seed, self.recipe.digits // moves, self.recipe.batch, moves)
         for step, batch in enumerate(batches, self.recipe.steps(epoch)):
             self.scheduler.step_update(step)
             observe(step + 1, self.steps, self._step(batch))

@@ -20,13 +20,16 @@ from repshift.analysis.samples.moving_digits import (
     VOCABULARY,
     DigitPool,
     Move,
-    Moves,
     all_moves,
+    caption,
 )
 from repshift.analysis.video.sampling import frame_indices
 
 FRAMES_SEEN = 6  # of a video, by the embedded models
 WORDS = {word: number for number, word in enumerate(VOCABULARY)}
+
+
+Phrases = tuple[Move | None, ...]  # what happens in each half of a video; nothing where it is empty
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +43,11 @@ class VideoBatch:
     """
 
     videos: Tensor
-    moves: list[Moves]
+    moves: list[Phrases]
     random: np.random.RandomState
 
 
-def video_batches(pool: DigitPool, seed: int, videos: int, size: int, moves: int, frames: int) -> Iterator[VideoBatch]:
+def video_batches(pool: DigitPool, seed: int, videos: int, size: int, moves: int) -> Iterator[VideoBatch]:
     """Draw the batches of an epoch; they follow from seed and numbers alone.
 
     Args:
@@ -52,28 +55,43 @@ def video_batches(pool: DigitPool, seed: int, videos: int, size: int, moves: int
         seed: Of the epoch.
         videos: How many an epoch has.
         size: Videos in a batch.
-        moves: Digits in a video: two, or one, whose video is half as long.
-        frames: How many are drawn of a video of two digits.
+        moves: Digits in a video: two, or one in the first or the second half, while the other half is empty.
     """
-    indices = frame_indices(FRAMES, frames)
-    indices = [index for index in indices if index < moves * PLACES * STAY]
+    indices = frame_indices(FRAMES, FRAMES_SEEN)
+    halves = np.array(indices) // (PLACES * STAY)
     for start in range(0, videos, size):
         random = np.random.RandomState([seed, start])
-        chosen, drawn = [], []
+        chosen: list[Phrases] = []
+        drawn = []
         for _ in range(min(size, videos - start)):
-            happens = all_moves()[random.randint(len(all_moves()))][:moves]
-            chosen.append(happens)
-            drawn.append(pool.video(happens, random).draw(indices))
+            happens = all_moves()[random.randint(len(all_moves()))]
+            frames = pool.video(happens, random).draw(indices)
+            if moves == 1:
+                half = int(random.randint(2))
+                frames[halves != half] = 0
+                chosen.append((happens[0], None) if half == 0 else (None, happens[1]))
+            else:
+                chosen.append(happens)
+            drawn.append(frames)
         yield VideoBatch(torch.from_numpy(np.stack(drawn)).unsqueeze(2), chosen, random)
 
 
-def foil(moves: Moves, random: np.random.RandomState) -> Moves:
+def phrase_caption(moves: Phrases) -> str:
+    """Say what happens: "a three moves left" in the first half, "then a three moves left" in the second, or both."""
+    first, last = moves
+    return caption((first,)) if first is not None and last is None else f"{first or ''} then {last}".strip()
+
+
+def foil(moves: Phrases, random: np.random.RandomState) -> Phrases:
     """Exchange one digit or one direction, so that the video is told apart by one word alone."""
     changed = list(moves)
-    place = int(random.randint(len(moves)))
+    places = [place for place, move in enumerate(moves) if move is not None]
+    place = places[random.randint(len(places))]
     move = moves[place]
+    assert move is not None
     if random.randint(2):
-        others = [number for number in range(len(NUMBERS)) if number not in {each.digit for each in moves}]
+        shown = {each.digit for each in moves if each is not None}
+        others = [number for number in range(len(NUMBERS)) if number not in shown]
         changed[place] = Move(others[random.randint(len(others))], move.direction)
     else:
         ways = [direction for direction in DIRECTIONS if direction != move.direction]

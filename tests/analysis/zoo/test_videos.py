@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from repshift import load_model
-from repshift.analysis.samples.moving_digits import DigitPool, all_moves, caption, questions
+from repshift.analysis.samples.moving_digits import DigitPool, Move, all_moves, caption, questions
 from repshift.analysis.video import Tokeniser, clean
 from repshift.analysis.video.digit_files import write_videos
 from repshift.analysis.zoo import video_losses
 from repshift.analysis.zoo.video_losses import answering_loss, retrieval_loss, shared_cross_entropy
-from repshift.analysis.zoo.videos import foil, model_input, video_batches, word_numbers
+from repshift.analysis.zoo.videos import foil, model_input, phrase_caption, video_batches, word_numbers
 
 
 @pytest.fixture(scope="module")
@@ -16,19 +16,35 @@ def pool(shipped_digits):
     return DigitPool(shipped_digits)
 
 
-def batches(pool, seed=0, videos=10, size=4, moves=2, frames=6):
-    return list(video_batches(pool, seed, videos, size, moves, frames))
+def batches(pool, seed=0, videos=10, size=4, moves=2):
+    return list(video_batches(pool, seed, videos, size, moves))
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("moves", "frames"), [(2, 6), (1, 3)])
-def test_an_epoch_has_all_its_videos(pool, moves, frames):
+@pytest.mark.parametrize("moves", [1, 2])
+def test_an_epoch_has_all_its_videos(pool, moves):
     shown = batches(pool, moves=moves)
     assert [len(batch.moves) for batch in shown] == [4, 4, 2]
-    assert [tuple(batch.videos.shape) for batch in shown] == [(n, frames, 1, 48, 48) for n in (4, 4, 2)]
-    assert all(len(happens) == moves for batch in shown for happens in batch.moves)
+    assert [tuple(batch.videos.shape) for batch in shown] == [(n, 6, 1, 48, 48) for n in (4, 4, 2)]
+
+
+@pytest.mark.parametrize("moves", [1, 2])
+def test_a_half_without_a_digit_is_empty(pool, moves):
+    counts = set()
+    for batch in batches(pool, videos=20, moves=moves):
+        inked = batch.videos.unflatten(1, (2, 3)).flatten(2).any(2)
+        assert inked.tolist() == [[move is not None for move in happens] for happens in batch.moves]
+        counts |= {tuple(row) for row in inked.tolist()}
+    assert counts == ({(True, False), (False, True)} if moves == 1 else {(True, True)})
+
+
+def test_the_caption_says_in_which_half_a_single_digit_comes():
+    three, seven = Move(3, "left"), Move(7, "up")
+    assert phrase_caption((three, None)) == "a three moves left"
+    assert phrase_caption((None, seven)) == "then a seven moves up"
+    assert phrase_caption((three, seven)) == caption((three, seven)) == "a three moves left then a seven moves up"
 
 
 def test_epochs_follow_from_their_seed(pool):
@@ -39,15 +55,16 @@ def test_epochs_follow_from_their_seed(pool):
     assert drawn(1) != drawn(2)
 
 
-@pytest.mark.parametrize("digits", [1, 2])
-def test_a_foil_differs_by_one_word(digits):
+@pytest.mark.parametrize(("empty", "changed"), [(None, {1, 3, 6, 8}), (1, {1, 3}), (0, {2, 4})])
+def test_a_foil_differs_by_one_word(empty, changed):
     random = np.random.RandomState(0)
     places = set()
     for moves in all_moves()[::37]:
-        words, others = caption(moves[:digits]).split(), caption(foil(moves[:digits], random)).split()
+        shown = tuple(None if half == empty else move for half, move in enumerate(moves))
+        words, others = phrase_caption(shown).split(), phrase_caption(foil(shown, random)).split()
         (place,) = [at for at, (word, other) in enumerate(zip(words, others, strict=True)) if word != other]
         places.add(place)
-    assert places == {1, 3, 6, 8} if digits == 2 else {1, 3}
+    assert places == changed
 
 
 def test_words_are_numbered_as_a_tokeniser_of_word_pieces_does(pool, tmp_path):
