@@ -9,7 +9,7 @@ from torch import nn
 
 from repshift.backbones.positions import fitting_grid
 from repshift.backbones.rotary import ROTARY, only_keys
-from repshift.backbones.vit import block_site, mask_of
+from repshift.backbones.vit import BOTH, block_site, mask_of
 from repshift.calls import positional_names
 from repshift.errors import UnsupportedModelError
 from repshift.images import FixedGrid, Images, Resizing
@@ -52,6 +52,7 @@ class Eva:
             bias="attn_mask",
             weighs="attn_pool" if pooled else "norm" if model.global_pool == "avg" and pool is None else None,
             weighs_bias="attn_mask" if pooled else None,
+            counts_once=BOTH if model.global_pool == "avgmax" and pool is None else None,
             weighs_prefix=pooled,  # it pools prefix tokens, too
             restores=f"blocks.{len(model.blocks) - 1}",
             resizes=partial(_resizing, model),

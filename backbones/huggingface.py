@@ -9,6 +9,7 @@ from torch import nn
 
 from repshift.backbones.huggingface_blocks import grid_of, prefix_of, site_of, why_no_bias
 from repshift.backbones.huggingface_folder import save_with_recipe
+from repshift.backbones.huggingface_names import blocks_of
 from repshift.backbones.huggingface_towers import HOLDERS, POOLED, REFUSED, TOWERS, Holder, Tower, named
 from repshift.calls import positional_names
 from repshift.companions import Built, Companion
@@ -54,8 +55,7 @@ HUGGINGFACE = HuggingFaceTower()
 
 def _described(model: Any, tower: Tower, holder: Holder) -> Structure:
     inside = dict(model.named_modules())
-    blocks = [name for name, module in inside.items() if _is_a(module, tower.block)]
-    place = next(name for name, module in inside.items() if _is_a(module, tower.embedding))
+    blocks, place = blocks_of(model, tower.block), blocks_of(model, tower.embedding)[0]
     prefix = prefix_of(inside[place])
     mask = Companion("attention_mask", LOGITS, prefix, not tower.padded, tower.padded)
     table = Companion("forward", LOGITS, prefix)
@@ -84,7 +84,3 @@ def _described(model: Any, tower: Tower, holder: Holder) -> Structure:
         shows_all=bool(holder.needs_all),
         methods={"save_pretrained": save_with_recipe},
     )
-
-
-def _is_a(module: nn.Module, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(module).__mro__)

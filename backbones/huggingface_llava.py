@@ -13,11 +13,12 @@ from repshift.finding import find_backbones, find_structure, why_unserved
 from repshift.participants import own_class
 from repshift.sites import Reading, Structure
 
-# these take any number of tokens of an image, as long as the prompt holds as many places
+# these take any number of tokens of an image, as long as the prompt holds as many places; by class, whether prefix
+# tokens are read, too ("full"), where the configuration does not say so
 SHORTENED = {
-    "llava.modeling_llava.LlavaModel": True,
-    "vipllava.modeling_vipllava.VipLlavaModel": True,
-    "paligemma.modeling_paligemma.PaliGemmaModel": True,
+    "llava.modeling_llava.LlavaModel": "full",
+    "vipllava.modeling_vipllava.VipLlavaModel": "default",
+    "paligemma.modeling_paligemma.PaliGemmaModel": "full",
 }
 OTHERWISE = "how many tokens of an image its prompts hold, and how it lays them out, is not known here"
 SAID = (
@@ -68,6 +69,7 @@ LLAVA = ImagesAndLanguage()
 
 def _read_layer(config: Any, blocks: int) -> int:
     """Return how many blocks run before the first features that are read."""
-    layers = getattr(config, "vision_feature_layer", None)
+    # in older versions VipLLaVA has a name of its own for it
+    layers = getattr(config, "vision_feature_layer", None) or getattr(config, "vision_feature_layers", None)
     each = [blocks] if layers is None else [layers] if isinstance(layers, int) else list(layers)
     return max(1, min(layer + blocks + 1 if layer < 0 else layer for layer in each))

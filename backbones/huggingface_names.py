@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
+from repshift.backbones.huggingface_folder import save_with_recipe
 from repshift.sites import Structure
 
 Value = TypeVar("Value")
-HEADS = "the queries and keys of transformers' attention are not split into heads where they could be watched"
 
 
 def class_names(module: nn.Module) -> list[str]:
@@ -37,12 +38,14 @@ def blocks_of(model: nn.Module, kind: str, under: str = "") -> list[str]:
     return [name for name, classes in inside if any(each.endswith(f".{kind}") for each in classes)]
 
 
-def inside_head(model: Any) -> str:
-    """Name the encoder in a model with a head; empty if the model is the encoder itself."""
+def within_head(model: Any, describe: Callable[[Any], Structure]) -> Structure:
+    """Describe a model by its encoder, which a model with a head holds; pruned, it saves its recipe, too.
+
+    Args:
+        model: An encoder, or a model with a head.
+        describe: Describes an encoder.
+    """
     prefix = getattr(model, "base_model_prefix", "")
-    return prefix if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
-
-
-def within_head(structure: Structure, prefix: str) -> Structure:
-    """Return the structure of a model with a head, given that of its encoder."""
-    return structure.within(prefix) if prefix else structure
+    root = prefix if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
+    described = replace(describe(model.get_submodule(root)), methods={"save_pretrained": save_with_recipe})
+    return described.within(root) if root else described

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repshift.backbones.huggingface_llava import LLAVA
+from repshift.backbones.huggingface_llava import SHORTENED
+from repshift.backbones.huggingface_names import named
 from repshift.errors import RepresentationError, UnsupportedModelError
 from repshift.finding import require_structure
 from repshift.images import read_size
@@ -26,25 +27,35 @@ def image_tokens(model: nn.Module) -> int:
     """Say how many tokens an image comes to in the prompt, of a dense model or a pruned one.
 
     Args:
-        model: A model like LLaVA, whose images are all of one size.
+        model: LLaVA, VipLLaVA or PaliGemma, whose images are all of one size, or what holds one.
 
     Raises:
         UnsupportedModelError: If it is none.
     """
-    structure, recipe = require_structure(model), recipe_of(model)
-    holder: Any = next((part for part in model.modules() if LLAVA.matches(part)), None)
-    size = getattr(getattr(holder.config, "vision_config", None), "image_size", None) if holder else None
+    (config, strategy), structure, recipe = _language(model), require_structure(model), recipe_of(model)
+    size = getattr(config.vision_config, "image_size", None)
     if size is None or structure.grid is None:
         raise UnsupportedModelError(
-            f"How many tokens an image of {type(model).__name__} comes to is known of LLaVA-like models with images of "
-            "one size. Give such a model."
+            f"How many tokens an image of {type(model).__name__} comes to cannot be told, because its vision tower "
+            "takes images of any size. Prune with restore=True, then prompts stay as they are."
         )
     given = size if recipe is None or recipe.input_size is None else recipe.input_size
     left = prod(structure.grid(read_size(given)))
     if recipe is not None and recipe.schedule is not None and not recipe.restore:
         left = [left, *recipe.schedule.kept(left).values()][-1]
-    whole = getattr(holder.config, "vision_feature_select_strategy", "full") == "full"
+    whole = getattr(config, "vision_feature_select_strategy", strategy) == "full"
     return left + int(getattr(structure.layout, "prefix", 0)) * whole
+
+
+def _language(model: nn.Module) -> tuple[Any, str]:
+    """Find the configuration of the model of images and language, and which tokens it reads if that does not say."""
+    for part in model.modules():
+        if strategy := named(part, SHORTENED):
+            return part.config, strategy
+    raise UnsupportedModelError(
+        f"How many tokens an image of {type(model).__name__} comes to in a prompt is known of LLaVA, VipLLaVA and "
+        "PaliGemma. Other models of images and language are pruned with restore=True; their prompts stay as they are."
+    )
 
 
 def shortened_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,9 +72,9 @@ def shortened_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, A
     Raises:
         RepresentationError: If a prompt holds other numbers of places than whole images, or prompts of one batch hold
             different numbers of images.
-        UnsupportedModelError: If the model is not like LLaVA.
+        UnsupportedModelError: If the model is none of those.
     """
-    config: Any = model.config
+    config, _ = _language(model)
     token = getattr(config, "image_token_id", None)
     token = config.image_token_index if token is None else token
     ids: Tensor = inputs["input_ids"]

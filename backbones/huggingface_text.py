@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from repshift.backbones.huggingface_names import HEADS, blocks_of, class_names, inside_head, named, within_head
+from repshift.backbones.huggingface_blocks import ATTENTION, why_no_bias
+from repshift.backbones.huggingface_names import blocks_of, class_names, named, within_head
+from repshift.backbones.refusals import CAUSAL
 from repshift.companions import Companion
 from repshift.errors import UnsupportedModelError
 from repshift.layouts import TokenSequence
 from repshift.participants import own_class
 from repshift.sites import Operation, Site, Structure
 
-CAUSAL = "it is a decoder: every token is predicted from those before it, each of which later tokens look back at"
 CHUNKED = "its MLP runs on chunks of as many tokens each; build it with chunk_size_feed_forward=0"
 EACH = "its head answers for every token"
-OTHER_MASK = (
-    "{name} hides padding with attention of the kind {kind!r}, whose masks cannot be shortened with the tokens. Choose "
-    "another before pruning: model.set_attn_implementation('sdpa')."
-)
-MASKED = ("eager", "sdpa")
 # by class, the class of the blocks
-_KINDS = (
-    "bert Bert",
-    "roberta Roberta",
-    "xlm_roberta XLMRoberta",
-    "camembert Camembert",
-    "electra Electra",
-    "ernie Ernie",
-)
-FAMILIES = {"{0}.modeling_{0}.{1}PreTrainedModel".format(*kind.split()): f"{kind.split()[1]}Layer" for kind in _KINDS}
+_KINDS = {"bert": "Bert", "roberta": "Roberta", "xlm_roberta": "XLMRoberta", "camembert": "Camembert"}
+_KINDS |= {"electra": "Electra", "ernie": "Ernie"}
+FAMILIES = {f"{folder}.modeling_{folder}.{name}PreTrainedModel": f"{name}Layer" for folder, name in _KINDS.items()}
 FAMILIES["data2vec.modeling_data2vec_text.Data2VecTextPreTrainedModel"] = "Data2VecTextLayer"
 # heads that give an answer for every token, by how their names end
 OF_EACH = ("MaskedLM", "PreTraining", "LMHeadModel", "CausalLM", "TokenClassification", "QuestionAnswering")
@@ -54,16 +45,14 @@ class TextEncoder:
         """List the blocks and where their operations can be watched.
 
         Raises:
-            UnsupportedModelError: If it is a decoder, runs in chunks, or its kind of attention has masks of its own.
+            UnsupportedModelError: If it is a decoder, or runs in chunks.
         """
-        name, kind = own_class(model).__name__, getattr(model.config, "_attn_implementation", None) or "eager"
-        for stands_in_the_way, why in ((model.config.is_decoder, CAUSAL), (_is_chunked(model.config), CHUNKED)):
+        name = own_class(model).__name__
+        chunks = getattr(model.config, "chunk_size_feed_forward", 0)
+        for stands_in_the_way, why in ((model.config.is_decoder, CAUSAL), (chunks, CHUNKED)):
             if stands_in_the_way:
                 raise UnsupportedModelError(f"{name} can be tracked by names of modules but not pruned: {why}.")
-        if kind not in MASKED:
-            raise UnsupportedModelError(OTHER_MASK.format(name=name, kind=kind))
-        root = inside_head(model)
-        described = within_head(_described(model.get_submodule(root), named(model, FAMILIES) or ""), root)
+        described = within_head(model, partial(_described, kind=named(model, FAMILIES) or ""))
         each = any(known.endswith(OF_EACH) for known in class_names(model))
         return replace(described, needs_all=EACH) if each else described
 
@@ -83,6 +72,7 @@ def _described(model: Any, kind: str) -> Structure:
         tokens=None,
         companions=(mask,),
         bias="attention_mask",
+        no_bias=partial(why_no_bias, model.config),
         restores=blocks[-1],
     )
 
@@ -91,8 +81,4 @@ def _site(name: str) -> Site:
     attn = Operation(f"{name}.attention", (f"{name}.attention.output.dropout",), summed=False)
     mlp = Operation(f"{name}.intermediate", (f"{name}.output.dropout",), summed=False)
     operations = {"attn": attn, "mlp": mlp, "block": Operation(name, (name,), on_stream=True)}
-    return Site(name, operations, absent={"heads": HEADS})
-
-
-def _is_chunked(config: Any) -> bool:
-    return bool(getattr(config, "chunk_size_feed_forward", 0))
+    return Site(name, operations, absent={"heads": ATTENTION})

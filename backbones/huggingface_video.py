@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from repshift.backbones.huggingface_names import HEADS, blocks_of, inside_head, named, within_head
+from repshift.backbones.huggingface_blocks import site_of, why_no_bias
+from repshift.backbones.huggingface_names import blocks_of, named, within_head
 from repshift.backbones.positions import Tubelets
 from repshift.companions import Companion
 from repshift.images import Images
 from repshift.layouts import TokenSequence
 from repshift.modules import children, has_class
-from repshift.sites import Operation, Site, Structure
+from repshift.sites import Structure
 
 DECODER = "its decoder puts the tokens where bool_masked_pos says, which counts all of them"
 PREDICTOR = "The predictor reads every token by its place (skip_predictor=True leaves it out)"
@@ -28,9 +30,6 @@ COMPANIONS = {
     "VivitLayer": (Companion("attention_mask", "batch heads token token", 1, optional=True),),
     "VJEPA2Layer": (Companion("position_mask", "token -> batch token", counted=True),),
 }
-# of two names the first that is there; where a dropout or drop path runs twice, a branch leaves before it
-BEGIN = (("layernorm_before", "norm1"), ("layernorm_after", "norm2"))
-END = (("attention.output.dropout", "attention"), ("output.dropout", "mlp"))
 
 
 class VideoTransformer:
@@ -48,8 +47,8 @@ class VideoTransformer:
 
     def structure(self, model: Any) -> Structure:
         """List the blocks and where their operations can be watched."""
-        root = inside_head(model)
-        described = within_head(_described(model.get_submodule(root), *(named(model, FAMILIES) or ("", "", 0))), root)
+        kind, under, prefix = named(model, FAMILIES) or ("", "", 0)
+        described = within_head(model, partial(_described, kind=kind, under=under, prefix=prefix))
         if has_class(model, f"{VIDEOMAE}PreTraining"):
             return replace(described, needs_all=DECODER)
         if has_class(model, f"{VIDEOMAE}VideoClassification") and model.fc_norm is not None:
@@ -66,7 +65,7 @@ def _described(model: Any, kind: str, under: str, prefix: int) -> Structure:
     first = next(module for module in model.get_submodule(embedding).modules() if isinstance(module, nn.Conv3d))
     patches: Any = getattr(model.get_submodule(embedding), "patch_embeddings", None)
     return Structure(
-        sites=tuple(_site(model, name) for name in blocks),
+        sites=tuple(site_of(name, model.get_submodule(name)) for name in blocks),
         layout=TokenSequence(prefix),
         embedding=embedding,
         grid=Tubelets((first.stride[0], first.stride[1], first.stride[2])),
@@ -75,16 +74,7 @@ def _described(model: Any, kind: str, under: str, prefix: int) -> Structure:
         images=Images(first.in_channels, frames=True),
         companions=COMPANIONS.get(kind, ()),
         bias="attention_mask" if kind == "VivitLayer" else None,
+        no_bias=partial(why_no_bias, model.config) if kind == "VivitLayer" else None,
         restores=blocks[-1],
         reads_places={"predictor": PREDICTOR} if "predictor" in children(model) else {},
     )
-
-
-def _site(model: nn.Module, name: str) -> Site:
-    inside = dict(model.get_submodule(name).named_modules())
-    begin, end = (
-        [f"{name}.{next(each for each in names if each in inside)}" for names in pairs] for pairs in (BEGIN, END)
-    )
-    operations = {kind: Operation(x, (f,)) for kind, x, f in zip(("attn", "mlp"), begin, end, strict=True)}
-    whole = Operation(name, (name,), on_stream=True)
-    return Site(name, {**operations, "block": whole}, absent={"heads": HEADS})

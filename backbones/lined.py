@@ -54,6 +54,7 @@ def _xcit(model: Any) -> Structure:
         grid=_Halved(model.patch_embed.patch_size),
         tokens=None,
         pruner="lines",
+        grid_methods=("forward_intermediates",),  # which lays what the blocks return out as if no line had gone
         sides=("H", "W"),
         images=Images.of(model.patch_embed),
     )

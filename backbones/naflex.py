@@ -9,7 +9,7 @@ from torch import nn
 
 from repshift.backbones.positions import fitting_grid
 from repshift.backbones.rotary import ROTARY, only_keys
-from repshift.backbones.vit import block_site
+from repshift.backbones.vit import BOTH, block_site
 from repshift.companions import Companion
 from repshift.images import FixedGrid, Images, Resizing
 from repshift.layouts import TokenSequence
@@ -51,9 +51,10 @@ class NaFlexVit:
             bias="attn_mask",
             weighs="attn_pool" if pooled else "norm" if model.global_pool == "avg" else None,
             weighs_bias="attn_mask" if pooled else None,
+            counts_once=BOTH if model.global_pool == "avgmax" and not pooled else None,
             weighs_prefix=model.pool_include_prefix,
             weighs_present=True,
-            answers={"forward_features": Companion("patch_valid", "batch token")},
+            answers={"forward_features": Companion("patch_valid", "batch token", padding=True)},
             restores=f"blocks.{len(model.blocks) - 1}",
             resizes=partial(_resizing, model),
         )

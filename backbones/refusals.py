@@ -28,6 +28,13 @@ PIXELS = "its blocks carry a second stream, of the pixels of each patch, which i
 
 FRAMES = "it attends over frames and over places in turn, by laying all tokens out as frames, rows and columns"
 CAUSAL = "it is a decoder: every token is predicted from those before it, each of which later tokens look back at"
+DISTANCES = "its attention counts how far apart two tokens stand, which changes when tokens between them go"
+TIMM = "; timm's model of this kind is described and pruned instead, repshift.load_model(name)"
+OTHERWISE = f"where its stages stand is not known{TIMM}"
+UNREAD = (
+    "its images are read by a tower of a kind that is not known here, and its language model loses no tokens; models "
+    "like LLaVA are pruned whose tower is CLIP, SigLIP or another one of transformers' that is served"
+)
 CELLS = "each of its cells reads the maps of the two cells before, of which one is of the dense size behind a cut"
 
 # By class name, so that no library need be imported to say no
@@ -60,6 +67,7 @@ UNPRUNED = {
     **dict.fromkeys(("SwinModel", "Swinv2Model", "Swin2SRModel", "HieraModel"), WINDOWS),
     **dict.fromkeys(("PvtModel", "PvtV2Model", "SegformerModel"), STRIDES),
     "TimesformerModel": FRAMES,
+    "LevitModel": STEPPED,
 }
 TAKEN_APART = (
     "it was built with features_only=True, which takes a network of this kind apart so that its stages are not known; "
@@ -72,13 +80,24 @@ UNPRUNED |= {
     **dict.fromkeys(("FeatureListNet", "FeatureDictNet", "FeatureHookNet"), TAKEN_APART),
     **dict.fromkeys(("EfficientNetFeatures", "MobileNetV3Features"), TAKEN_APART),
     "GraphModule": TRACED,
+    "DenseNet": CONCATENATED + TIMM,
+    **dict.fromkeys(("VGG", "Inception3"), NO_SHORTCUTS + TIMM),
+    **dict.fromkeys(("ResNetModel", "RegNetModel", "ConvNextModel", "ConvNextV2Model", "ConvNextBackbone"), OTHERWISE),
+    **dict.fromkeys(("EfficientNetModel", "MobileNetV2Model", "MobileViTModel", "MobileViTV2Model"), OTHERWISE),
+    **dict.fromkeys(("DebertaModel", "DebertaV2Model", "T5Stack", "MPNetModel", "ModernBertModel"), DISTANCES),
     **dict.fromkeys(("GPT2Model", "OPTModel", "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"), CAUSAL),
 }
 # What holds a model and does not go with a pruned one
 GETTER = "FeatureGetterNet"
 WRAPPERS = {
-    GETTER: "(features_only=True) lays all tokens out on their grid, which takes restore=True",
-    "DistributedDataParallel": "listens to the gradients of the model inside, and a copy of it would listen twice",
+    GETTER: (
+        "(features_only=True) lays all tokens out on their grid, of which some would be gone. Prune with restore=True; "
+        "a model whose tokens cannot have their places back (XCiT) is pruned when it is built without features_only"
+    ),
+    "DistributedDataParallel": (
+        "listens to the gradients of the model inside, and a copy of it would listen twice. Prune that, {inside}, "
+        "instead"
+    ),
 }
 # Tokens do not stand in row order inside the blocks
 UNORDERED = ("Hiera", "HieraModel", "Nest")
@@ -90,10 +109,12 @@ class KnownRefusals:
     def why_not_pruned(self, model: nn.Module) -> str | None:
         """Say why a model can be tracked but not pruned; ``None`` if nothing is known of it."""
         names = (cls.__name__ for module in model.modules() for cls in type(module).__mro__)
-        return next((UNPRUNED[name] for name in names if name in UNPRUNED), None)
+        why = next((UNPRUNED[name] for name in names if name in UNPRUNED), None)
+        sees = why == CAUSAL and any(isinstance(module, (nn.Conv2d, nn.Conv3d)) for module in model.modules())
+        return UNREAD if sees else why
 
     def why_not_inside(self, wrapper: nn.Module, laid_out: bool) -> str | None:
-        """Say why a model inside a wrapper must be pruned by itself; ``None`` if nothing is known of it."""
+        """Say why a model inside a wrapper cannot be pruned there; ``None`` if nothing is known of it."""
         names = [cls.__name__ for cls in type(wrapper).__mro__ if not (laid_out and cls.__name__ == GETTER)]
         return next((WRAPPERS[name] for name in names if name in WRAPPERS), None)
 

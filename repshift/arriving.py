@@ -83,7 +83,7 @@ class ShortenAnswer(Surrounding):
     Attributes:
         streams: What the modules of the model tell each other.
         methods: The name of the method.
-        companion: What has an entry for each token, by its key.
+        companion: What has an entry for each token, by its key; with ``padding`` it says which of them are there.
         ends: Whether nothing behind needs to know what became of the tokens.
     """
 
@@ -101,7 +101,11 @@ class ShortenAnswer(Surrounding):
             value = answer.get(self.companion.argument) if isinstance(answer, dict) else None
             if positions is None or value is None:
                 return answer
-            return {**answer, self.companion.argument: self.companion.shortened(value, positions)}
+            left = self.companion.shortened(value, positions)
+            if self.companion.padding and stream.sizes is not None:
+                # what an image keeps beyond its share became padding at the cut, too
+                left = (stream.sizes > 0).to(left.dtype)
+            return {**answer, self.companion.argument: left}
         finally:
             if self.ends and not stream.heard_by():
                 stream.clear()

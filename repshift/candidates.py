@@ -33,6 +33,7 @@ class Candidates:
             has an attribute ``wants_frames``.
         multiple: Of a feature map, what the numbers of rows and columns left must be a multiple of. A share is rounded
             to fit, a count is taken as it is.
+        padded: Whether sizes may be 0, because there is a mask of padding; otherwise they are of merged tokens alone.
     """
 
     value: Any
@@ -44,6 +45,7 @@ class Candidates:
     places: Tensor | None = None
     whole: tuple[int, ...] | None = None
     multiple: int = 1
+    padded: bool = True
 
     @property
     def prefix(self) -> int:
@@ -140,7 +142,7 @@ class Candidates:
             ScheduleError: If fewer than one would stay.
         """
         selection = self.highest(self.left(drop))
-        if self.sizes is None or not isinstance(drop, float):
+        if self.sizes is None or not self.padded or not isinstance(drop, float):
             return selection
         count = self.count
         # for every number of tokens how many stay, since shares are rounded down

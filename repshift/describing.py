@@ -82,6 +82,8 @@ class Description:
             "pruners": ", ".join(self.pruners),
             "recipe": repr(self.recipe) if self.recipe else "none, it is dense",
         }
+        if needs := self.structure.needs_all:
+            lines["needs"] = f"restore=True, since {needs}"
         return "\n".join([self.model, *(f"  {name}: {text}" for name, text in lines.items())])
 
 

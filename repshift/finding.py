@@ -39,7 +39,9 @@ class Refusals(Protocol):
         ...
 
     def why_not_inside(self, wrapper: nn.Module, laid_out: bool) -> str | None:
-        """Say why a model inside a wrapper must be pruned by itself; ``None`` if the wrapper does not mind.
+        """Say why a model inside a wrapper cannot be pruned there; ``None`` if the wrapper does not mind.
+
+        What serves instead is said, too, with ``{inside}`` for the name of the model inside.
 
         Args:
             wrapper: Holds the model.
@@ -70,6 +72,7 @@ BACKBONES = Registry(
         "huggingface_video": "repshift.backbones.huggingface_video:VIDEO",
         "huggingface_text": "repshift.backbones.huggingface_text:TEXT",
         "huggingface_packed": "repshift.backbones.huggingface_packed:PACKED_TOWER",
+        "huggingface_timm": "repshift.backbones.huggingface_timm:TIMM_INSIDE",
         "huggingface_llava": "repshift.backbones.huggingface_llava:LLAVA",
         "extractors": "repshift.backbones.extractors:EXTRACTORS",
         "torchvision_vit": "repshift.backbones.torchvision_vit:TORCHVISION_VIT",
@@ -145,9 +148,7 @@ def refuse_wrappers(model: nn.Module, root: str, laid_out: bool) -> None:
         wrapper = model.get_submodule(".".join(parts[:end]))
         for name in REFUSALS.names():
             if why := REFUSALS.get(name).why_not_inside(wrapper, laid_out):
-                raise UnsupportedModelError(
-                    f"{type(wrapper).__name__} {why}. Prune the model inside, model.{root}, instead."
-                )
+                raise UnsupportedModelError(f"{type(wrapper).__name__} {why.format(inside=f'model.{root}')}.")
 
 
 def find_structure_if_served(model: nn.Module) -> Structure | None:

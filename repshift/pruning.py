@@ -77,7 +77,7 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
     inside = pruned.get_submodule(structure.root)
     inside.repshift_recipe = recipe  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
     for method in structure.grid_methods if recipe.drops and not plan.lays_out else ():
-        setattr(inside, method, _Replaced(_refuse_grid, method))
+        setattr(inside, method, _Replaced(_refuse_grid, method, structure.restores is not None))
     _replace_methods(pruned, structure)
     return pruned
 
@@ -224,10 +224,11 @@ def _require_own_forward(model: nn.Module, names: Iterable[str], blocks: Iterabl
             )
 
 
-def _refuse_grid(method: str, *args: Any, **kwargs: Any) -> None:
+def _refuse_grid(method: str, restores: bool, *args: Any, **kwargs: Any) -> None:
+    restoring = "Prune with restore=True, which gives them their places back; or use" if restores else "Use"
     raise UnsupportedModelError(
-        f"{method} lays all tokens out on their grid, and this model has dropped some. Prune with restore=True, which "
-        "gives them their places back; or use forward_features, or the maps of ShiftTracker(pruned)."
+        f"{method} lays all tokens out on their grid, and this model has dropped some. {restoring} forward_features, "
+        "or the maps of ShiftTracker(pruned)."
     )
 
 

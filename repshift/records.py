@@ -129,8 +129,9 @@ class Maps(Mapping[str, Tensor]):
         if measured.grid is None or math.prod(measured.grid) != shift.shape[1]:
             raise RepresentationError(
                 f"The {shift.shape[1]} tokens of {name!r} have no known rows and columns"
-                f"{f' (the image has a grid of {measured.grid})' if measured.grid else ''}. "
-                "Run the whole model on images inside the with block, or reshape tracker.shifts yourself."
+                f"{f' (the image has a grid of {measured.grid})' if measured.grid else ''}: no image was seen to "
+                "enter, or these are not all of its patches, row by row. Run the whole model on images inside the with "
+                "block; where tokens are words, or in an order of their own, reshape tracker.shifts yourself."
             )
         return shift.reshape(shift.shape[0], *measured.grid)
 

@@ -165,6 +165,7 @@ class Cut(Bystander):
             stream.keys,
             *self._places(value, stream),
             multiple=self.multiple,
+            padded=bool(stream.padded),
         )
         selection = self.pruner.choose(candidates, self.drop)
         if not isinstance(selection, (Selection, NoneType)):
@@ -208,7 +209,9 @@ class Cut(Bystander):
         if not torch.compiler.is_compiling():
             _require_numbers(scores, self.block)
         ranking = -scores if self.keep == "bottom" else scores
-        return ranking if stream.sizes is None else ranking.masked_fill(stream.sizes == 0, -torch.inf)
+        if stream.sizes is None or not stream.padded:
+            return ranking
+        return ranking.masked_fill(stream.sizes == 0, -torch.inf)
 
     def _places(self, value: Any, stream: Stream) -> tuple[Tensor | None, tuple[int, ...] | None]:
         """Return where the tokens stood, and on which grid, if the pruner asks and it is known."""
@@ -242,10 +245,11 @@ class Cut(Bystander):
             )
         if before and after and after != before and any(side % self.multiple for side in after):
             fit = before[0] - max(1, after[0] // self.multiple) * self.multiple
+            drop = f"Drop {fit} rows and columns" if fit > 0 else "Give larger images"
             raise ScheduleError(
-                f"Dropping {self.drop} of a map of {before} leaves {after} rows and columns, but the strides behind it "
-                f"take multiples of {self.multiple} only, on two ways that round odd sides differently. Drop {fit} "
-                "rows and columns, or at another stage."
+                f"Dropping {self.drop} of a map of {before} leaves {after} rows and columns, but the layers behind it "
+                f"take multiples of {self.multiple} only: they round odd sides in two ways, or take the map apart into "
+                f"patches. {drop}, or drop at another stage."
             )
 
 

@@ -59,6 +59,7 @@ class Stream:
     Attributes:
         origin: Where the tokens stood; ``None`` unless somebody needs it (see :class:`repshift.roles.Cut`).
         sizes: ``(batch, tokens)`` float32, how many places each token stands for: 0 for padding, ``None`` for one each.
+        padded: Whether some of them may be padding.
         grid: Rows and columns of all tokens, of videos frames, rows and columns, if a pruner asks for them.
         sides: Rows and columns of what is left, where blocks are given them as arguments.
         cuts: The cuts so far, if they are undone in the end.
@@ -80,6 +81,7 @@ class Stream:
 
     origin: Origin | None
     sizes: Tensor | None
+    padded: bool | None
     grid: tuple[int, ...] | None
     sides: tuple[int, int] | None
     cuts: tuple[PastCut, ...]
@@ -102,7 +104,7 @@ class Stream:
 
     def clear(self) -> None:
         """Forget everything of a forward."""
-        self.origin = self.sizes = self.grid = self.sides = None
+        self.origin = self.sizes = self.padded = self.grid = self.sides = None
         self.cuts = ()
         self.left = None
         self.leave_block()

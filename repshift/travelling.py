@@ -86,7 +86,7 @@ class Start(Bystander):
             companion.check(value, self.layout.tokens(call.first), logits=companion.argument == self.bias)
             if companion.padding:
                 companion.require_prefix(value)
-                stream.sizes = companion.valid(value)
+                stream.sizes, stream.padded = companion.valid(value), True
         return call
 
 

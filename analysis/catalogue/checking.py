@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -116,16 +116,29 @@ def _pruned(model: nn.Module, structure: Structure) -> Row:
         assert schedule is not None
         expected = _predicted(model, structure, schedule, images)
         found = {name: kept.shape[1] for name, kept in tracker.kept.items()}
-        if found != expected:
+        unseen = [name for name in expected if name not in found]
+        if found != {name: count for name, count in expected.items() if name not in unseen}:
             raise BackboneError(f"{found} tokens are left, expected {expected}")
+        if unseen:  # strides without padding took lines from the edges, so nobody knows where those that are left stood
+            why = why or f"where the lines behind {unseen[0]} stood is not known"
+            _require_cuts(model, pruned, structure, schedule, images, unseen)
         by = "" if recipe.operation is None else f" by {recipe.operation}"
         return {
             "schedule": f"{schedule}{by}",
             "kept": " ".join(map(str, found.values())),
-            "map": "yes",
+            "map": "in part" if unseen else "yes",
             "why": why or with_all,
         }
     raise ScheduleError(why)
+
+
+def _require_cuts(
+    model: nn.Module, pruned: nn.Module, structure: Structure, schedule: Schedule, images: Any, names: Sequence[str]
+) -> None:
+    """Look by shapes alone that lines went where a tracker cannot say which."""
+    dense, ours = (_sides(each, structure, schedule, images) for each in (model, pruned))
+    if whole := [name for name in names if math.prod(ours[name]) >= math.prod(dense[name])]:
+        raise BackboneError(f"nothing went behind {whole[0]}: {ours[whole[0]]} of {dense[whole[0]]}")
 
 
 def _recipes(structure: Structure) -> Iterator[Recipe]:
@@ -145,8 +158,8 @@ def _recipes(structure: Structure) -> Iterator[Recipe]:
 
 def _predicted(model: nn.Module, structure: Structure, schedule: Schedule, images: Any) -> dict[str, int]:
     """Compute from the dense model's shapes how many tokens each cut leaves."""
-    sides = _dense_sides(model, structure, schedule, images)
-    if not hasattr(structure.layout, "arrange"):
+    sides = _sides(model, structure, schedule, images)
+    if not hasattr(structure.layout, "arrange") and structure.sides is None:
         tokens = structure.tokens or math.prod(next(iter(sides.values())))
         return {structure.sites[block].name: left for block, left in schedule.kept(tokens).items()}
     expected: dict[str, int] = {}
@@ -174,13 +187,14 @@ def _left_of(side: int, drop: Drop, name: str, multiple: int) -> int:
     return left - left % multiple if rounded else left
 
 
-def _dense_sides(model: nn.Module, structure: Structure, schedule: Schedule, images: Any) -> dict[str, tuple[int, ...]]:
-    """Return rows and columns behind the blocks that drop, of the dense model; of sequences, their length."""
+def _sides(model: nn.Module, structure: Structure, schedule: Schedule, images: Any) -> dict[str, tuple[int, ...]]:
+    """Return rows and columns behind the blocks that drop; of sequences, their length."""
     sides: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, output: Any) -> None:
         layout = structure.layout
-        sides[name] = layout.grid(output) or (layout.tokens(output).shape[1],)
+        grid = layout.grid(output) if structure.sides is None else structure.grid_of(images)  # a map in a sequence
+        sides[name] = grid or (layout.tokens(output).shape[1],)
 
     handles = []
     for number in schedule.drops:

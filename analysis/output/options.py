@@ -87,7 +87,8 @@ Compare = Annotated[
 Against = Annotated[
     list[str] | None,
     typer.Option(
-        help="Compare each image by image with this method; repeated for several. [default: shift and lowres]"
+        help="Compare each image by image with this method, or with what lies between two at its GMACs (A..B); "
+        "repeated for several. [default: shift and lowres]"
     ),
 ]
 Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]

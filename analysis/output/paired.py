@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from torch import Tensor
+
+# Between the names of two methods: what lies between them
+BETWEEN = ".."
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:
@@ -25,15 +28,18 @@ def paired_summary(
     values: Tensor,
     others: Sequence[str],
     drawn: Mapping[str, tuple[str, int]] | None = None,
+    work: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Average what was measured of each image, with standard errors, and the differences from some of the methods.
 
     Args:
         columns: What was measured, and the measure, of each number.
         values: ``(images, numbers)``.
-        others: The methods that each is compared with, image by image.
+        others: The methods that each is compared with, image by image; ``"A..B"`` is what lies between two of them, on
+            the straight line, at the work of the one that is compared.
         drawn: By what was measured, the method and the number of the draw; a method of several draws counts by the
             mean of them, image by image.
+        work: What each method computes; only needed for what lies between two.
 
     Returns:
         By method: each measure and its ``_error``, its ``_against_NAME`` and ``_against_NAME_error``; ``None`` where it
@@ -52,7 +58,7 @@ def paired_summary(
             found = means.get((name, measure))
             row[measure], row[f"{measure}_error"] = (None, None) if found is None else mean_and_error(found)
             for other in others:
-                base = None if other == name else means.get((other, measure))
+                base = _reference(other, name, measure, means, work or {})
                 key = f"{measure}_against_{other}"
                 row[key], row[f"{key}_error"] = (
                     (None, None) if found is None or base is None else mean_and_error(found - base)
@@ -62,6 +68,33 @@ def paired_summary(
                 row["seeds"] = len(draws)
                 row[f"{measure}_spread"] = float(values[:, draws].double().mean(0).std())
     return summary
+
+
+def ends_of(other: str, methods: Container[str]) -> tuple[str, ...]:
+    """Say which methods ``"A"`` or ``"A..B"`` names.
+
+    Args:
+        other: A method, or two with two dots between them.
+        methods: All that there are; a method whose own name has dots in it is that method.
+    """
+    return (other,) if other in methods else tuple(other.split(BETWEEN, 1))
+
+
+def _reference(
+    other: str, name: str, measure: str, means: Mapping[tuple[str, str], Tensor], work: Mapping[str, float]
+) -> Tensor | None:
+    """Return what a method is compared with, image by image; ``None`` where there is nothing of that kind."""
+    ends = ends_of(other, {method for method, _ in means})
+    found = [means[end, measure] for end in ends if (end, measure) in means]
+    if name in ends or len(found) < len(ends):
+        return None
+    if len(ends) == 1:
+        return found[0]
+    least, own, most = (work[method] for method in (ends[0], name, ends[1]))
+    if least == most or not min(least, most) <= own <= max(least, most):
+        return None  # outside there would be nothing but a guess
+    share = (own - least) / (most - least)
+    return (1 - share) * found[0] + share * found[1]
 
 
 def gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:

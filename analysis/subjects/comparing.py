@@ -12,6 +12,7 @@ from timm.utils import random_seed
 from torch import nn
 
 from repshift import Recipe, recipe_of
+from repshift.analysis.output.paired import BETWEEN, ends_of
 from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.methods import (
@@ -163,7 +164,7 @@ def build_subjects(
         files: Of ``--compare``: further recipes, each a method of its own with the name of its file.
         seed: Of weights that are not loaded.
         device: Where they run.
-        against: Of ``--against``: the methods that each is compared with, image by image.
+        against: Of ``--against``: the methods that each is compared with, image by image, or two as ``"A..B"``.
         seeds: Of ``--seeds``: draws of the random score, by default three.
 
     Raises:
@@ -176,9 +177,10 @@ def build_subjects(
     models.pop(DENSE, None)
     if not models:
         raise UnknownNameError("Only the dense model would be compared with itself. Give --methods of known methods.")
-    if unknown := [other for other in against if other not in models]:
+    if unknown := [end for other in against for end in ends_of(other, models) if end not in models]:
         raise UnknownNameError(
-            f"--against names a method that is compared, got {unknown[0]!r}. {suggest(unknown[0], models)}"
+            f"--against names a method that is compared, or two as A{BETWEEN}B, got {unknown[0]!r}. "
+            f"{suggest(unknown[0], models)}"
         )
     return Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)), seeds or SEEDS)
 

@@ -23,10 +23,11 @@ OPTIONS = {
     "model_kwargs": options.ModelKwargs,
 }
 NO_MODEL = {"curves", "demo", "models", "zoo"}  # read results; embedded models; builds all there are; trains them
+OF_VIDEO = {"retrieve", "answer"}  # models of whole tasks, whose sizes are those of their files
 
 
 def test_every_command_is_told_of():
-    assert set(get_command(app).commands) == {*COMMANDS, *NO_MODEL}
+    assert set(get_command(app).commands) == {*COMMANDS, *NO_MODEL, *OF_VIDEO}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -172,6 +172,8 @@ def test_maps_that_are_taken_apart_into_patches_keep_a_multiple_of_them():
         model = timm.create_model("mobilevitv2_050")
     sites = find_structure(model).sites
     assert [site.multiple for site in sites][:3] == [2 * site.least for site in sites][:3]
+    with pytest.raises(ScheduleError, match=r"\(7, 15\) rows.* take multiples of 8 only.*Give larger images"):
+        ShiftTracker(model).prune({1: 1})(torch.zeros(1, 3, 64, 128, device="meta"))
 
 
 def test_a_network_that_goes_on_in_several_sizes_loses_lines_before():

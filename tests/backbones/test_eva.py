@@ -154,3 +154,10 @@ def test_named_models_are_found_with_their_blocks(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     assert len(describe(model).structure.sites) == len(model.blocks)
+
+
+def test_a_head_that_averages_and_takes_the_largest_cannot_be_told_of_sizes(images):
+    model = build(global_pool="avgmax")
+    with pytest.raises(UnsupportedModelError, match=r"cannot be told: .*average and the largest"):
+        ShiftTracker(model).prune({0: 4}, pruner="mnn")
+    assert ShiftTracker(model).prune({0: 4})(images).shape == (2, 5)

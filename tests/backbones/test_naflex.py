@@ -84,6 +84,19 @@ def test_an_image_that_is_padded_is_the_image_by_itself(model, pruner):
     torch.testing.assert_close(together[:1], first, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("restore", [False, True])
+@torch.no_grad()
+def test_an_image_keeps_the_same_share_in_a_padded_batch_as_by_itself(model, restore):
+    batch = patches(*GRIDS)
+    pruned = ShiftTracker(model).prune({0: 0.25, 1: 0.25}, restore=restore)
+    together = pruned(batch)
+    for number in (0, 1):
+        alone = pruned(one(batch, number))
+        torch.testing.assert_close(together[number : number + 1], alone, atol=1e-5, rtol=1e-4)
+    if not restore:  # 16 and 12 patches; places that stay beyond a share hold nothing
+        assert pruned.forward_features(**batch)["patch_valid"].sum(1).tolist() == [9, 7]
+
+
 @pytest.mark.parametrize(("pruner", "keep"), [("tokens", "top"), ("tokens", "bottom"), ("mnn", "top")])
 @torch.no_grad()
 def test_padding_that_stays_counts_for_nothing(model, pruner, keep):
@@ -155,3 +168,10 @@ def test_a_compiled_model_prunes_alike():
     pruned = ShiftTracker(model).prune({0: 2}, pruner="merge")
     torch.testing.assert_close(torch.compile(pruned, backend="eager")(images), pruned(images))
     assert not leftovers(pruned)
+
+
+def test_a_head_that_averages_and_takes_the_largest_cannot_be_told_of_sizes():
+    model = build(global_pool="avgmax")
+    with pytest.raises(UnsupportedModelError, match=r"cannot be told: .*average and the largest"):
+        ShiftTracker(model).prune({0: 4}, pruner="mnn")
+    assert ShiftTracker(model).prune({0: 4})(patches(*GRIDS)).shape == (2, 5)

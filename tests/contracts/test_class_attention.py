@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models._features import FeatureGetterNet
 from timm.models.cait import Cait
 from timm.models.crossvit import CrossVit
 from timm.models.volo import VOLO
@@ -98,6 +99,19 @@ SOME = [
     "nothing is left of a forward",
     "what is recorded is what is pruned by",
 ]
+
+
+def test_xcit_lays_nothing_out_where_lines_have_gone():
+    # a fourth of the lines are left, so that a map of a fourth of the channels would fit the grid
+    model, images = build("xcit")
+    pruned = ShiftTracker(model).prune({0: 0.5})
+    assert pruned.forward_features(images).shape == (len(images), 1 + 9, 16)
+    with pytest.raises(UnsupportedModelError, match=r"forward_intermediates lays.* Use forward_features"):
+        pruned.forward_intermediates(images)
+    extractor = FeatureGetterNet(model, out_indices=[1])
+    assert [each.shape for each in extractor(images)] == [(len(images), 16, 6, 6)]
+    with pytest.raises(UnsupportedModelError, match=r"FeatureGetterNet.*built without features_only"):
+        ShiftTracker(extractor).prune({0: 0.5})
 
 
 @pytest.mark.parametrize("promised", SOME)

@@ -131,6 +131,15 @@ def test_a_share_is_one_of_each_images_own_tokens():
     assert selection.kept[1].tolist() == [0, 1, 2, 3]
 
 
+def test_merged_tokens_are_not_looked_through_for_padding():
+    sizes = torch.tensor([[1.0, 2.0, 1.0, 2.0]])
+    for padded in (True, False):
+        candidates = Candidates(torch.zeros(1, 4, 1), TokenSequence(), sizes, sizes, padded=padded)
+        selection = TokenPruner().choose(candidates, 0.5)
+        assert selection.kept.tolist() == [[1, 3]]
+        assert (selection.absent is None) is not padded
+
+
 def test_nothing_is_restored_from_padding():
     tokens = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [1.0, 0.05]]])
     kept, there = torch.tensor([[0, 2, 3]]), torch.tensor([[False, True, True]])

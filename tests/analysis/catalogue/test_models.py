@@ -89,6 +89,19 @@ def test_other_numbers_of_tokens_than_predicted_are_wrong(run_command, monkeypat
     assert "expected {'blocks.0': 157, 'blocks.3': 126, 'blocks.6': 102}" in row["why"]
 
 
+def test_a_cut_whose_places_nobody_knows_is_looked_for_by_its_shape(monkeypatch):
+    row = checking.looked_at("inception_v3", check=True)
+    assert (row["state"], row["kept"], row["map"]) == ("pruned", "1024", "in part")
+    assert row["why"] == "where the lines behind Mixed_6e stood is not known"
+    monkeypatch.setattr(checking, "_sides", lambda *args: {"Mixed_5d": (35, 35), "Mixed_6e": (17, 17)})
+    assert "nothing went behind Mixed_6e" in checking.looked_at("inception_v3", check=True)["why"]
+
+
+def test_lines_of_maps_that_travel_as_sequences_are_predicted():
+    row = checking.looked_at("xcit_nano_12_p16_224", check=True)
+    assert (row["state"], row["kept"]) == ("pruned", "144 100 64")
+
+
 def test_other_numbers_than_the_dense_models_are_wrong(monkeypatch):
     built = []
     monkeypatch.setattr(checking, "build", lambda *args: built[-1])

@@ -70,6 +70,9 @@ def test_further_recipes_are_methods_by_the_names_of_their_files(fidelity, tmp_p
     turned = rows_of(tmp_path / "r.json")["little"]
     assert turned["feature_distance_against_much"] == -rows["much"]["feature_distance_against_little"]
     assert "feature_distance_against_little" not in turned
+    assert fidelity(*both, *DROP, "--methods", "shift", "--against", "little..much")[0] == 0
+    between = rows_of(tmp_path / "r.json")["shift"]
+    assert between["feature_distance_against_little..much_error"] is not None
     assert fidelity(*both, *DROP, "--methods", "shift")[0] == 0
     assert list(rows_of(tmp_path / "r.json")) == ["shift", "little", "much"]
     (tmp_path / "little.json").rename(tmp_path / "shift.json")
@@ -127,6 +130,7 @@ def test_what_a_model_cannot_have_is_left_out_and_said(fidelity, tmp_path):
         ((*DROP, "--methods", "shfit"), "Unknown method 'shfit'"),
         (("--methods", "dense"), "Only the dense model"),
         ((*DROP, "--methods", "shift,norm", "--against", "nrom"), "got 'nrom'. Did you mean 'norm'?"),
+        ((*DROP, "--methods", "shift,norm", "--against", "norm..shft"), "got 'shft'. Did you mean 'shift'?"),
         ((*DROP, "--on-error", "go"), "Unknown --on-error"),
         ((*DROP, "--resume"), "--resume goes on beside a results file"),
         ((*DROP, "--results-file", "r.json", "--per-image", "r.json"), "both name r.json"),

@@ -124,3 +124,15 @@ def test_differences_are_taken_image_by_image():
     assert found["mnn"]["a_against_shift_error"] == pytest.approx(1 / 3)
     assert (found["shift"]["a_against_shift"], found["shift"]["b"], found["mnn"]["b_against_shift"]) == (None,) * 3
     assert paired_summary(columns, values[:1], [])["mnn"]["a_error"] is None
+
+
+def test_what_lies_between_two_methods_is_taken_at_the_work_of_each():
+    columns = [("small", "a"), ("large", "a"), ("mnn", "a"), ("much", "a"), ("x..y", "a")]
+    values = torch.tensor([[1.0, 2.0, 2.5, 9.0, 0.0], [3.0, 7.0, 5.0, 9.0, 0.0]], dtype=torch.float64)
+    work = {"small": 1.0, "large": 5.0, "mnn": 2.0, "much": 5.1, "x..y": 2.0}
+    found = paired_summary(columns, values, ["small..large", "x..y"], work=work)
+    # a quarter of the way: 1.25 and 4.0
+    assert found["mnn"]["a_against_small..large"] == pytest.approx((1.25 + 1.0) / 2)
+    assert found["mnn"]["a_against_small..large_error"] == pytest.approx(0.125)
+    assert found["mnn"]["a_against_x..y"] == pytest.approx(3.75)  # a method of this very name
+    assert [found[name]["a_against_small..large"] for name in ("small", "large", "much")] == [None] * 3

@@ -65,6 +65,20 @@ def build(transformers):
 
 
 @pytest.fixture
+def strong():
+    """Give a model weights so large that every wrong mask and position shows."""
+
+    def strengthened(model):
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+        return model.eval()
+
+    return strengthened
+
+
+@pytest.fixture
 def images():
     """Two images that the models take."""
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))

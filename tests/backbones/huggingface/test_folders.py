@@ -9,6 +9,16 @@ import torch
 
 from repshift import CheckpointError, ShiftTracker, UnknownNameError, dense, load_model, recipe_of, save_model
 
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+VIDEO = {"image_size": 16, "patch_size": 8, "num_frames": 4}
+OTHERS = {
+    "text": lambda library: library.BertForMaskedLM(library.BertConfig(**TINY, vocab_size=20)),
+    "video": lambda library: library.VideoMAEForVideoClassification(library.VideoMAEConfig(**TINY, **VIDEO)),
+    "timm": lambda library: library.TimmWrapperForImageClassification(
+        library.TimmWrapperConfig(architecture="test_vit", model_args={"depth": 2}, num_labels=3)
+    ),
+}
+
 
 @pytest.fixture
 def pruned(build):
@@ -29,6 +39,17 @@ def test_the_dense_model_and_the_recipe_are_saved(transformers, pruned, folder, 
     with torch.no_grad():
         assert torch.equal(plain(images).logits, dense(pruned)(images).logits)
         assert torch.equal(again(images).logits, pruned(images).logits)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_models_save_their_recipe_too(transformers, tmp_path, kind):
+    model = OTHERS[kind](transformers).eval()
+    pruned = ShiftTracker(model).prune("0.25@0", restore=True)
+    pruned.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert recipe_of(again) == recipe_of(pruned)
+    assert type(dense(again)) is type(model)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_a_tower_that_is_held_saves_its_own(pruned, tmp_path, images):

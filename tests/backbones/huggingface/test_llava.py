@@ -42,6 +42,8 @@ CONFIGS = {
         vision_feature_select_strategy="full",
     ),
 }
+# of VipLLaVA, which reads several blocks, and drops the class token whatever its tower
+SEVERAL = {"vision_feature_layers": [-2, -3, 2], "image_token_index": IMAGE}
 
 
 @pytest.fixture(params=CONFIGS)
@@ -121,6 +123,22 @@ def test_prompts_of_other_numbers_of_places_are_refused(llava, inputs):
         shortened_prompt(pruned, shortened_prompt(pruned, inputs))
 
 
+@torch.no_grad()
+def test_vipllava_reads_no_class_token(inputs):
+    config = transformers.VipLlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION), text_config=transformers.LlamaConfig(**TEXT), **SEVERAL
+    )
+    model = transformers.VipLlavaForConditionalGeneration(config).eval()
+    assert image_tokens(model) == 16
+    pruned = ShiftTracker(model).prune("0.25@0,1")
+    assert pruned(**shortened_prompt(pruned, inputs)).logits.shape[1] == 15
+
+
+def test_a_prompt_is_shortened_of_a_model_in_a_wrapper(llava, inputs):
+    wrapped = ShiftTracker(nn.Sequential(llava)).prune("0.25@0,1")
+    assert shortened_prompt(wrapped, inputs)["input_ids"].shape == (2, 15)
+
+
 def test_blocks_behind_the_one_that_is_read_are_not_listed(llava):
     assert len(describe(llava).blocks) == (3 if llava.config.vision_feature_layer == -2 else 4)
 
@@ -135,6 +153,13 @@ def test_a_model_that_lays_the_tokens_out_must_restore():
     with pytest.raises(UnsupportedModelError, match="restore=True"):
         ShiftTracker(model).prune("0.25@0")
     ShiftTracker(model).prune("0.25@0", restore=True)
+    with pytest.raises(UnsupportedModelError, match=r"LlavaNext.* is known of LLaVA, .*restore=True"):
+        image_tokens(model)  # an image comes to several of the tower's
+
+
+def test_no_prompt_is_shortened_of_a_model_without_images(build):
+    with pytest.raises(UnsupportedModelError, match=r"image of ViTModel comes to in a prompt is known of LLaVA"):
+        shortened_prompt(build("ViTModel"), {"input_ids": torch.ones(1, 4, dtype=torch.int64)})
 
 
 # --- packed towers -------------------------------------------------------------------------------------------------

@@ -22,22 +22,17 @@ SIZES = {
 KINDS = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "Data2VecText", "Ernie")
 
 
-def strong(model):
-    """Give a model weights so large that every wrong mask shows."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+@pytest.fixture
+def built(strong):
+    def make(kind, head="Model", **options):
+        config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
+        return strong(getattr(transformers, f"{kind}{head}")(config))
 
-
-def built(kind, head="Model", **options):
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
-    return strong(getattr(transformers, f"{kind}{head}")(config))
+    return make
 
 
 @pytest.fixture
-def bert():
+def bert(built):
     return built("Bert", "ForSequenceClassification")
 
 
@@ -72,7 +67,7 @@ def test_every_promise_is_kept(bert):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoders_like_bert_are_pruned(kind, texts):
+def test_encoders_like_bert_are_pruned(built, kind, texts):
     numbers, there = texts
     model = built(kind)
     pruned = ShiftTracker(model).prune("0.3@0,2")
@@ -166,7 +161,7 @@ def test_nothing_is_cut_between_attention_and_mlp_where_the_sum_is_normalised(be
 
 
 @pytest.mark.parametrize("head", ["MaskedLM", "TokenClassification", "QuestionAnswering", "PreTraining"])
-def test_heads_that_answer_for_every_token_need_all_of_them(texts, head):
+def test_heads_that_answer_for_every_token_need_all_of_them(built, texts, head):
     numbers, there = texts
     model = built("Bert", f"For{head}", **({"num_labels": 2} if head == "QuestionAnswering" else {}))
     with pytest.raises(UnsupportedModelError, match="restore=True"):
@@ -176,17 +171,24 @@ def test_heads_that_answer_for_every_token_need_all_of_them(texts, head):
     assert first.shape[:2] == (3, 16)
 
 
-def test_decoders_are_refused():
+def test_decoders_are_refused(built):
     with pytest.raises(UnsupportedModelError, match="it is a decoder"):
         ShiftTracker(built("Bert", "LMHeadModel", is_decoder=True)).prune("0.3@0", restore=True)
 
 
-def test_masks_of_other_kernels_are_refused(bert):
-    bert.set_attn_implementation("flex_attention")
-    with pytest.raises(UnsupportedModelError, match=r"flex_attention.*set_attn_implementation\('sdpa'\)"):
-        ShiftTracker(bert).prune("0.3@0")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_masks_of_other_kernels_are_refused(bert, texts, when):
+    numbers, there = texts
+    bert.set_attn_implementation("flex_attention" if when == "before" else "sdpa")
+    pruned = ShiftTracker(bert).prune("0.3@0")
+    pruned.set_attn_implementation("flex_attention")
+    with pytest.raises(RepresentationError, match=r"flex_attention.*set_attn_implementation\('sdpa'\)"):
+        pruned(numbers, attention_mask=there)
+    assert not leftovers(pruned)
+    pruned.set_attn_implementation("eager")
+    assert pruned(numbers, attention_mask=there).logits.shape == (3, 3)
 
 
-def test_an_mlp_in_chunks_is_refused():
+def test_an_mlp_in_chunks_is_refused(built):
     with pytest.raises(UnsupportedModelError, match="chunk_size_feed_forward=0"):
         ShiftTracker(built("Bert", chunk_size_feed_forward=4)).prune("0.3@0")

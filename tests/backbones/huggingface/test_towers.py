@@ -133,6 +133,9 @@ def test_a_model_inside_timms_wrapper_is_found(transformers):
         ("SwinModel", {"depths": [1, 1], "num_heads": [1, 1]}, "attends within windows"),
         ("HieraModel", {}, "attends within windows"),
         ("SegformerModel", {}, "take strides over the grid"),
+        ("ResNetModel", {}, "timm's model of this kind is described and pruned instead"),
+        ("T5EncoderModel", {}, "how far apart two tokens stand"),
+        ("Blip2ForConditionalGeneration", {}, "images are read by a tower of a kind that is not known"),
     ],
 )
 def test_other_models_are_refused_with_what_stands_in_the_way(transformers, name, sizes, why):

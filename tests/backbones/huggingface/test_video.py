@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 from repshift import ShiftTracker, describe
 from repshift.errors import RepresentationError, UnsupportedModelError
@@ -58,17 +57,8 @@ MODELS = {
 }
 
 
-def strong(model):
-    """Give a model weights so large that every wrong position shows."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.3)
-    return model.eval()
-
-
 @pytest.fixture(params=MODELS)
-def model(request):
+def model(request, strong):
     return strong(MODELS[request.param]())
 
 
@@ -84,7 +74,7 @@ SLOW = ("compiled", "graph breaks", "exports", "threads", "fails", "own thread")
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "without" not in name])
-def test_every_promise_is_kept(name, videos):
+def test_every_promise_is_kept(name, strong, videos):
     subject = make_subject(strong(MODELS[name]()), videos)
     for promise, check in CHECKS.items():
         if not any(word in promise for word in SLOW) and promise not in SKIPPED.get(name, ()):
@@ -155,7 +145,7 @@ def turned(x, places, attention):
 
 
 @pytest.fixture
-def jepa():
+def jepa(strong):
     return strong(transformers.VJEPA2Model(vjepa2_config()))
 
 
@@ -198,11 +188,17 @@ def test_attention_weights_of_vjepa2_are_left_alone(jepa, videos):
 # --- refused -------------------------------------------------------------------------------------------------------
 
 
-def test_videomae_for_pretraining_is_refused():
-    config = videomae().config
-    model = transformers.VideoMAEForPreTraining(config)
-    with pytest.raises(UnsupportedModelError, match="decoder"):
+@torch.no_grad()
+def test_videomae_for_pretraining_needs_all_tokens(strong, videos, keep_all):
+    model = strong(transformers.VideoMAEForPreTraining(videomae(decoder_num_hidden_layers=1).config))
+    with pytest.raises(UnsupportedModelError, match=r"decoder.*restore=True"):
         ShiftTracker(model).prune("0.25@0")
+    assert "needs: restore=True, since its decoder" in str(describe(model))
+    hidden = torch.arange(16).expand(2, -1) % 4 == 0
+    expected = model(videos, bool_masked_pos=hidden).logits
+    kept, pruned = (ShiftTracker(model).prune("0.25@0", restore=True, pruner=each) for each in (keep_all, None))
+    assert torch.equal(kept(videos, bool_masked_pos=hidden).logits, expected)
+    assert pruned(videos, bool_masked_pos=hidden).logits.shape == expected.shape
 
 
 def test_timesformer_is_tracked_without_maps_and_not_pruned(videos):

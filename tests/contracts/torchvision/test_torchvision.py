@@ -191,8 +191,8 @@ def test_what_a_vision_transformer_of_torchvision_lacks_is_said(plain_vit):
 REFUSED = {
     "maxvit_t": "windows",
     "swin_t": "windows",
-    "vgg11": "no shortcuts",
-    "densenet121": "add channels",
+    "vgg11": "nothing of its size and channels to be compared with; timm's model of this kind is described",
+    "densenet121": "there is no shift to go by; timm's model of this kind is described",
     "shufflenet_v2_x0_5": "shuffle their channels",
     "video.r3d_18": "frames",
     "video.s3d": "frames",
