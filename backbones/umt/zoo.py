@@ -23,8 +23,8 @@ IMAGENET = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
-# The same of moving digits, whose frames have 48 pixels a side. Divided by their own deviation of 0.12, patches would drown
-# the positions that are added to them.
+# The same of moving digits, whose frames have 48 pixels a side. Divided by their own deviation of 0.12, patches would
+# drown the positions that are added to them.
 MOVING_DIGITS = IMAGENET | {"mean": (0.02, 0.02, 0.02), "std": (0.5, 0.5, 0.5), "license": "cc-by-sa-3.0"}
 TINY = UMTSettings(
     vision=VisionSettings(width=64, depth=4, heads=2, mlp=256, patch=8, image=48, frames=6),
