@@ -92,7 +92,7 @@ class TrainedVideoModel:
     accuracies: Mapping[str, float]
 
 
-RECIPES = {RETRIEVAL: VideoSettings(), ANSWERING: VideoSettings(phrase_epochs=0, pair_epochs=3, learning_rate=1e-3)}
+RECIPES = {RETRIEVAL: VideoSettings(), ANSWERING: VideoSettings(phrase_epochs=0, pair_epochs=8, learning_rate=1e-3)}
 
 
 def train_video_model(
