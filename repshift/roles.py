@@ -216,8 +216,7 @@ class Cut(Bystander):
     def _places(self, value: Any, stream: Stream) -> tuple[Tensor | None, tuple[int, ...] | None]:
         """Return where the tokens stood, and on which grid, if the pruner asks and it is known."""
         origin, grid = stream.origin, stream.grid
-        asks = getattr(self.pruner, "wants_places", False) or getattr(self.pruner, "wants_frames", False)
-        if not asks or origin is None or grid is None:
+        if origin is None or grid is None:  # which is noted only for a pruner that asks
             return None, None
         if origin.tokens != math.prod(grid):
             raise RepresentationError(

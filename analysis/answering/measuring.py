@@ -141,7 +141,7 @@ def measure_answers(subjects: VideoSubjects, asked: Answering, encoding: Encodin
         ],
         dtype=torch.float64,
     )
-    summary = paired_summary([(name, ACCURACY) for name in predicted], right, subjects.others, subjects.drawn)
+    summary = paired_summary([(name, ACCURACY) for name in predicted], right, subjects.others, subjects.drawn, facts)
     rows = [
         {
             "model": subjects.subjects.name,

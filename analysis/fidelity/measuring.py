@@ -105,8 +105,7 @@ def measure_fidelity(subjects: Subjects, samples: Samples, passes: Passes) -> Fo
         facts, measure = subjects.facts(samples.config), Fidelity(subjects, samples.config["input_size"])
     identity = subjects.identity(passes.device, (passes.batch_size, passes.processes.count))
     found = passes.run(0, "comparing", samples, measure, identity)
-    work = {name: float(told["gmacs"]) for name, told in facts.items()}
-    summary = paired_summary(measure.columns, found.values, subjects.others, subjects.drawn, work)
+    summary = paired_summary(measure.columns, found.values, subjects.others, subjects.drawn, facts)
     rows = [
         {
             "model": subjects.name,

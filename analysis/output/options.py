@@ -88,7 +88,7 @@ Against = Annotated[
     list[str] | None,
     typer.Option(
         help="Compare each image by image with this method, or with what lies between two at its GMACs (A..B); "
-        "repeated for several. [default: shift and lowres]"
+        "repeated for several. [default: shift and lowres; of videos the dense model]"
     ),
 ]
 Keep = Annotated[str, typer.Option(help="top keeps the highest scores; bottom is the control.")]

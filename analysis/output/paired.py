@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def paired_summary(
     values: Tensor,
     others: Sequence[str],
     drawn: Mapping[str, tuple[str, int]] | None = None,
-    work: Mapping[str, float] | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Average what was measured of each image, with standard errors, and the differences from some of the methods.
 
@@ -39,7 +40,7 @@ def paired_summary(
             the straight line, at the work of the one that is compared.
         drawn: By what was measured, the method and the number of the draw; a method of several draws counts by the
             mean of them, image by image.
-        work: What each method computes; only needed for what lies between two.
+        facts: What else is known of each method, ``gmacs`` among it; only needed for what lies between two.
 
     Returns:
         By method: each measure and its ``_error``, its ``_against_NAME`` and ``_against_NAME_error``; ``None`` where it
@@ -58,7 +59,7 @@ def paired_summary(
             found = means.get((name, measure))
             row[measure], row[f"{measure}_error"] = (None, None) if found is None else mean_and_error(found)
             for other in others:
-                base = _reference(other, name, measure, means, work or {})
+                base = _reference(other, name, measure, means, facts or {})
                 key = f"{measure}_against_{other}"
                 row[key], row[f"{key}_error"] = (
                     (None, None) if found is None or base is None else mean_and_error(found - base)
@@ -81,7 +82,11 @@ def ends_of(other: str, methods: Container[str]) -> tuple[str, ...]:
 
 
 def _reference(
-    other: str, name: str, measure: str, means: Mapping[tuple[str, str], Tensor], work: Mapping[str, float]
+    other: str,
+    name: str,
+    measure: str,
+    means: Mapping[tuple[str, str], Tensor],
+    facts: Mapping[str, Mapping[str, Any]],
 ) -> Tensor | None:
     """Return what a method is compared with, image by image; ``None`` where there is nothing of that kind."""
     ends = ends_of(other, {method for method, _ in means})
@@ -90,7 +95,7 @@ def _reference(
         return None
     if len(ends) == 1:
         return found[0]
-    least, own, most = (work[method] for method in (ends[0], name, ends[1]))
+    least, own, most = (float(facts[method]["gmacs"]) for method in (ends[0], name, ends[1]))
     if least == most or not min(least, most) <= own <= max(least, most):
         return None  # outside there would be nothing but a guess
     share = (own - least) / (most - least)

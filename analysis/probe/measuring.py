@@ -81,8 +81,7 @@ def measure_probes(
     told = {"training": told_apart_by(train, train.config), "trained_on": len(trained.indices)}
     identity |= {**told, "neighbours": neighbours}
     found = passes.run(1, "validation images", validation, measure, identity)
-    work = {name: float(told["gmacs"]) for name, told in facts.items()}
-    summary = paired_summary(measure.columns, found.values, subjects.others, measure.drawn, work)
+    summary = paired_summary(measure.columns, found.values, subjects.others, measure.drawn, facts)
     rows = [
         {
             "model": subjects.name,

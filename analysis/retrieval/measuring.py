@@ -130,7 +130,7 @@ def measure_retrieval(subjects: VideoSubjects, asked: Retrieval, encoding: Encod
             "seed": subjects.subjects.seed,
             "checkpoint": subjects.subjects.given.checkpoint and str(subjects.subjects.given.checkpoint),
         }
-        for method, measured in summarise(ranks, subjects.drawn, subjects.others, paired=queries.paired).items()
+        for method, measured in summarise(ranks, subjects.drawn, subjects.others, facts, paired=queries.paired).items()
     ]
     return Found(rows, _by_query(queries, ranks), _notes(asked.queries, encoded, queries))
 
@@ -210,7 +210,12 @@ def _identity(
 
 
 def summarise(
-    ranks: Mapping[str, Ranks], drawn: Mapping[str, tuple[str, int]], others: Sequence[str], *, paired: bool
+    ranks: Mapping[str, Ranks],
+    drawn: Mapping[str, tuple[str, int]],
+    others: Sequence[str],
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    paired: bool,
 ) -> dict[str, dict[str, float | None]]:
     """Sum up the ranks of all methods, with errors over queries, and differences query by query.
 
@@ -218,6 +223,7 @@ def summarise(
         ranks: By the name of what was measured.
         drawn: Its method and draw.
         others: The methods that each is compared with.
+        facts: What else is known of each method; see :func:`repshift.analysis.output.paired.paired_summary`.
         paired: Whether video ``i`` belongs to text ``i`` alone, so that the mean of both directions has an error, too.
 
     Returns:
@@ -233,12 +239,12 @@ def summarise(
         ]
         tables = [hits(each[direction]) for own in ranks.values() for each in (own.matched, own.alone)]
         parts.append(torch.cat(tables, 1))
-        for method, row in paired_summary(columns, parts[-1], others, drawn).items():
+        for method, row in paired_summary(columns, parts[-1], others, drawn, facts).items():
             found.setdefault(method, {}).update(row)
     if paired:
         firsts = ((parts[0] + parts[1]) / 2)[:, :: len(CUTOFFS)]
         columns = [(name, f"{BOTH}{ending}") for name in ranks for ending in ("", ALONE)]
-        for method, row in paired_summary(columns, firsts, others, drawn).items():
+        for method, row in paired_summary(columns, firsts, others, drawn, facts).items():
             found[method].update(row)
     for row in found.values():
         for ending in ("", ALONE):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,12 +177,25 @@ def build_subjects(
     models.pop(DENSE, None)
     if not models:
         raise UnknownNameError("Only the dense model would be compared with itself. Give --methods of known methods.")
-    if unknown := [end for other in against for end in ends_of(other, models) if end not in models]:
+    require_compared(against, models)
+    return Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)), seeds or SEEDS)
+
+
+def require_compared(against: Sequence[str], methods: Collection[str]) -> None:
+    """Refuse names of ``--against`` that are no methods which are compared.
+
+    Args:
+        against: Methods, or two as ``"A..B"``.
+        methods: All that are compared.
+
+    Raises:
+        UnknownNameError: If there is one.
+    """
+    if unknown := [end for other in against for end in ends_of(other, methods) if end not in methods]:
         raise UnknownNameError(
             f"--against names a method that is compared, or two as A{BETWEEN}B, got {unknown[0]!r}. "
-            f"{suggest(unknown[0], models)}"
+            f"{suggest(unknown[0], methods)}"
         )
-    return Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)), seeds or SEEDS)
 
 
 def readable(model: nn.Module, pruned: nn.Module) -> nn.Module:

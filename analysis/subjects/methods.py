@@ -35,8 +35,12 @@ def known_methods() -> list[str]:
     return [DENSE, SHIFT, *SCORES.names(), *BY_PRUNER, LOWRES]
 
 
-def read_methods(text: str | None) -> list[str] | None:
+def read_methods(text: str | None, others: Sequence[str] = ()) -> list[str] | None:
     """Read ``--methods``, such as ``shift,mnn,lowres``; a name that is there twice counts once.
+
+    Args:
+        text: What was given.
+        others: What one command takes beside :func:`known_methods`, as no recipe says it.
 
     Raises:
         UnknownNameError: If a method does not exist.
@@ -44,7 +48,7 @@ def read_methods(text: str | None) -> list[str] | None:
     if text is None:
         return None
     names = [name.strip() for name in text.split(",")]
-    known = known_methods()
+    known = [*known_methods(), *others]
     for name in names:
         if not name:
             raise UnknownNameError(f"A name is missing in --methods {text!r}. Give such as shift,mnn,lowres.")

@@ -127,12 +127,11 @@ def _asked(methods: str | None) -> tuple[list[str] | None, bool]:
 
     if methods is None:
         return None, False
-    names = methods.split(",")
-    others = [name for name in names if name.strip() != PLAIN]
-    asked = read_methods(",".join(others) if others else DENSE) or []
+    names = read_methods(methods, (PLAIN,)) or []
+    asked = [name for name in names if name != PLAIN] or [DENSE]
     if set(asked) != {DENSE}:
         asked.append(LIMIT)  # the efficiency is against it
-    return asked, len(others) < len(names)
+    return asked, PLAIN in names
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -82,14 +82,8 @@ class Setup:
             UnsupportedModelError: If it has no attention to choose a kernel for.
         """
         model = build_model(self.model, self.built)
-        chosen = [module for module in model.modules() if hasattr(module, "fused_attn")]
         if self.attention is not None:
-            if not chosen:
-                raise UnsupportedModelError(
-                    f"{self.model} has no attention that could run as {self.attention!r}. Leave --attention out."
-                )
-            for module in chosen:
-                module.fused_attn = self.attention != PLAIN  # type: ignore[assignment]  # a plain attribute
+            _choose_attention(model, self.attention, self.model)
         model = model.to(self.device, PRECISIONS[self.precision][0])
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
@@ -133,11 +127,16 @@ def with_plain_attention(model: nn.Module) -> nn.Module:
         UnsupportedModelError: If it has no attention whose kernel can be chosen.
     """
     plain = share_weights(model)
-    chosen = [module for module in plain.modules() if hasattr(module, "fused_attn")]
+    _choose_attention(plain, PLAIN, type(model).__name__)
+    return plain
+
+
+def _choose_attention(model: nn.Module, kind: str, name: str) -> None:
+    """Let the attention of a model of this name hold its maps, or not."""
+    chosen = [module for module in model.modules() if hasattr(module, "fused_attn")]
     if not chosen:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no attention that could run as {PLAIN!r}. Leave that method out."
+            f"{name} has no attention that could run as {kind!r}. Leave that out (--attention, --methods)."
         )
     for module in chosen:
-        module.fused_attn = False  # type: ignore[assignment]  # a plain attribute
-    return plain
+        module.fused_attn = kind != PLAIN  # type: ignore[assignment]  # a plain attribute

@@ -102,13 +102,8 @@ class Encoding:
                 "videos": digest("\n".join(videos)),
             }
             stores = {
-                name: FeatureStore(
-                    self.folder,
-                    {**subjects.identity(each, self.device, batches), "amp": str(self.dtype)},
-                    root,
-                    videos,
-                )
-                for name, each in subjects.measured.items()
+                name: FeatureStore(self.folder, {**told, "amp": str(self.dtype)}, root, videos)
+                for name, told in subjects.identities(self.device, batches).items()
             }
             for store in stores.values() if self.processes.first else ():
                 store.begin()

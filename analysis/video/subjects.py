@@ -12,7 +12,7 @@ from timm.utils import random_seed
 from torch import nn
 
 from repshift import Recipe, recipe_of
-from repshift.analysis.subjects.comparing import Subjects
+from repshift.analysis.subjects.comparing import Subjects, require_compared
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.methods import (
     DENSE,
@@ -21,7 +21,6 @@ from repshift.analysis.subjects.methods import (
     SHIFT,
     choose_methods,
     further_recipes,
-    known_methods,
     read_methods,
     recipe_for,
 )
@@ -29,8 +28,7 @@ from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, settings_of
 from repshift.analysis.subjects.sizes import build_model
 from repshift.analysis.video.inputs import VideoInput
-from repshift.errors import DataError, UnknownNameError, UnsupportedModelError
-from repshift.registry import suggest
+from repshift.errors import DataError, UnsupportedModelError
 
 FEWER_FRAMES = "fewer_frames"  # the control: the dense model on so many frames that it does no more work
 
@@ -102,25 +100,30 @@ class VideoSubjects:
             found[FEWER_FRAMES] = {**found[DENSE], "frames": self.fewer, "gmacs": round(work.macs / 1e9, 4)}
         return found
 
-    def identity(self, each: Measured, device: torch.device, batches: Mapping[str, Any]) -> dict[str, Any]:
-        """Return plain values that tell what a model says of videos from what another one says.
+    def identities(self, device: torch.device, batches: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return plain values that tell what each model says of videos from what another one says.
 
         Args:
-            each: What is measured.
-            device: Where it runs.
+            device: Where they run.
             batches: What decides which videos make a batch: for these a random score is drawn together.
+
+        Returns:
+            By the name of what is measured.
         """
-        recipe = recipe_of(each.model)
-        random = recipe is not None and recipe.scores and recipe.score == RANDOM
-        shared = self.subjects.identity(device, ())
-        given = self.given
-        return {
-            **{name: value for name, value in shared.items() if name not in ("methods", "seeds", "batches")},
-            "method": settings_of(recipe),
-            "frames": each.frames,
-            "input": [given.size, list(given.mean), list(given.std), given.seconds],
-            "drawn": {"draw": each.draw, **batches} if random else None,
-        }
+        given, whole = self.given, self.subjects.identity(device, ())  # which reads the file of weights
+        shared = {name: value for name, value in whole.items() if name not in ("methods", "seeds", "batches")}
+        found = {}
+        for name, each in self.measured.items():
+            recipe = recipe_of(each.model)
+            random = recipe is not None and recipe.scores and recipe.score == RANDOM
+            found[name] = {
+                **shared,
+                "method": settings_of(recipe),
+                "frames": each.frames,
+                "input": [given.size, list(given.mean), list(given.std), given.seconds],
+                "drawn": {"draw": each.draw, **batches} if random else None,
+            }
+        return found
 
 
 def build_video_subjects(
@@ -162,8 +165,10 @@ def build_video_subjects(
     random_seed(seed)  # weights that are not loaded are the same in every process, and after a resumption
     model = build_model(name, given).to(device).eval()
     require_task(model, name, task)
-    named, fewer = _without_fewer_frames(methods)
-    asked = read_methods(named)
+    asked = read_methods(methods, (FEWER_FRAMES,))
+    fewer = asked is not None and FEWER_FRAMES in asked
+    if asked is not None:
+        asked = [method for method in asked if method != FEWER_FRAMES] or [DENSE]
     shown = VideoInput.of(model, frames, seconds)
     models, notes = choose_methods(model, pruned, asked, shown.shape(shown.frames), (), further_recipes(files))
     models.pop(DENSE)
@@ -175,10 +180,7 @@ def build_video_subjects(
     draws = seeds or (SEEDS if methods is not None else 1)
     subjects = Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)), draws)
     built = VideoSubjects(subjects, shown, frames_of_control, shows_dense)
-    if unknown := [other for other in against if other not in {each.method for each in built.measured.values()}]:
-        raise UnknownNameError(
-            f"--against names a method that is compared, got {unknown[0]!r}. {suggest(unknown[0], built.measured)}"
-        )
+    require_compared(against, {each.method for each in built.measured.values()})
     return built
 
 
@@ -201,19 +203,6 @@ def require_task(model: nn.Module, name: str, task: str) -> None:
             f"{name} ({type(model).__name__}) cannot do this: a model with the method {task} is expected. Give "
             f"{wanted} (-m)."
         )
-
-
-def _without_fewer_frames(methods: str | None) -> tuple[str | None, bool]:
-    """Take the control of fewer frames out of ``--methods``: it is no way to prune."""
-    if methods is None:
-        return None, False
-    names = [name.strip() for name in methods.split(",")]
-    kept = [name for name in names if name != FEWER_FRAMES]
-    if unknown := [name for name in kept if name and name not in known_methods()]:
-        raise UnknownNameError(
-            f"Unknown method {unknown[0]!r}. {suggest(unknown[0], [*known_methods(), FEWER_FRAMES])} (--methods)"
-        )
-    return (",".join(kept) if kept else DENSE), len(kept) < len(names)
 
 
 def _pruned_alike(model: nn.Module, pruned: Recipe | None, models: Mapping[str, nn.Module]) -> nn.Module:

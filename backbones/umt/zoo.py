@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from repshift.backbones.checkpoints import load_weights, shipped_weights
 from repshift.backbones.umt.answering import UMTAnswering
 from repshift.backbones.umt.retrieval import UMTRetrieval
 from repshift.backbones.umt.settings import BASE, LARGE, TextSettings, UMTSettings, VisionSettings
@@ -78,19 +77,18 @@ def tiny(name: str, kind: str, *, pretrained: bool = False, **options: Any) -> n
     Args:
         name: Its name.
         kind: ``retrieval`` or ``qa``.
-        pretrained: Load the shipped weights.
+        pretrained: Refused: there are no weights of it yet.
         **options: ``frames``, ``img_size``, ``keep_temporal``, ``patch_size``, ``depth``, ``width`` and ``heads`` (of
             video and text), ``layers``, ``fusion``, ``vocabulary``, ``positions``, ``class_token``, ``embed_dim``,
             ``decoder_layers``.
 
     Raises:
-        CheckpointError: If there are no weights, or they do not fit the options.
+        CheckpointError: If ``pretrained`` is asked for.
         UnsupportedModelError: If the options build no model.
     """
-    model = _built(name, _resized(TINY, options), kind, options)
     if pretrained:
-        load_weights(model, shipped_weights(name))
-    return model
+        raise CheckpointError(f"No weights of {name} ship with repshift. Give checkpoint=FILE (--checkpoint FILE).")
+    return _built(name, _resized(TINY, options), kind, options)
 
 
 def _resized(settings: UMTSettings, options: dict[str, Any]) -> UMTSettings:

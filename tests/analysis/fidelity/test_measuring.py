@@ -130,7 +130,8 @@ def test_what_lies_between_two_methods_is_taken_at_the_work_of_each():
     columns = [("small", "a"), ("large", "a"), ("mnn", "a"), ("much", "a"), ("x..y", "a")]
     values = torch.tensor([[1.0, 2.0, 2.5, 9.0, 0.0], [3.0, 7.0, 5.0, 9.0, 0.0]], dtype=torch.float64)
     work = {"small": 1.0, "large": 5.0, "mnn": 2.0, "much": 5.1, "x..y": 2.0}
-    found = paired_summary(columns, values, ["small..large", "x..y"], work=work)
+    facts = {name: {"gmacs": gmacs} for name, gmacs in work.items()}
+    found = paired_summary(columns, values, ["small..large", "x..y"], facts=facts)
     # a quarter of the way: 1.25 and 4.0
     assert found["mnn"]["a_against_small..large"] == pytest.approx((1.25 + 1.0) / 2)
     assert found["mnn"]["a_against_small..large_error"] == pytest.approx(0.125)

@@ -86,7 +86,7 @@ def test_a_random_score_is_told_apart_by_what_makes_a_batch():
     cpu = torch.device("cpu")
 
     def told(name, **batches):
-        return built.identity(built.measured[name], cpu, batches)
+        return built.identities(cpu, batches)[name]
 
     assert told("shift", size=1) == told("shift", size=2)
     assert told("random", size=1) != told("random", size=2)
