@@ -48,7 +48,7 @@ class VideoSettings:
     """
 
     phrase_epochs: int = 3
-    pair_epochs: int = 8
+    pair_epochs: int = 32
     digits: int = 8_000
     warmup_steps: int = 100
     batch: int = 32
@@ -92,7 +92,7 @@ class TrainedVideoModel:
     accuracies: Mapping[str, float]
 
 
-RECIPES = {RETRIEVAL: VideoSettings(), ANSWERING: VideoSettings(phrase_epochs=0, pair_epochs=8, learning_rate=1e-3)}
+RECIPES = {RETRIEVAL: VideoSettings(), ANSWERING: VideoSettings(phrase_epochs=0, pair_epochs=16, learning_rate=1e-3)}
 
 
 def train_video_model(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from repshift.backbones.checkpoints import load_weights, shipped_weights
 from repshift.backbones.umt.answering import UMTAnswering
 from repshift.backbones.umt.retrieval import UMTRetrieval
 from repshift.backbones.umt.settings import BASE, LARGE, TextSettings, UMTSettings, VisionSettings
@@ -77,18 +78,19 @@ def tiny(name: str, kind: str, *, pretrained: bool = False, **options: Any) -> n
     Args:
         name: Its name.
         kind: ``retrieval`` or ``qa``.
-        pretrained: Refused: there are no weights of it yet.
+        pretrained: Load the shipped weights (moving digits; see ``weights/tiny_umt.md`` and ``tiny_umt_qa.md``).
         **options: ``frames``, ``img_size``, ``keep_temporal``, ``patch_size``, ``depth``, ``width`` and ``heads`` (of
             video and text), ``layers``, ``fusion``, ``vocabulary``, ``positions``, ``class_token``, ``embed_dim``,
             ``decoder_layers``.
 
     Raises:
-        CheckpointError: If ``pretrained`` is asked for.
+        CheckpointError: If the weights do not fit the model that the options build.
         UnsupportedModelError: If the options build no model.
     """
+    model = _built(name, _resized(TINY, options), kind, options)
     if pretrained:
-        raise CheckpointError(f"No weights of {name} ship with repshift. Give checkpoint=FILE (--checkpoint FILE).")
-    return _built(name, _resized(TINY, options), kind, options)
+        load_weights(model, shipped_weights(name))
+    return model
 
 
 def _resized(settings: UMTSettings, options: dict[str, Any]) -> UMTSettings:
