@@ -139,7 +139,7 @@ class FeatureMap:
         return tuple(shape[1:-1] if self.channels_last else shape[2:])
 
     def arrange(self, value: Any, selection: Selection) -> Any:
-        """Lay kept positions out as a smaller map; where the channels lie together in memory, they still do.
+        """Lay kept positions out as a smaller map, in the same order in memory: convolutions round by it.
 
         Args:
             value: A map of rows and columns, without frames.
@@ -159,15 +159,15 @@ class FeatureMap:
             rows, columns = grid
             corner = tensor[:, :rows, :columns] if self.channels_last else tensor[:, :, :rows, :columns]
             return with_first_tensor(value, corner)
-        batch = tensor.shape[0]
-        if self.channels_last:
-            return with_first_tensor(value, pick(tensor.flatten(1, 2), kept).view(batch, *grid, tensor.shape[3]))
-        channels = tensor.shape[1]
-        if tensor.stride(1) == 1 < channels:  # channels lie together
-            together = pick(tensor.permute(0, 2, 3, 1).flatten(1, 2), kept)
-            return with_first_tensor(value, together.view(batch, *grid, channels).permute(0, 3, 1, 2))
-        chosen = kept.unsqueeze(1).expand(-1, channels, -1)
-        return with_first_tensor(value, tensor.flatten(2).gather(2, chosen).view(batch, channels, *grid))
+        first = tensor.permute(0, 3, 1, 2) if self.channels_last else tensor
+        batch, channels = first.shape[:2]
+        if first.stride(1) == 1 < channels:  # channels lie together
+            together = pick(first.permute(0, 2, 3, 1).flatten(1, 2), kept)
+            smaller = together.view(batch, *grid, channels).permute(0, 3, 1, 2)
+        else:
+            chosen = kept.unsqueeze(1).expand(-1, channels, -1)
+            smaller = first.flatten(2).gather(2, chosen).view(batch, channels, *grid)
+        return with_first_tensor(value, smaller.permute(0, 2, 3, 1) if self.channels_last else smaller)
 
     @staticmethod
     def _checked(value: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from repshift.analysis.answering.ranking import CANDIDATES, AnsweringModel, answer_scores, best_answers
 from repshift.analysis.output.paired import paired_summary
 from repshift.analysis.samples.passes import Found
+from repshift.analysis.subjects.limits import check_candidates
 from repshift.analysis.video.annotations import Questions
 from repshift.analysis.video.by_video import measure_videos
 from repshift.analysis.video.encoding import Encoding
@@ -57,6 +58,9 @@ class Answering:
     candidates: int = CANDIDATES
     step: int = 4
     partial: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_candidates(self.candidates)  # before videos are encoded
 
 
 def tokenise(
@@ -189,7 +193,7 @@ def _predict(
         encoding.processes,
         asked.partial and asked.partial / f"{number:04d}",
         {
-            "features": store.folder.name,
+            **store.identity(list(by_video)),
             "questions": hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest(),
         },
         list(by_video),

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from repshift.analysis.subjects.limits import check_candidates
 from repshift.errors import DataError
 
 CANDIDATES = 128  # answers of a question that are looked at as a whole
@@ -47,8 +48,7 @@ def best_first_pieces(logits: Tensor, answer_ids: Tensor, count: int = CANDIDATE
     Raises:
         DataError: If ``count`` is not positive.
     """
-    if count < 1:
-        raise DataError(f"{count} answers cannot be looked at. Give 1 or more (--candidates).")
+    check_candidates(count)
     first = logits.float().log_softmax(-1)[:, answer_ids[:, 1]]
     found = first.sort(dim=1, descending=True, stable=True)
     return found.indices[:, :count], found.values[:, :count]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from repshift import Recipe, ShiftTracker, load_model, recipe_of
+from repshift.analysis.demo import timing
 from repshift.analysis.heatmap.maps import shift_maps
 from repshift.analysis.heatmap.shown_blocks import block_names
 from repshift.analysis.output.figures import ImageColumn, MapColumn, draw_columns, save_figure
@@ -37,8 +36,6 @@ METHODS = {
     "tiny_vim": (SHIFT, *CONTROLS, "mnn", LOWRES),
 }
 BATCH = 50
-ROUNDS = 3  # each model is timed so often, in turn with the others
-SECONDS = 0.2  # for so long at least
 SHOWN = (0, 1, 2, 3)  # canvases in the figure, in order: not chosen
 DRAWS = 3  # of the random control, whose seeds are 0, 1, 2
 
@@ -100,7 +97,7 @@ def run_demo(output: Path, observe: Callable[[int, int], None] = lambda done, st
     canvases = evaluation_canvases()
     models = sum(1 + len(methods) for methods in METHODS.values())
     evaluated = models + len(METHODS) * (DRAWS - 1)
-    steps = evaluated * math.ceil(len(canvases.images) / BATCH) + models * ROUNDS
+    steps = evaluated * math.ceil(len(canvases.images) / BATCH) + models * timing.ROUNDS
     done = 0
 
     def step() -> None:
@@ -127,7 +124,8 @@ def _measure(name: str, model: nn.Module, canvases: Canvases, step: Callable[[],
         )
         for method, candidate in models.items()
     }
-    speeds = _images_per_second(list(models.values()), normalised(model, canvases.images[:BATCH]), step)
+    batch = normalised(model, canvases.images[:BATCH])
+    speeds = timing.images_per_second(list(models.values()), [batch] * len(models), step)
     by_shift = measured[SHIFT].right.mean(0)
     return [
         Result(
@@ -201,24 +199,6 @@ def tokens_on_digit(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int])
     in_rows = (rows >= top) & (rows < bottom)
     in_columns = (columns >= left) & (columns < right)
     return (in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).flatten(1)
-
-
-def _images_per_second(models: Sequence[nn.Module], batch: Tensor, step: Callable[[], None]) -> list[float]:
-    """Time the models in turn, so that a machine that slows down slows all of them."""
-    # importing the timer warns of a CUDA toolkit without a GPU, as if something were to be compiled
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils.benchmark import Timer
-
-    seconds: list[list[float]] = [[] for _ in models]
-    with torch.inference_mode():
-        for _ in range(ROUNDS):
-            for model, taken in zip(models, seconds, strict=True):
-                timer = Timer(
-                    "model(batch)", globals={"model": model, "batch": batch}, num_threads=torch.get_num_threads()
-                )
-                taken.append(timer.blocked_autorange(min_run_time=SECONDS).median)
-                step()
-    return [len(batch) / median(taken) for taken in seconds]
 
 
 def draw_demo(name: str, model: nn.Module, canvases: Canvases, path: Path) -> None:

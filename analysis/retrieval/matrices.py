@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from repshift.analysis.retrieval.ranking import best_candidates
+from repshift.analysis.subjects.limits import check_candidates
 from repshift.errors import DataError
 
 CANDIDATES = 128  # that are looked at twice
@@ -146,8 +147,7 @@ class Candidates:
         Raises:
             DataError: If ``count`` is not positive, or a similarity is no number.
         """
-        if count < 1:
-            raise DataError(f"{count} candidates cannot be re-ranked. Give 1 or more (--candidates).")
+        check_candidates(count)
         if bool(itc.isnan().any()):
             raise DataError("The model's similarities are not numbers (NaN). Give other weights.")
         return cls(best_candidates(itc, count), best_candidates(itc.T, count))

@@ -27,6 +27,7 @@ from repshift.analysis.retrieval.matrices import (
 from repshift.analysis.retrieval.queries import Queries
 from repshift.analysis.retrieval.ranking import CUTOFFS, arithmetic_mean, harmonic_mean, hits, ranks_of_best
 from repshift.analysis.samples.passes import Found
+from repshift.analysis.subjects.limits import check_candidates
 from repshift.analysis.video.by_video import measure_videos
 from repshift.analysis.video.encoding import Encoded, Encoding
 from repshift.analysis.video.features import FeatureStore
@@ -62,6 +63,9 @@ class Retrieval:
     candidates: int = CANDIDATES
     pairs: int = 128
     partial: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_candidates(self.candidates)  # before videos are encoded
 
 
 def tokenise(queries: Queries, vocabulary: Path, length: int, taken: TextInput | None = None) -> tuple[Tensor, Tensor]:
@@ -181,7 +185,7 @@ def _rank(
     scores = measure_videos(
         encoding.processes,
         asked.partial and asked.partial / f"{number:04d}",
-        _identity(store, asked, queries, wanted),
+        {**store.identity(files), "queries": _identity(asked, queries, wanted)},
         files,
         measure,
         partial(encoding.observe, f"matching ({name})"),
@@ -198,15 +202,10 @@ def _rank(
     )
 
 
-def _identity(
-    store: FeatureStore, asked: Retrieval, queries: Queries, wanted: Mapping[int, list[int]]
-) -> dict[str, Any]:
-    """Return what must be the same for scores of an earlier run to be those of this one."""
+def _identity(asked: Retrieval, queries: Queries, wanted: Mapping[int, list[int]]) -> str:
+    """Return what must be the same, beside the features, for scores of an earlier run to be those of this one."""
     content = json.dumps([queries.files, queries.texts, asked.ids.tolist(), list(wanted.values())])
-    return {
-        "features": store.folder.name,
-        "queries": hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest(),
-    }
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def summarise(

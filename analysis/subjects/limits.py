@@ -107,3 +107,13 @@ def check_blocks(blocks: Sequence[int]) -> list[int]:
         if block in blocks[:place]:
             raise UnknownNameError(f"Block {block} is named twice. Name each block once (--blocks).")
     return [int(block) for block in blocks]
+
+
+def check_candidates(count: int) -> None:
+    """Refuse a number of candidates that is none.
+
+    Raises:
+        DataError: If it is not positive.
+    """
+    if count < 1:
+        raise DataError(f"{count} candidates cannot be looked at. Give 1 or more (--candidates).")

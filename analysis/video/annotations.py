@@ -21,6 +21,7 @@ from repshift.analysis.video.texts import clean
 from repshift.errors import DataError, first_line
 
 SHOWN = 100  # letters of an entry in a message
+PATHS = "surrogateescape"  # names of files that are no UTF-8 are written so
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,7 @@ def read_retrieval(file: str | Path, preset: DatasetPreset | None = None) -> Ann
     right_videos: list[list[int]] = []
     listed: dict[str, int] = {}
     for entry in _entries(path, ("video", "caption")):
-        captions = entry.texts("caption")
-        if preset is not None and preset.paragraph:
-            captions = [" ".join(captions)]
+        captions = entry.texts("caption", joined=preset is not None and preset.paragraph)
         several = isinstance(entry.values["video"], list)
         numbers = range(len(texts), len(texts) + len(captions))
         own = range(len(videos), len(videos) + len(entry.videos))
@@ -133,7 +132,7 @@ def read_answers(file: str | Path) -> list[str]:
     path = Path(file)
     answers = _json_list(path)
     for number, answer in enumerate(answers):
-        if not isinstance(answer, str) or not answer.strip():
+        if not isinstance(answer, str) or not answer.strip() or not _whole(answer):
             raise DataError(f"{path}: answer {number} is {_shown(answer)}. Give a text that is not empty.")
     return answers
 
@@ -147,7 +146,14 @@ def missing_videos(root: str | Path, videos: Sequence[str]) -> list[str]:
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder. Give the folder that the videos lie in.")
-    return [video for video in dict.fromkeys(videos) if not (folder / video).is_file()]
+    return [video for video in dict.fromkeys(videos) if not _is_file(folder / video)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 # --- one entry ----------------------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ class _Entry:
     def videos(self) -> list[str]:
         given = self.values["video"]
         videos = given if isinstance(given, list) else [given]
-        if not videos or not all(isinstance(video, str) and video.strip() for video in videos):
+        if not videos or not all(isinstance(video, str) and video.strip() and _whole(video, PATHS) for video in videos):
             raise self.error("has no path in video", "Give the path of a video file, or a list of them")
         for video in videos:
             inside = PurePosixPath(video.replace("\\", "/"))
@@ -175,13 +181,13 @@ class _Entry:
             raise self.error("names a video twice", "List every video once")
         return videos
 
-    def texts(self, key: str) -> list[str]:
+    def texts(self, key: str, *, joined: bool = False) -> list[str]:
         given = self.values[key]
         texts = given if isinstance(given, list) else [given]
-        if not texts or not all(isinstance(text, str) for text in texts):
+        if not texts or not all(isinstance(text, str) and _whole(text) for text in texts):
             raise self.error(f"has the {key} {_shown(given)}", "Give a text, or a list of texts")
-        for text in texts:
-            if not clean(text):
+        for text in (texts := [" ".join(texts)] if joined else texts):
+            if not clean(text).strip():
                 raise self.error(f"has the {key} {text!r}, of which no word is left", "Give a text, or leave it out")
         return texts
 
@@ -217,6 +223,15 @@ def _json_list(path: Path) -> list[Any]:
     if not isinstance(content, list) or not content:
         raise DataError(f"{path} holds {_shown(content)}, expected a list of at least one entry. Give another file.")
     return content
+
+
+def _whole(text: str, errors: str = "strict") -> bool:
+    """Say whether a text can be written; JSON may hold halves of characters."""
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: Any) -> str:

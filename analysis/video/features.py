@@ -64,6 +64,11 @@ class FeatureStore:
             return None
         return self.folder / f"{digest(json.dumps([self.videos[video], state.st_size, state.st_mtime_ns]))}{ENDING}"
 
+    def identity(self, videos: Sequence[int]) -> dict[str, str]:
+        """Return plain values that tell these features from others: of the method, and of each video as it is now."""
+        places = [place.name if (place := self.place(video)) else "" for video in videos]
+        return {"features": self.folder.name, "videos": digest("\n".join(places))}
+
     def has(self, video: int) -> bool:
         """Say whether the features of a video are there."""
         place = self.place(video)

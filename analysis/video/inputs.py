@@ -61,28 +61,35 @@ class TextInput:
 
     Attributes:
         words: How many word pieces it knows.
-        length: The longest text; ``None``, like the words, if it does not tell.
+        length: The longest text.
+        first: The number of ``[CLS]``, which every text begins with. ``None``, like the others, if it does not tell.
     """
 
     words: int | None = None
     length: int | None = None
+    first: int | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> TextInput:
         """Ask a model, whose settings say it as UMT's do."""
         text = getattr(getattr(model, "settings", None), "text", None)
-        return cls(getattr(text, "vocabulary", None), getattr(text, "positions", None))
+        return cls(*(getattr(text, name, None) for name in ("vocabulary", "positions", "class_token")))
 
     def check(self, tokeniser: Tokeniser, length: int) -> None:
         """Refuse a vocabulary or a length that the model has no embeddings for.
 
         Raises:
-            DataError: If there are more word pieces, or longer texts, than the model knows.
+            DataError: If there are more word pieces, or longer texts, than the model knows, or another ``[CLS]``.
         """
         if self.words is not None and len(tokeniser) > self.words:
             raise DataError(
                 f"{tokeniser.file} has {len(tokeniser)} word pieces, and the model knows {self.words}. Give the "
                 "vocabulary that the model was trained with (--vocab)."
+            )
+        if self.first is not None and tokeniser.cls != self.first:
+            raise DataError(
+                f"[CLS] is number {tokeniser.cls} of {tokeniser.file}, and the model knows it as {self.first}. Give "
+                "the vocabulary that the model was trained with (--vocab)."
             )
         if self.length is not None and length > self.length:
             raise DataError(

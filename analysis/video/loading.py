@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class Clips:
         try:
             clip = read_clip(file, self.frames, seconds=self.seconds)
         except DataError as error:
-            if getattr(error.__cause__, "errno", None) in NOT_THE_IMAGE:
+            number = getattr(error.__cause__, "errno", None)
+            if number in NOT_THE_IMAGE and not (number == errno.EIO and _can_be_read(file)):
                 raise DataError(
                     f"Cannot read {file} ({first_line(error)}), and it is not the video's fault. Give the machine what "
                     "it lacks, and try again."
@@ -68,6 +70,17 @@ class Clips:
         """Return the batches of a share, each an item, and how many workers may read them."""
         parts = share.batches(len(self), batch_size)
         return _Batches(self, parts), len(parts)
+
+
+def _can_be_read(file: Path) -> bool:
+    """Say whether the system reads a file to its end; FFmpeg calls it an error of input, too, that it was cut off."""
+    try:
+        with file.open("rb") as content:
+            while content.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 class _Batches(Dataset[Batch]):

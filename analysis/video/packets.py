@@ -6,10 +6,12 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 VP8_SHOWN = 0x10  # a bit of the first byte; RFC 6386, section 9.1
 LEAST_SHARE = 0.95  # of the length in the header: less than that was not all of the file
+LEAST_GAP = 0.2  # seconds that a header may say too much in any case
 DEFAULT_RATE = 30.0  # frames a second, of a file that does not say
 
 
@@ -73,7 +75,7 @@ def index_packets(container: Any, stream: Any) -> Index:
     known = sorted(time for time in times if time is not None)
     distinct = len(set(known)) == len(times) and bool(keys) and keys[0] <= known[0]
     tick = Fraction(stream.time_base or 1)
-    problem = _missing(container, stream, len(times), last)
+    problem = _missing(container, stream, known, len(times), last)
     return Index(len(times), known if distinct else [], sorted(keys), tick, _rate(stream, known, tick), problem)
 
 
@@ -84,7 +86,7 @@ def shown(packet: Any, stream: Any) -> bool:
     return stream.codec_context.name not in ("vp8", "libvpx") or bool(bytes(packet)[0] & VP8_SHOWN)
 
 
-def _missing(container: Any, stream: Any, count: int, last: Fraction) -> str:
+def _missing(container: Any, stream: Any, times: Sequence[int], count: int, last: Fraction) -> str:
     """Say what is missing of a file that was cut off."""
     if not count:
         return "has no frame"
@@ -93,7 +95,9 @@ def _missing(container: Any, stream: Any, count: int, last: Fraction) -> str:
         return f"is cut off: it holds {count} of the {stream.frames} frames that its header says"
     if kind.startswith("matroska") and container.duration:
         claimed = container.duration / 1_000_000
-        if last < LEAST_SHARE * claimed and claimed - last > 1:
+        # headers count how long the last frame is shown, which packets do not always tell
+        longest = max((later - time for time, later in pairwise(times)), default=0) * (stream.time_base or 1)
+        if last < LEAST_SHARE * claimed and claimed - last > (max(2 * longest, LEAST_GAP) if longest else 1):
             return f"is cut off: it holds {float(last):.1f} of the {claimed:.1f} seconds that its header says"
     return ""
 

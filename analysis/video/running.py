@@ -145,7 +145,8 @@ def _run(
     partial = unfinished_folder(given.results_file)
     with processes.together():
         if processes.first:
-            check_results_files(given.results_file, given.results_format, given.per_query)
+            one = "query" if given.kind == "retrieve" else "question"
+            check_results_files(given.results_file, given.results_format, given.per_query, one)
             settle_unfinished(partial, given.resume)
         device, dtype = processes.device(given.device), given.dtype
         subjects = given.subjects(device)

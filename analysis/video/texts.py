@@ -71,7 +71,7 @@ class Tokeniser:
             is a word piece, 0 where the text has ended.
 
         Raises:
-            DataError: If there are no texts, or the vocabulary does not know most of their words.
+            DataError: If there are no texts, nothing is left of one, or most of their words are unknown.
         """
         if not texts or length < 2:
             raise DataError(f"{len(texts)} texts of {length} word pieces cannot be. Give 1 text and a length of 2.")
@@ -82,6 +82,9 @@ class Tokeniser:
 
     def _check_known(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> None:
         words = (mask == 1) & (ids != self.cls) & (ids != self.sep)
+        if not bool(words.any(1).all()):
+            empty = texts[int(words.any(1).long().argmin())]
+            raise DataError(f"No word piece is left of {empty!r}. Give another text.")
         unknown = words & (ids == self.unknown)
         if unknown.sum() > MOST_UNKNOWN * words.sum():
             worst = int(unknown.sum(1).argmax())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from repshift import CheckpointError, DataError, UnknownNameError, load_model
+from repshift import DataError, UnknownNameError, load_model
 from repshift.analysis.output.files import all_or_none, output_folder, write_text, write_whole
 from repshift.analysis.samples.canvases import (
     CANVAS,
@@ -33,6 +32,7 @@ from repshift.analysis.samples.canvases import (
 from repshift.analysis.samples.images import normalised
 from repshift.analysis.subjects.devices import choose_device
 from repshift.analysis.subjects.limits import check_seed
+from repshift.analysis.zoo.state import TrainingState
 from repshift.loading import ZOO
 from repshift.registry import suggest
 
@@ -147,7 +147,7 @@ class Trainer:
         )
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         output_folder(output)
-        self.state = output / f"{name}.training.pt"
+        self.state = TrainingState(output / f"{name}.training.pt", self.model, self.optimizer, asdict(recipe))
         self.weights = output / f"{name}.safetensors"
 
     def train(
@@ -164,16 +164,16 @@ class Trainer:
             CheckpointError: If the state left behind cannot be read or belongs to another recipe.
             DataError: If something cannot be written; the state of the last whole epoch is kept.
         """
-        for epoch in range(self._resume(), self.recipe.epochs):
+        for epoch in range(self.state.resume(self.recipe.epochs, self.device), self.recipe.epochs):
             self._train_epoch(epoch, observe)
-            self._save(epoch + 1)
+            self.state.save(epoch + 1)
         self.model.eval()
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in self.model.state_dict().items()}
         content = save(weights, metadata={"model": self.name})
         with all_or_none():
             write_whole(self.weights, lambda path: path.write_bytes(content))
             describe(self.model)
-        self.state.unlink(missing_ok=True)
+        self.state.path.unlink(missing_ok=True)
         return self.model
 
     def _train_epoch(self, epoch: int, observe: Observer) -> None:
@@ -199,35 +199,6 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         return float(loss.detach())
-
-    def _save(self, epochs: int) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epochs": epochs,
-            "recipe": asdict(self.recipe),
-        }
-        content = io.BytesIO()  # writing to a file, torch tells of a full disk by a RuntimeError, as of much else
-        torch.save(state, content)
-        write_whole(self.state, lambda path: path.write_bytes(content.getbuffer()))
-
-    def _resume(self) -> int:
-        if not self.state.exists():
-            return 0
-        advice = f"Delete {self.state} to start anew, or give another output folder."
-        try:
-            state = torch.load(self.state, map_location=self.device, weights_only=True)
-            recipe, epochs = dict(state["recipe"]), int(state["epochs"])
-            differing = [key for key, value in asdict(self.recipe).items() if recipe.get(key) != value]
-            if not differing:
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                range(self.recipe.epochs + 1).index(epochs)
-        except Exception as error:  # readers of damaged files raise what they like
-            raise CheckpointError(f"{self.state} is not a readable training state of this model. {advice}") from error
-        if differing:
-            raise CheckpointError(f"{self.state} was left by a run with other {', '.join(differing)}. {advice}")
-        return epochs
 
 
 def canvas_accuracy(model: nn.Module, canvases: Canvases, batch: int = 100) -> float:

@@ -7,53 +7,60 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from repshift.backbones.umt.checkpoints import ANSWERING, fitted
+from repshift.backbones.checkpoints import load_weights
+from repshift.backbones.umt.checkpoints import ANSWERING, started
 from repshift.backbones.umt.decoder import Decoder
 from repshift.backbones.umt.initial import initialise
+from repshift.backbones.umt.model import UMTModel
 from repshift.backbones.umt.settings import UMTSettings
-from repshift.backbones.umt.text import TextEncoder, require_pairs
-from repshift.backbones.umt.vision import UMTVideoEncoder
+from repshift.backbones.umt.text import require_pairs
 
 
-class UMTAnswering(nn.Module):
+class UMTAnswering(UMTModel):
     """Video encoder, encoder of questions and decoder of answers; parameters by the names of the published weights.
 
     Args:
         settings: Its sizes.
     """
 
+    kind = ANSWERING
+    _starting = False
+
     def __init__(self, settings: UMTSettings | None = None) -> None:
-        super().__init__()
-        self.settings = settings = settings or UMTSettings()
-        self.vision_encoder = UMTVideoEncoder(settings.vision, normalised=False)
-        self.text_encoder = TextEncoder(settings.text)
-        self.text_decoder = Decoder(settings.text, settings.decoder_layers)
+        super().__init__(settings, normalised=False)
+        self.text_decoder = Decoder(self.settings.text, self.settings.decoder_layers)
         self.apply(initialise)
 
-    def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode videos ``(batch, frames, 3, rows, columns)``; see :meth:`encode_vision`."""
-        return self.encode_vision(videos)
+    def start_from(self, checkpoint: str | Path) -> None:
+        """Take over the weights that the published fine-tuning for question answering starts from.
+
+        Until it is trained the model cannot answer; a trained one is loaded by ``load_model(checkpoint=)``. See
+        :func:`repshift.backbones.umt.checkpoints.started` for what becomes of what.
+
+        Args:
+            checkpoint: A file of pretraining or of retrieval.
+
+        Raises:
+            CheckpointError: If it is of another kind or size, or cannot be read safely.
+        """
+        self._starting = True
+        try:
+            load_weights(self, Path(checkpoint))
+        finally:
+            self._starting = False
 
     def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`.
+        """Take from a file what this model has, or starts from; see :mod:`repshift.backbones.umt.checkpoints`.
 
         Args:
             weights: Of any shapes, by their names in the file.
             path: The file, for messages.
         """
-        return fitted(weights, self.state_dict(), ANSWERING, path)
-
-    def encode_vision(self, videos: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode videos ``(batch, frames, 3, rows, columns)``.
-
-        Returns:
-            All tokens ``(batch, tokens, width)``, and their means ``(batch, frames or 1, width)``, which answering does
-            not use and its weights have no norm for.
-        """
-        encoded: tuple[Tensor, Tensor] = self.vision_encoder(videos)
-        return encoded
+        if self._starting:
+            return started(weights, self.state_dict(), self.settings.text.fusion, path)
+        return super().fit_checkpoint(weights, path)
 
     def question_states(self, tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Encode questions while they look at all tokens of their videos (the mode ``multi_modal``).

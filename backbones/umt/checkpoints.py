@@ -20,6 +20,7 @@ TIED = {
     "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
     "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
 }
+DECODER, HEAD, WORDS = "text_decoder.", "text_encoder.cls.", "embeddings.word_embeddings.weight"
 SIZES = {768: " (B)", 1024: " (L)"}
 VISION, RETRIEVAL, ANSWERING, CLASSIFIER = "vision", "retrieval", "answering", "classifier"
 IN_WORDS = {
@@ -62,6 +63,42 @@ def fitted(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], kind: str, 
     if kind == VISION:
         return _vision(weights, own)
     return _tied(weights, path) if kind == ANSWERING else weights
+
+
+def started(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], fusion: int, path: Path) -> dict[str, Tensor]:
+    """Take from a file of retrieval or pretraining what the training of question answering starts from.
+
+    Both encoders are taken over. Layer i of the decoder starts as the i-th fusion layer of the text encoder, its
+    embeddings as those of the text encoder, and its head over the vocabulary as that of masked words. A file of
+    retrieval has no such head: but for the embeddings, which are part of it, the model's own stays.
+
+    Args:
+        weights: What the file holds, of any shapes.
+        own: The model's ``state_dict``.
+        fusion: The first fusion layer of the text encoder.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: If the file is of another kind or size.
+    """
+    taken = fitted(weights, own, RETRIEVAL, path)
+    start = {name: value for name, value in taken.items() if name in own}
+    head = {name.partition(HEAD)[2]: value for name, value in weights.items() if HEAD in name}
+    for name, value in own.items():
+        part = name.removeprefix(DECODER)
+        if name.startswith(f"{DECODER}bert.embeddings."):
+            source: Tensor | None = taken.get(f"text_encoder.{part.removeprefix('bert.')}")
+        elif name.startswith(f"{DECODER}bert.encoder.layer."):
+            number, _, rest = part.removeprefix("bert.encoder.layer.").partition(".")
+            source = taken.get(f"text_encoder.encoder.layer.{fusion + int(number)}.{rest}")
+        elif name in TIED and TIED[name].endswith(WORDS):
+            source = taken.get(f"text_encoder.{WORDS}")
+        elif name.startswith(DECODER):
+            source = head.get(part.removeprefix("cls."), value)
+        else:
+            continue
+        start |= {} if source is None else {name: source}
+    return start
 
 
 def _official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

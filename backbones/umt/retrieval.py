@@ -2,60 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repshift.backbones.umt.checkpoints import RETRIEVAL, fitted
+from repshift.backbones.umt.checkpoints import RETRIEVAL
 from repshift.backbones.umt.initial import initialise
+from repshift.backbones.umt.model import UMTModel
 from repshift.backbones.umt.settings import UMTSettings
-from repshift.backbones.umt.text import Projected, TextEncoder
-from repshift.backbones.umt.vision import UMTVideoEncoder, frames_present
+from repshift.backbones.umt.text import Projected
+from repshift.backbones.umt.vision import frames_present
 
 
-class UMTRetrieval(nn.Module):
+class UMTRetrieval(UMTModel):
     """Video encoder, text encoder, projections and matching head; parameters by the names of the published weights.
 
     Args:
         settings: Its sizes.
     """
 
+    kind = RETRIEVAL
+
     def __init__(self, settings: UMTSettings | None = None) -> None:
-        super().__init__()
-        self.settings = settings = settings or UMTSettings()
-        self.vision_encoder = UMTVideoEncoder(settings.vision)
-        self.text_encoder = TextEncoder(settings.text)
+        super().__init__(settings, normalised=True)
+        settings = self.settings
         self.vision_proj = nn.Linear(settings.vision.width, settings.embed_dim)
         self.text_proj = nn.Linear(settings.text.width, settings.embed_dim)
         self.temp = nn.Parameter(torch.tensor(0.07))  # of training alone
         self.itm_head = nn.Linear(settings.text.width, 2)
         self.apply(initialise)
-
-    def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode videos ``(batch, frames, 3, rows, columns)``; see :meth:`encode_vision`."""
-        return self.encode_vision(videos)
-
-    def fit_checkpoint(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Take from a file what this model has; see :func:`repshift.backbones.umt.checkpoints.fitted`.
-
-        Args:
-            weights: Of any shapes, by their names in the file.
-            path: The file, for messages.
-        """
-        return fitted(weights, self.state_dict(), RETRIEVAL, path)
-
-    def encode_vision(self, videos: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode videos ``(batch, frames, 3, rows, columns)``.
-
-        Returns:
-            All tokens ``(batch, tokens, width)`` and pooled vectors ``(batch, frames or 1, width)``; see
-            :meth:`repshift.backbones.umt.vision.UMTVideoEncoder.forward`.
-        """
-        encoded: tuple[Tensor, Tensor] = self.vision_encoder(videos)
-        return encoded
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode texts by themselves (the mode ``text``).

@@ -9,8 +9,9 @@ from PIL import Image
 
 import repshift
 from repshift import load_model
-from repshift.analysis.demo import comparison
+from repshift.analysis.demo import comparison, video_comparison
 from repshift.analysis.demo.comparison import Result
+from repshift.analysis.demo.video_comparison import VideoResult
 from repshift.analysis.heatmap import figure
 from repshift.analysis.output import figures
 from repshift.analysis.samples.canvases import ClutteredDigits, draw_canvases
@@ -297,9 +298,44 @@ def test_demo_prints_every_number_and_verdict_in_80_columns(run, monkeypatch, tm
     assert "results.json" in out
 
 
-def test_demo_refuses_an_output_that_is_a_file(run, tmp_path):
+def test_demo_video_prints_every_number_and_verdict_in_80_columns(run, monkeypatch, tmp_path):
+    settings = [(drop, method) for drop in video_comparison.SCHEDULES for method in video_comparison.METHODS]
+    results = [VideoResult("none", "dense", 0.9, 0.95, 0.97, 100.0, 0.069, {})] + [
+        VideoResult(
+            drop,
+            method,
+            0.8 + index / 100,
+            0.7 + index / 100,
+            0.6 + index / 100,
+            100.0 + index,
+            0.04 + index / 1000,
+            dict.fromkeys(video_comparison.MEASURES, (-11.25, index / 10)),
+        )
+        for index, (drop, method) in enumerate(settings)
+    ]
+    monkeypatch.setattr(video_comparison, "run_video_demo", lambda output, observe: results)
+    code, out, _ = run("demo", "video", "--output", "here")
+    assert code == 0
+    for result in results:
+        assert any(all(cell in line for cell in video_comparison.cells(result)) for line in out.splitlines()), out
+    for line in video_comparison.verdicts(results):
+        assert line in out
+    assert all(heading in out for heading in video_comparison.HEADINGS), out
+    assert all(name in out for name in ("video.png", "video.gif", "video.json")), out
+
+
+def test_demo_refuses_what_it_does_not_show(run):
+    code, _, err = run("demo", "sound")
+    assert code == 2
+    assert "sound" in err
+    assert "images" in err
+    assert "video" in err
+
+
+@pytest.mark.parametrize("shown", [(), ("images",), ("video",)])
+def test_demo_refuses_an_output_that_is_a_file(run, tmp_path, shown):
     (tmp_path / "taken").write_text("in the way")
-    code, _, err = run("demo", "--output", "taken")
+    code, _, err = run("demo", *shown, "--output", "taken")
     assert code == 1
     assert "error: Cannot write to taken" in err
     assert "Traceback" not in err

@@ -95,3 +95,22 @@ def test_a_map_that_is_unrolled_tells_its_grid_only_where_it_is_laid_out():
     laid_out = sequence.view(2, 3, 4, 5)
     assert torch.equal(layout.tokens(sequence), layout.tokens(laid_out))
     assert (layout.grid(sequence), layout.grid(laid_out)) == (None, (3, 4))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_smaller_map_lies_in_memory_as_the_whole_one_did(channels_last, together):
+    torch.manual_seed(0)
+    value = torch.randn((2, 3, 4, 5), dtype=torch.float64)  # channels first
+    value = value.contiguous(memory_format=torch.channels_last if together else torch.contiguous_format)
+    value = value.permute(0, 2, 3, 1) if channels_last else value
+    kept = torch.tensor([[0, 1, 5, 6], [12, 14, 17, 19]])
+    smaller = FeatureMap(channels_last).arrange(value, Selection(kept, grid=(2, 2)))
+    axes = ("batch", "rows", "columns", "channels") if channels_last else ("batch", "channels", "rows", "columns")
+    order, expected = (
+        [axes[axis] for axis in sorted(range(4), key=lambda axis: -each.stride(axis))] for each in (smaller, value)
+    )
+    assert order == expected
+    layout = FeatureMap(channels_last)
+    picked = layout.tokens(value).gather(1, kept.unsqueeze(2).expand(-1, -1, 3))
+    assert torch.equal(layout.tokens(smaller), picked)

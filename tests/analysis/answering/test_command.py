@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import pytest
 import torch
@@ -81,7 +82,9 @@ def test_questions_without_a_video_or_with_an_answer_that_is_not_listed_count_as
     assert row["accuracy"] == pytest.approx(100 * sum(each["predicted"] == each["answer"] for each in told) / 16)
 
 
-def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(run_command, options, tmp_path, monkeypatch, stop):
+def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(
+    run_command, moving, options, tmp_path, monkeypatch, stop
+):
     run = ("answer", *options, *DROP, "--compare-dense")
     assert run_command(*run, "--results-file", "whole.json", "--per-question", "whole.csv")[0] == 0
     original, calls = PartialValues.add, []
@@ -97,6 +100,13 @@ def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(run_command, opti
         with pytest.raises(stop):
             run_command(*run, "--results-file", "r.json", "--per-question", "q.csv")
     monkeypatch.setattr(PartialValues, "add", lambda self, *rest: calls.append(rest) or original(self, *rest))
+    seen = moving.root / moving.names[7]
+    time = seen.stat().st_mtime_ns
+    os.utime(seen, (1, 1))  # another state of a video
+    code, _, err = run_command(*run, "--resume", "--results-file", "r.json", "--per-question", "q.csv")
+    assert code == 1
+    assert "belong to another run: videos was" in err
+    os.utime(seen, ns=(time, time))
     assert run_command(*run, "--results-file", "r.json", "--per-question", "q.csv")[0] == 1
     assert run_command(*run, "--resume", "--results-file", "r.json", "--per-question", "q.csv")[0] == 0
     assert len(calls) == 16
@@ -104,12 +114,19 @@ def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(run_command, opti
     assert (tmp_path / "q.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
+def test_no_candidates_are_refused_before_a_video_is_read(run_command, options, monkeypatch):
+    monkeypatch.setattr("repshift.analysis.video.encoding.Encoding.run", None)
+    code, _, err = run_command("answer", *options, "--candidates", "0")
+    assert code == 1
+    assert "0 candidates cannot be looked at" in err
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         (["--dataset", "msvd"], "repshift retrieve"),
+        (["--results-file", "r.json", "--per-question", "r.json"], "--per-question"),
         (["--question-length", "40"], "--question-length"),
-        (["--candidates", "0"], "--candidates"),
         (["-m", "tiny_umt"], "umt_b_qa"),
     ],
 )

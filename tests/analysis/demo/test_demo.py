@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from repshift import ShiftTracker, load_model
-from repshift.analysis.demo import comparison
+from repshift.analysis.demo import comparison, timing
 from repshift.analysis.demo.comparison import HEADINGS, Result, cells, run_demo, tokens_on_digit, verdicts
 from repshift.analysis.output.paired import gain
 from repshift.analysis.samples.canvases import ClutteredDigits, draw_canvases
@@ -118,8 +118,8 @@ def small_run(few_digits, tmp_path_factory):
         patch.setattr(comparison, "load_model", lambda name, **kwargs: models[name])
         patch.setattr(comparison, "evaluation_canvases", lambda: canvases)
         patch.setattr(comparison, "BATCH", 20)
-        patch.setattr(comparison, "ROUNDS", 1)
-        patch.setattr(comparison, "SECONDS", 0.01)
+        patch.setattr(timing, "ROUNDS", 1)
+        patch.setattr(timing, "SECONDS", 0.01)
         results = run_demo(output, lambda done, total: steps.append((done, total)))
     return output, models, canvases, results, steps
 

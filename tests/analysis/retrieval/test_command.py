@@ -172,6 +172,29 @@ def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(
     assert not list(tmp_path.glob("r.json.*"))
 
 
+def test_what_was_matched_of_a_video_that_has_changed_is_not_gone_on_with(
+    run_command, moving, options, tmp_path, monkeypatch, stop
+):
+    run = ("retrieve", *options, "--results-file", "r.json")
+    original, calls = PartialValues.add, []
+
+    def killing(self, *rest):
+        if len(calls) == 3:
+            raise stop
+        calls.append(rest)
+        original(self, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PartialValues, "add", killing)
+        with pytest.raises(stop):
+            run_command(*run)
+    (moving.root / moving.names[0]).write_bytes((moving.root / moving.names[7]).read_bytes())
+    code, _, err = run_command(*run, "--resume")
+    assert code == 1
+    assert "belong to another run: videos was" in err
+    assert run_command(*run, "--no-resume")[0] == 0
+
+
 def test_several_captions_paragraphs_and_several_videos_of_a_caption(run_command, moving, options, tmp_path):
     several = [{"video": name, "caption": [caption, "What is it?"]} for name, caption in zip(
         moving.names, moving.captions, strict=True)]  # fmt: skip
@@ -192,6 +215,13 @@ def test_several_captions_paragraphs_and_several_videos_of_a_caption(run_command
     assert rows_of(tmp_path / "r.json")["dense"]["texts"] == 8
 
 
+def test_no_candidates_are_refused_before_a_video_is_read(run_command, options, monkeypatch):
+    monkeypatch.setattr("repshift.analysis.video.encoding.Encoding.run", None)
+    code, _, err = run_command("retrieve", *options, "--candidates", "0")
+    assert code == 1
+    assert "0 candidates cannot be looked at" in err
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -200,12 +230,13 @@ def test_several_captions_paragraphs_and_several_videos_of_a_caption(run_command
         (["--dataset", "msrvvt"], "msrvtt"),
         (["--methods", "fewer_frmes"], "fewer_frames"),
         (["--methods", "fewer_frames"], "--drop"),
-        (["--candidates", "0"], "--candidates"),
         (["--text-length", "64"], "--text-length"),
+        (["--results-file", "r.json", "--per-query", "r.json"], "--per-query"),
         (["--on-error", "pass"], "--on-error"),
         (["--against", "norm"], "--against"),
         (["--amp", "--amp-dtype", "int8"], "--amp-dtype"),
         (["--model-kwargs", "img_size=32 frames=4 patch_size=8 vocabulary=10"], "--vocab"),
+        (["--model-kwargs", "img_size=32 frames=4 patch_size=8 class_token=1"], "[CLS] is number 2 of"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(run_command, options, changed, named):

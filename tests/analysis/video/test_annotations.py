@@ -42,6 +42,13 @@ def test_the_captions_of_a_paragraph_set_are_one_text(file, name):
     assert found == Annotations(["a.mp4", "b.mp4"], ["one two", "three"], [[0], [1]], [[0], [1]])
 
 
+def test_of_a_paragraph_something_must_be_left(file):
+    entry = {"video": "a.mp4", "caption": ["A dog.", " . "]}
+    assert read_retrieval(file([entry]), PRESETS["didemo"]).texts == ["A dog.  . "]
+    with pytest.raises(DataError, match="of which no word is left"):
+        read_retrieval(file([{**entry, "caption": ["", "."]}]), PRESETS["didemo"])
+
+
 @pytest.mark.parametrize("name", ["ssv2-label", "ssv2-template"])
 def test_each_video_of_a_list_is_there_anew_with_one_right_text(file, name):
     found = read_retrieval(file(SEVERAL), PRESETS[name])
@@ -76,6 +83,9 @@ def test_answers_are_read_as_they_are(file):
         ({"video": "x.mp4", "caption": []}, r"entry 1 has the caption \[\]"),
         ({"video": "x.mp4", "caption": "?!"}, "entry 1 has the caption '\\?!', of which no word is left"),
         ({"video": "x.mp4", "caption": ["x", ""]}, "entry 1 has the caption ''"),
+        ({"video": "x.mp4", "caption": "\t"}, "entry 1 has the caption '.t', of which no word is left"),
+        ({"video": "x.mp4", "caption": "half \ud800"}, "entry 1 has the caption 'half .ud800'"),
+        ({"video": "\ud800.mp4", "caption": "x"}, "entry 1 has no path in video"),
         ({"video": "a.mp4", "caption": "x"}, "entry 1 names the video of entry 0 again"),
         ({"video": ["x", "x"], "caption": "x"}, "entry 1 names a video twice"),
         ({"video": "../x.mp4", "caption": "x"}, "entry 1 names '../x.mp4', which leads out"),
@@ -143,14 +153,16 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read_retrieval(tmp_path / "none.json")
 
 
-def test_a_blank_answer_is_named(file):
-    with pytest.raises(DataError, match="answer 1 is ' '"):
-        read_answers(file(["a", " "]))
+@pytest.mark.parametrize(("answer", "shown"), [(" ", "' '"), ("\ud800", "'.ud800'")])
+def test_a_blank_answer_is_named(file, answer, shown):
+    with pytest.raises(DataError, match=f"answer 1 is {shown}"):
+        read_answers(file(["a", answer]))
 
 
 def test_videos_that_are_not_there_are_listed_once(tmp_path):
     (tmp_path / "a.mp4").touch()
     assert missing_videos(tmp_path, ["b.mp4", "a.mp4", "b.mp4", "c.mp4"]) == ["b.mp4", "c.mp4"]
+    assert missing_videos(tmp_path, ["a" * 400]) == ["a" * 400]
     with pytest.raises(DataError, match="no folder"):
         missing_videos(tmp_path / "none", ["a.mp4"])
 

@@ -145,14 +145,25 @@ def test_a_folder_and_a_pipe_are_named(tmp_path, videos):
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("a.mp4", {}), ("a.mkv", {"codec": "libx264"}), ("a.webm", {"codec": "libvpx"}), ("a.avi", {})],
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {"codec": "libx264"}),
+        ("a.webm", {"codec": "libvpx"}),
+        ("short.webm", {"codec": "libvpx", "frames": 30}),
+        ("a.avi", {}),
+    ],
 )
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_video_that_was_cut_off_is_named(tmp_path, videos, name, settings, share):
     path = write(videos, tmp_path / name, **settings)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(DataError, match=rf"{path.name}.*(is cut off|FFmpeg can read|holds no video)"):
+    with pytest.raises(DataError, match=rf"{path.name}.*(is cut off|FFmpeg can read|holds no video|has no frame)"):
         read_clip(path, 4)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("slow.webm", "libvpx"), ("slow.mkv", "mpeg4")])
+def test_a_video_of_few_frames_a_second_was_not_cut_off(tmp_path, videos, name, codec):
+    assert decode(write(videos, tmp_path / name, codec=codec, frames=5, rate=1), 5).length == 5
 
 
 def test_an_mp4_whose_header_comes_first_and_that_was_cut_off_is_named(tmp_path, videos):

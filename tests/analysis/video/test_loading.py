@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,24 @@ def test_what_is_not_the_videos_fault_ends_the_run(folder, monkeypatch):
     monkeypatch.setattr("repshift.analysis.video.loading.read_clip", refuse)
     with pytest.raises(DataError, match="not the video's fault"):
         Clips(folder, ["a.mp4"], frames=2, size=16).read(0)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_file_that_ends_in_its_header_is_broken_unless_it_cannot_be_read(folder, videos, monkeypatch, reads):
+    whole = videos.write(folder / "head.webm", codec="libvpx").read_bytes()
+    (folder / "head.webm").write_bytes(whole[:300])  # which FFmpeg calls an error of input, too
+    if not reads:
+
+        def refuse(*args, **kwargs):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(Path, "open", refuse)
+    clips = Clips(folder, ["head.webm"], frames=2, size=16)
+    if reads:
+        assert "head.webm is not a video" in clips.read(0).reason
+    else:
+        with pytest.raises(DataError, match="not the video's fault"):
+            clips.read(0)
 
 
 def test_the_first_seconds_count_if_asked(folder, videos):

@@ -58,6 +58,11 @@ def test_a_vocabulary_of_another_language_is_refused_with_a_text(vocabulary):
         Tokeniser(vocabulary)(["ein hund rennt", "a hund"], 6)
 
 
+def test_a_text_that_nothing_is_left_of_is_refused(vocabulary):
+    with pytest.raises(DataError, match=r"No word piece is left of '\\u200b'"):
+        Tokeniser(vocabulary)(["a dog", "\u200b"], 6)
+
+
 def test_some_unknown_words_are_unk(vocabulary):
     assert Tokeniser(vocabulary)(["a xyz dog"], 4)[0].tolist() == [[2, 5, 1, 6]]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from repshift import CheckpointError, ShiftTracker, load_model, recipe_of, save_model
-from repshift.backbones.umt.checkpoints import fitted
+from repshift.backbones.umt.checkpoints import fitted, started
 
 MODELS = {"vision": "", "retrieval": "_retrieval", "answering": "_qa"}
 # what a file is taken as, by its kind
@@ -164,3 +164,44 @@ def test_a_pruned_model_is_saved_and_loaded(tmp_path, videos, make, name):
 def test_weights_are_not_fetched_by_name():
     with pytest.raises(CheckpointError, match="checkpoint=FILE"):
         load_model("umt_b", pretrained=True)
+
+
+@pytest.mark.parametrize("masked_words", [True, False])
+def test_the_training_of_answering_starts_from_the_text_encoder(training, make, masked_words):
+    weights = dict(make(layers=4, fusion=2).state_dict())
+    head = {
+        key.replace("text_decoder.cls.", "text_encoder.cls."): torch.randn_like(value)
+        for key, value in make("tiny_umt_qa").state_dict().items()
+        if ".predictions." in key
+    }
+    head["text_encoder.cls.predictions.decoder.bias"] = head["text_encoder.cls.predictions.bias"]
+    if masked_words:  # and names as pretraining has them
+        weights = {key.replace("text_encoder.", "text_encoder.bert."): value for key, value in weights.items()} | head
+    model = make("tiny_umt_qa", layers=4, fusion=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.start_from(training(weights))
+    state, source = model.state_dict(), make(layers=4, fusion=2).state_dict()
+    for key, value in state.items():
+        name = key.replace("text_decoder.bert.", "text_encoder.")
+        if key.startswith("text_decoder.bert.encoder.layer."):
+            name = name.replace("layer.0.", "layer.2.").replace("layer.1.", "layer.3.")
+        if key.endswith("predictions.decoder.weight"):
+            name = "text_encoder.embeddings.word_embeddings.weight"
+        if ".predictions." in key and "decoder.weight" not in key:
+            expected = head[key.replace("text_decoder.cls.", "text_encoder.cls.")] if masked_words else before[key]
+        else:
+            expected = source[name]
+        assert torch.equal(value, expected), key
+
+
+@pytest.mark.parametrize("size", "bl")
+@pytest.mark.parametrize("kind", ["pretrained", "retrieval"])
+def test_published_files_start_the_training_of_answering(manifest, models, size, kind):
+    own = models[f"umt_{size}_qa"].state_dict()
+    taken = started(file_of(manifest(f"{kind}_{size}")), own, {"b": 9, "l": 19}[size], "file.pth")
+    assert {key: value.shape for key, value in taken.items()} == {key: own[key].shape for key in own}
+
+
+def test_answering_does_not_start_from_a_file_of_another_kind(training, make):
+    with pytest.raises(CheckpointError, match="holds a question-answering model, expected a retrieval model"):
+        make("tiny_umt_qa").start_from(training(make("tiny_umt_qa").state_dict()))
