@@ -206,7 +206,7 @@ def _exact(pruner: Any) -> Any:
 def _said(export: Export, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
     """Say what one needs to know to use a program, in plain values."""
     config = data_config(dense)
-    packages = {name: metadata.version(name) for name in ("torch", "timm", *PACKAGES.get(export.form, ()))}
+    packages = {name: metadata.version(name) for name in ("timm", *PACKAGES.get(export.form, ()))}
     classes = getattr(dense, "num_classes", None)
     return {
         "repshift_export": VERSION,
@@ -220,5 +220,10 @@ def _said(export: Export, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
         **{name: list(value) if isinstance(value := config[name], tuple) else value for name in PREPROCESSING},
         "num_classes": classes if isinstance(classes, int) else None,
         "recipe": whole_recipe(model),
-        "versions": {"repshift": __version__, "python": platform.python_version(), **packages},
+        "versions": {
+            "repshift": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **packages,
+        },
     }

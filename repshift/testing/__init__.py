@@ -35,6 +35,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "weights are shared whatever torch does to them": isolation.weights_are_shared_whatever_torch_does_to_them,
     "copies prune alike": compilation.copies_prune_alike,
     "exports prune alike": compilation.exports_prune_alike,
+    "exports take any batch": compilation.exports_take_any_batch,
     "compiled models prune alike, in any order": compilation.compiled_models_prune_alike_in_any_order,
     "compiled models make one more graph for other batches": (
         compilation.compiled_models_make_one_more_graph_for_other_batches

@@ -12,7 +12,7 @@ from repshift.analysis.cli import app
 from repshift.analysis.output import options
 
 # Every command that runs a model, and how it is called besides
-COMMANDS = ("heatmap", "report", "bench", "ablate", "statistics", "finetune", "eval", "fidelity", "probe")
+COMMANDS = ("heatmap", "report", "bench", "ablate", "statistics", "finetune", "eval", "fidelity", "probe", "export")
 OPTIONS = {
     "pretrained": None,  # ablate: on without --model
     "checkpoint": options.Checkpoint,
@@ -74,6 +74,7 @@ class Ran:
             "finetuning.settings",
             "throughput.setup",
             "subjects.comparing",
+            "export.writing",
         ):
             monkeypatch.setattr(f"repshift.analysis.{module}.build_model", watched)
 
@@ -92,6 +93,7 @@ class Ran:
             "eval": [data, "--workers", "0", "--results-file", self.folder / "out.csv"],
             "fidelity": [data, *compared],
             "probe": [data / "train", data / "validation", *compared],
+            "export": ["--batch", "1", "--output", self.folder / "out.pt2"],
         }[command]
 
     def __call__(self, command, *options):

@@ -36,7 +36,7 @@ def merge():
 
 
 # these compile some twenty models each
-EXPENSIVE = [name for name in CHECKS if "compiled" in name or "graph breaks" in name]
+EXPENSIVE = [name for name in CHECKS if any(word in name for word in ("compiled", "graph breaks", "any batch"))]
 
 
 @pytest.fixture(params=[name for name in CHECKS if name not in EXPENSIVE])
