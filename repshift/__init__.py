@@ -10,6 +10,7 @@
 Source: "Representation Shift: Unifying Token Compression with FlashAttention", arXiv 2508.00367.
 """
 
+from repshift.choosing import attention, recipe_of
 from repshift.describing import describe
 from repshift.distances import DISTANCES
 from repshift.errors import (
@@ -24,10 +25,11 @@ from repshift.errors import (
 )
 from repshift.finding import BACKBONES
 from repshift.folders import save_model
+from repshift.kernels import available_attention
 from repshift.loading import MODELS, load_model
 from repshift.modules import repeated_blocks
 from repshift.pruners import PRUNERS
-from repshift.pruning import dense, recipe_of
+from repshift.pruning import dense
 from repshift.recipes import Recipe
 from repshift.schedules import Schedule
 from repshift.scores import SCORES
@@ -54,6 +56,8 @@ __all__ = [
     "ShiftTracker",
     "UnknownNameError",
     "UnsupportedModelError",
+    "attention",
+    "available_attention",
     "dense",
     "describe",
     "load_model",
