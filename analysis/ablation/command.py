@@ -38,6 +38,7 @@ def ablate(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     study: Annotated[
         list[str] | None, typer.Option(help=f"{STUDIES} or all; may be repeated or listed with commas. [default: all]")
     ] = None,
@@ -94,7 +95,7 @@ def ablate(
     pretrained = pretrained or (model is None and checkpoint is None)
     note_random_weights(pretrained, checkpoint, name)
     built = ModelOptions(
-        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs), attention
     )
     loaded = build_model(name, built).to(place)
     samples = open_samples(

@@ -44,6 +44,7 @@ def answer(
     use_ema: options.UseEma = None,
     img_size: options.ImgSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -112,7 +113,9 @@ def answer(
         kind="answer",
         task="answer_log_likelihood",
         model=model,
-        built=ModelOptions(pretrained, checkpoint, use_ema, img_size, None, model_options(None, model_kwargs)),
+        built=ModelOptions(
+            pretrained, checkpoint, use_ema, img_size, None, model_options(None, model_kwargs), attention
+        ),
         drop=drop,
         drop_r=drop_r,
         recipe=recipe,

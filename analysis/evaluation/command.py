@@ -52,6 +52,7 @@ def evaluate(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -134,6 +135,7 @@ def evaluate(
             checkpoint=None if checkpoint is None else str(checkpoint),  # results files hold it as text
             use_ema=use_ema,
             model_options=model_options(num_classes, model_kwargs),
+            attention=attention,
             preprocessing=_given(
                 img_size=img_size,
                 input_size=input_size,

@@ -30,6 +30,7 @@ def finetune(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
     operation: options.Operation = None,

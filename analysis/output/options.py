@@ -41,6 +41,14 @@ ModelKwargs = Annotated[
     list[str] | None, typer.Option(help="Further settings of the model, as key=value.", show_default=False)
 ]
 
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="What computes attention, in all models alike: sdpa (torch's choice), eager (holds the maps), or one of "
+        "flash, efficient, cudnn, math, flash2 to flash4, flex; see repshift env. [default: as the model has it]"
+    ),
+]
+
 # --- what is pruned, and by what ----------------------------------------------------------------------------------
 
 Drop = Annotated[

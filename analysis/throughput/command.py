@@ -47,10 +47,7 @@ def bench(
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, amp (float16) or amp_bfloat16.")
     ] = "float32",
-    attention: Annotated[
-        str | None,
-        typer.Option(help="sdpa, eager, or one kernel: flash, efficient, math, cudnn. [default: as the model has it]"),
-    ] = None,
+    attention: options.Attention = None,
     channels_last: options.ChannelsLast = False,
     torchcompile: options.Torchcompile = False,
     device: options.Device = None,

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift import recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
 from repshift.analysis.subjects.methods import DENSE, LIMIT
-from repshift.analysis.subjects.recipes import measured_columns, schedule_of, whole_recipe
+from repshift.analysis.subjects.recipes import measured_columns, pruning_of, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.setup import PLAIN, Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
@@ -118,12 +117,12 @@ class Comparison:
         if torch.device(self.setup.device).type == "cuda":
             return peak_on_gpu(call, self.setup.device)
         setup = replace(self.setup, attention=PLAIN) if name == PLAIN else self.setup
-        return peak_on_cpu(setup, recipe_of(self.models[name]), batch_size, self.threads)
+        return peak_on_cpu(setup, pruning_of(self.models[name]), batch_size, self.threads)
 
     def _row(self, name: str, images: Tensor, seconds: Seconds, peak: int | None) -> dict[str, Any]:
         """Lay out one line: timm's keys first, with its units (milliseconds, millions, billions), then ours."""
         model, batch_size = self.models[name], images.shape[0]
-        recipe = recipe_of(model)
+        recipe = pruning_of(model)
         taken, work = spread(seconds[name]), self._work(name)
         speedup = paired_ratio(seconds[DENSE], seconds[name])
         efficiency = paired_ratio(seconds[LIMIT], seconds[name]) if LIMIT in seconds else None
