@@ -149,11 +149,13 @@ def _flex_attention(device: str) -> Callable[..., Any]:
     """Return FlexAttention; on GPUs it is a kernel only when compiled, and plain products otherwise."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return _compiled_flex() if device == "cuda" and not torch.compiler.is_compiling() else flex_attention
+    plain: Callable[..., Any] = flex_attention
+    return _compiled_flex() if device == "cuda" and not torch.compiler.is_compiling() else plain
 
 
 @cache
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
+    return compiled

@@ -97,7 +97,7 @@ def _why_no_implementation(name: str, kind: str) -> str:
     known, module, capabilities = IMPLEMENTATIONS[name]
     from torch.nn import attention
 
-    listed = getattr(attention, "list_flash_attention_impls", list)()
+    listed: list[str] = getattr(attention, "list_flash_attention_impls", list)()
     if known not in listed:
         return f"torch {torch.__version__} cannot put {known} in the place of its own FlashAttention"
     try:

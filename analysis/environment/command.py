@@ -19,5 +19,5 @@ def env() -> None:
     for name, meaning in KERNELS.items():
         where = [kind for kind, reasons in found.items() if not reasons[name]]
         lacking = dict.fromkeys(reasons[name] for reasons in found.values() if reasons[name])
-        said = f"on {' and '.join(where)}: {meaning}" if where else f"no: {'; '.join(lacking)}"
-        console.print(f"  {name:<14}{said}", highlight=False, markup=False, soft_wrap=True)
+        served = f"on {' and '.join(where)}: {meaning}" if where else f"no: {'; '.join(lacking)}"
+        console.print(f"  {name:<14}{served}", highlight=False, markup=False, soft_wrap=True)

@@ -11,13 +11,13 @@ import torch
 from repshift import __version__, available_attention
 
 # What is asked for its version, by the names of the distributions
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "flash-attn", "mamba-ssm", "triton", "onnxruntime")
+PACKAGES = ("torchvision", "timm", "transformers", "flash-attn", "mamba-ssm", "triton", "onnxruntime")
 MISSING = "not installed"
 
 
 def versions() -> dict[str, str]:
-    """Return the version of each package, or that it is missing, without importing any."""
-    found = {"repshift": __version__, "python": platform.python_version()}
+    """Return the version of each package, or that it is missing; none is imported for it."""
+    found = {"repshift": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

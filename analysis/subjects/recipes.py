@@ -59,7 +59,8 @@ def with_tokens(recipe: Recipe | None) -> Recipe | None:
     """Return the recipe of the same answers whose model can show all its tokens; ``None`` for a dense one."""
     if recipe is None or recipe.read == "all":
         return recipe
-    return None if recipe.schedule is None and recipe.input_size is None else replace(recipe, read="all")
+    nothing = recipe.schedule is None and recipe.input_size is None and recipe.attention is None
+    return None if nothing else replace(recipe, read="all")
 
 
 def settings_of(recipe: Recipe | None) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def in_words(recipe: Recipe) -> str:
     drops, size = schedule_of(recipe), recipe.input_size
     words = [f"{drops} dropped" if drops else "", f"images of {size[0]}x{size[1]}" if isinstance(size, tuple) else ""]
     words.append("" if recipe.read == "all" else f"read={recipe.read}")
+    words.append("" if recipe.attention is None else f"attention by {recipe.attention}")
     return ", ".join(filter(None, words))
 
 

@@ -109,7 +109,7 @@ def test_the_papers_list_of_shares_is_the_same_schedule(bench, tmp_path):
         (("--drop", "0.2@0", "-b", "4,x"), "--batch-size got '4,x'"),
         (("--drop", "0.2@0", "--methods", "shift,magic"), "Unknown method 'magic'"),
         (("--drop", "0.2@0", "--precision", "fp8"), "Unknown --precision 'fp8'"),
-        (("--drop", "0.2@0", "--attention", "cudnn"), "does not run as dense"),
+        (("--drop", "0.2@0", "--attention", "cudnn"), "it needs a CUDA device"),
         (("--drop", "0.2@0", "--device", "toaster"), "There is no device 'toaster'"),
         (("--drop", "0.2@0", "--results-format", "xml"), "Results are not written as 'xml'"),
         (("--methods", "dense", "-b", "100000000000"), "A batch of 100000000000 images cannot be"),
