@@ -73,7 +73,11 @@ class Transformers:
         return holder.config._attn_implementation
 
     def tell(self, holder: Any, told: Any) -> None:
-        """Let transformers set the name, as its own method does."""
+        """Let transformers set the name, as its own method does.
+
+        Raises:
+            UnsupportedModelError: If the model does not take it.
+        """
         if holder.config._attn_implementation == told:
             return
         try:

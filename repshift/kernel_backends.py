@@ -44,7 +44,11 @@ def unserved(kernel: str, why: str) -> RepresentationError:
 
 
 def computed_dtype(query: Tensor) -> torch.dtype:
-    """Return the dtype that attention is computed in, which autocast may change."""
+    """Return the dtype that attention is computed in, which autocast may change.
+
+    Args:
+        query: Of any shape.
+    """
     kind = query.device.type
     if query.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -52,7 +56,18 @@ def computed_dtype(query: Tensor) -> torch.dtype:
 
 
 def by_torch(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-    """Call torch's attention, which must not choose another kernel."""
+    """Call torch's attention, which must not choose another kernel.
+
+    Args:
+        kernel: Its name.
+        query: ``(batch, heads, queries, channels)``.
+        key: ``(batch, heads, keys, channels)``.
+        value: The same.
+        how: What else is asked for.
+
+    Raises:
+        RepresentationError: If torch cannot use this one.
+    """
     if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
         return _by_operator(kernel, query, key, value, how)
     try:
@@ -99,7 +114,17 @@ def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: Ho
 
 
 def by_flash_attn(query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-    """Call the package flash-attn, which holds tokens before heads; fewer heads of keys need no word."""
+    """Call the package flash-attn, which holds tokens before heads; fewer heads of keys need no word.
+
+    Args:
+        query: ``(batch, heads, queries, channels)``.
+        key: ``(batch, heads, keys, channels)``.
+        value: The same.
+        how: What else is asked for.
+
+    Raises:
+        RepresentationError: If a causal mask would begin elsewhere than torch's.
+    """
     from flash_attn import flash_attn_func
 
     if how.is_causal and query.shape[2] != key.shape[2]:
@@ -113,7 +138,17 @@ def by_flash_attn(query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor
 
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-    """Call FlexAttention, which adds a mask to each logit by itself."""
+    """Call FlexAttention, which adds a mask to each logit by itself.
+
+    Args:
+        query: ``(batch, heads, queries, channels)``.
+        key: ``(batch, heads, keys, channels)``.
+        value: The same.
+        how: What else is asked for.
+
+    Raises:
+        RepresentationError: If it is asked for dropout, or for gradients on a CPU.
+    """
     if how.dropout_p:
         raise unserved("flex", "it drops no weights of attention, and the model asks for that (attn_drop)")
     if query.device.type == "cpu" and torch.is_grad_enabled() and (query.requires_grad or value.requires_grad):
