@@ -106,7 +106,10 @@ def attend(
     if attn_mask is not None and takes_no_mask(kernel, query.device.type):
         bias = _bias_of_keys(attn_mask, query.dtype)
         if bias is None:
-            raise unserved(kernel, "it takes no bias of queries and keys, such as one of relative positions")
+            raise unserved(
+                kernel,
+                "it takes no bias of queries and keys, such as relative positions, or padding written for each query",
+            )
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         query, key, value = with_bias_channel(query, key, value, bias, scale)
         _require_channels(kernel, query.shape[-1])
