@@ -38,7 +38,9 @@ def brute_force(moving, drop=None):
     found = []
     with torch.inference_mode():
         for entry in json.loads(moving.questions.read_text()):
-            tokens, _ = encoder(preprocess(read_clip(moving.root / entry["video"], 4), 32)[None])
+            clip = read_clip(moving.root / entry["video"], 4)
+            config = model.pretrained_cfg
+            tokens, _ = encoder(preprocess(clip, 32, config["mean"], config["std"])[None])
             ids, mask = tokeniser([clean(entry["question"])], 25)
             states = model.question_states(tokens, ids, mask)
             found += best_answers(*answer_scores(model, states, mask, *answers)).tolist()

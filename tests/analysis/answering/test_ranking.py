@@ -10,7 +10,7 @@ from repshift.errors import DataError
 def case():
     """A model, states and mask of three questions, word pieces and mask of seven answers."""
     torch.manual_seed(0)
-    model = load_model("tiny_umt_qa", img_size=32, frames=2, patch_size=16).eval()
+    model = load_model("tiny_umt_qa", img_size=32, frames=2, patch_size=16, vocabulary=64).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # so that answers differ
             parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1))

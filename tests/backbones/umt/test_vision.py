@@ -57,7 +57,8 @@ def test_it_computes_what_is_written_out(make, videos, fused):
     for block in model.encoder.blocks:
         block.attn.fused_attn = fused
     with torch.no_grad():
-        found, expected = model(videos), written_out(model.state_dict(), videos, depth=3, heads=2, patch=8)
+        depth, heads = len(model.encoder.blocks), model.encoder.blocks[0].attn.heads
+        found, expected = model(videos), written_out(model.state_dict(), videos, depth, heads, patch=8)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
