@@ -39,7 +39,8 @@ class Participant(nn.Module):
             call = Call(args, kwargs, self.repshift_names)
             for role in roles:
                 call = role.enter(call)
-            other = next((role.run for role in roles if isinstance(role, ReadOnly)), None)
+            runs = [role.run for role in roles if isinstance(role, ReadOnly)]  # torch 2.8 compiles no next() of these
+            other = runs[0] if runs else None
             own = super().forward if other is None else partial(other, self)
             output = own(*call.args, **call.kwargs)
             for role in roles:
