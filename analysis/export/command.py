@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +48,8 @@ def export(
 
     place, name = output_place(output, form)
     batches, chosen_device = read_batches(batch), choose_device(device)
-    scored = {"operation": operation, "distance": distance, "residual": residual, "score": score, "pruner": pruner}
+    scored: dict[str, Any] = {"operation": operation, "distance": distance, "residual": residual}
+    scored |= {"score": score, "pruner": pruner}
     chosen = chosen_recipe(recipe, drop, drop_r, model=model, **scored)
     given = ModelOptions(
         pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)

@@ -19,7 +19,8 @@ from repshift.analysis.samples.images import data_config, input_size
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
-from repshift.exporting import FORMATS, INPUT, Batches, largest_difference, the_format
+from repshift.exporting import Batches, largest_difference
+from repshift.programs import FORMATS, INPUT, the_format
 from repshift.pruners import PRUNERS
 
 VERSION = 1  # of the layout of the description
@@ -36,7 +37,7 @@ class Export:
         model: A name or a folder.
         given: How it is built.
         recipe: How it is pruned; ``None`` for the dense model.
-        form: Any of :data:`repshift.exporting.FORMATS`.
+        form: Any of :data:`repshift.programs.FORMATS`.
         batches: How many images at once.
         device: Where the program runs.
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from repshift.analysis.throughput.setup import PLAIN, PRECISIONS, Setup
 from repshift.errors import UnknownNameError, UnsupportedModelError
-from repshift.exporting import FORMATS, Batches
+from repshift.exporting import Batches
+from repshift.programs import FORMATS
 from repshift.registry import suggest
 
 EAGER, COMPILE = "eager", "compile"

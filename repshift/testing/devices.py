@@ -51,7 +51,7 @@ def _strays(model: nn.Module, images: Tensor) -> set[str]:
 
 class _Watching(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[str] = set()
 
     def __torch_dispatch__(

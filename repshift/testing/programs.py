@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from repshift.exporting import FORMATS, Batches, largest_difference
+from repshift.exporting import Batches, largest_difference
+from repshift.programs import FORMATS
 from repshift.testing.subjects import BackboneError, Subject
 
 ACCURACY = 1e-5  # of the largest number

@@ -11,7 +11,8 @@ import torch
 
 from repshift import Recipe, ShiftTracker, load_model
 from repshift.analysis.export import writing
-from repshift.exporting import FORMATS, SAID, Batches, largest_difference
+from repshift.exporting import Batches, largest_difference
+from repshift.programs import FORMATS, SAID
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from repshift.analysis.subjects.memory import fitting
 from repshift.analysis.throughput.command import _measure
 from repshift.analysis.throughput.comparison import Comparison
 from repshift.analysis.throughput.setup import Setup
-from repshift.exporting import FORMATS
+from repshift.programs import FORMATS
 
 QUICK = ("--num-bench-iter", 2, "--num-warm-iter", 1, "--threads", 1)
 
