@@ -75,9 +75,9 @@ def bytes_moved(call: Callable[[], object]) -> int:
     return counter.bytes
 
 
-class _CountBytes(TorchDispatchMode):
+class _CountBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
