@@ -14,7 +14,9 @@ from repshift.analysis.answering.command import answer
 from repshift.analysis.catalogue.command import models
 from repshift.analysis.curves.command import curves
 from repshift.analysis.demo.command import demo
+from repshift.analysis.environment.command import env
 from repshift.analysis.evaluation.command import evaluate
+from repshift.analysis.export.command import export
 from repshift.analysis.fidelity.command import fidelity
 from repshift.analysis.finetuning.command import finetune
 from repshift.analysis.heatmap.command import heatmap
@@ -41,7 +43,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 zoo = typer.Typer(help="The small models that ship with the package.", no_args_is_help=True)
-for command in (demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe, models):
+for command in (
+    *(demo, heatmap, finetune, bench, ablate, report, statistics, curves, fidelity, probe, models, export, env),
+):
     app.command(cls=CarefulCommand)(command)
 for of_videos in (retrieve, answer):
     app.command(cls=CarefulCommand)(of_videos)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repshift.attention import Heads
+from repshift.attention_scores import Heads
 from repshift.images import FixedGrid, Images
 from repshift.layouts import TokenSequence
 from repshift.modules import has_class

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from repshift.choosing import recipe_of
 from repshift.errors import CheckpointError, MissingPackageError, RepshiftError, first_line
 from repshift.files import read_text
 from repshift.folders import describe_folder
 from repshift.participants import own_class
-from repshift.pruning import recipe_of
 
 # what a configuration may say that leads out of the folder, or to code
 LEAD_OUT = ("auto_map", "quantization_config", "custom_pipelines", "use_pretrained_backbone")

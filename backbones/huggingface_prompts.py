@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from repshift.backbones.huggingface_llava import SHORTENED
 from repshift.backbones.huggingface_names import named
+from repshift.choosing import recipe_of
 from repshift.errors import RepresentationError, UnsupportedModelError
 from repshift.finding import require_structure
 from repshift.images import read_size
-from repshift.pruning import dense, recipe_of
+from repshift.pruning import dense
 
 
 def image_tokens(model: nn.Module) -> int:

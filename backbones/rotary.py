@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repshift.attention import Heads
+from repshift.attention_scores import Heads
 from repshift.companions import Companion
 from repshift.modules import children
 

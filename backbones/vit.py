@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift.attention import Heads
+from repshift.attention_scores import Heads
 from repshift.backbones.positions import fitting_grid, resampled_table
 from repshift.backbones.vit_reading import reading_of
 from repshift.calls import positional_names

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repshift.participants import own_class
+from repshift.participants import own_class, with_kernel
 from repshift.sites import Reading
 from repshift.travelling import added_to_mask
 
@@ -54,7 +54,7 @@ def read_block(block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal
         # somebody's hook or patch acts on all of it, so all of it runs
         attended = attention(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)[:, :rows]
     else:
-        attended = _attention(attention, block.norm1(x), attn_mask, is_causal, rows)
+        attended = with_kernel(attention, _attention, attention, block.norm1(x), attn_mask, is_causal, rows)
     x = x[:, :rows] + block.drop_path1(block.ls1(attended))
     branch: Tensor = block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
     return x + branch

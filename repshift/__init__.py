@@ -10,54 +10,22 @@
 Source: "Representation Shift: Unifying Token Compression with FlashAttention", arXiv 2508.00367.
 """
 
-from repshift.describing import describe
-from repshift.distances import DISTANCES
-from repshift.errors import (
-    CheckpointError,
-    DataError,
-    RecipeError,
-    RepresentationError,
-    RepshiftError,
-    ScheduleError,
-    UnknownNameError,
-    UnsupportedModelError,
-)
-from repshift.finding import BACKBONES
-from repshift.folders import save_model
-from repshift.loading import MODELS, load_model
-from repshift.modules import repeated_blocks
-from repshift.pruners import PRUNERS
-from repshift.pruning import dense, recipe_of
-from repshift.recipes import Recipe
-from repshift.schedules import Schedule
-from repshift.scores import SCORES
-from repshift.selection import Selection
-from repshift.tracker import ShiftTracker
+from importlib import import_module
+from importlib.util import find_spec
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BACKBONES",
-    "DISTANCES",
-    "MODELS",
-    "PRUNERS",
-    "SCORES",
-    "CheckpointError",
-    "DataError",
-    "Recipe",
-    "RecipeError",
-    "RepresentationError",
-    "RepshiftError",
-    "Schedule",
-    "ScheduleError",
-    "Selection",
-    "ShiftTracker",
-    "UnknownNameError",
-    "UnsupportedModelError",
-    "dense",
-    "describe",
-    "load_model",
-    "recipe_of",
-    "repeated_blocks",
-    "save_model",
-]
+# What there is stands in __init__.pyi, where type checkers look, too. It is imported when it is first asked for, and
+# torch with it, so that the command line answers --help at once.
+_named, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for: a name of the package, or one of its modules."""
+    if name in __all__:
+        return _named(name)
+    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from repshift.drops import Drop, dropped, dropped_count
+from repshift.drops import Drop, dropped_count, dropped_of_each
 from repshift.errors import UnsupportedModelError
 from repshift.positions import keep_highest
 from repshift.scores import oracle_free
@@ -144,11 +144,9 @@ class Candidates:
         selection = self.highest(self.left(drop))
         if self.sizes is None or not self.padded or not isinstance(drop, float):
             return selection
-        count = self.count
-        # for every number of tokens how many stay, since shares are rounded down
-        stay = [tokens - dropped(tokens, drop) for tokens in range(count + 1)]
         there = self.sizes > 0
-        most = torch.tensor(stay, device=there.device)[there.sum(1)]
+        tokens = there.sum(1)
+        most = tokens - dropped_of_each(tokens, drop)
         ranking = self.scores.masked_fill(~there, -torch.inf)
         place = ranking.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return replace(selection, absent=(place >= most.unsqueeze(1)).gather(1, selection.kept))

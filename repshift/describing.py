@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from repshift.attention import AttentionScore
+from repshift.attention_scores import AttentionScore
+from repshift.choosing import recipe_of
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, why_unserved
 from repshift.inside import mlp_behind_attention
 from repshift.modules import refuse_compiled, require_model
 from repshift.participants import own_class
 from repshift.pruners import PRUNERS, tells_sizes
-from repshift.pruning import recipe_of
 from repshift.recipes import Recipe
 from repshift.scores import SCORES
 from repshift.sites import Structure

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TypeAlias
 
+from torch import Tensor
+
 from repshift.errors import ScheduleError
 
 # A share of the current tokens, in (0, 1), or a count of tokens
@@ -62,6 +64,19 @@ def dropped(tokens: int, drop: Drop) -> int:
     """Say how many of ``tokens`` a drop means, whether there are that many or not."""
     # 1e-9: in binary 0.29 * 100 is a little less than 29, and 29 is meant
     return math.floor(drop * tokens + 1e-9) if isinstance(drop, float) else drop
+
+
+def dropped_of_each(tokens: Tensor, share: float) -> Tensor:
+    """Say the same as :func:`dropped` of many numbers at once, where they are: nothing is asked of the device.
+
+    Args:
+        tokens: ``(batch,)`` int64.
+        share: Of the tokens.
+
+    Returns:
+        ``(batch,)`` int64.
+    """
+    return (tokens.double() * share + 1e-9).floor().long()
 
 
 def whole_number(what: str, number: object) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from repshift.choosing import recipe_of
 from repshift.errors import CheckpointError, DataError, RecipeError, first_line
 from repshift.files import all_or_none, as_path, read_text, write_json, write_whole
 from repshift.modules import require_model
-from repshift.pruning import recipe_of
 from repshift.recipes import VERSION, Recipe, check_version
 from repshift.registry import Registry
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from repshift.choosing import attention
 from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path
 from repshift.folders import LIBRARIES, folder_of, read_folder
 from repshift.network import hub_at_once, what_failed
 from repshift.options import check_built, check_flags, check_options
+from repshift.recipes import Recipe
 from repshift.registry import Registry, suggest
 from repshift.tracker import ShiftTracker
 
@@ -167,9 +169,15 @@ def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
         if options := {**saved.options, **options}:
             raise UnknownNameError(f"{folder} says itself how its model is built. Leave {', '.join(options)} out.")
         built: nn.Module = LIBRARIES.get(source)(folder, kind)
-        return built if saved.recipe is None else ShiftTracker(built).prune(saved.recipe).eval()
+        return _pruned(built, saved.recipe).eval()
     model = load_model(saved.name, checkpoint=saved.weights, **{**saved.options, **options})
-    return model if saved.recipe is None else ShiftTracker(model).prune(saved.recipe).eval()
+    return _pruned(model, saved.recipe).eval()
+
+
+def _pruned(model: nn.Module, recipe: Recipe | None) -> nn.Module:
+    if recipe is not None and recipe.only_attention:  # which models have that cannot be pruned
+        return attention(model, str(recipe.attention))
+    return model if recipe is None else ShiftTracker(model).prune(recipe)
 
 
 def _create_timm_model(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift.attention import AttentionScore, Heads
+from repshift.attention_scores import AttentionScore, Heads
 from repshift.calls import Call
 from repshift.errors import RepresentationError
 from repshift.layouts import Layout, first_tensor

@@ -82,7 +82,7 @@ class Origin:
         if self.joined is not None or self.positions is None or self.tokens is None:
             return self.joined
         left = torch.arange(self.positions.shape[1], device=self.positions.device).expand_as(self.positions)
-        nowhere = self.positions.new_full((len(self.positions), self.tokens), -1)
+        nowhere = self.positions.new_full((self.positions.shape[0], self.tokens), -1)
         return nowhere.scatter(1, self.positions, left)
 
     def _joined(self, selection: Selection) -> Tensor | None:
@@ -98,7 +98,7 @@ class Origin:
             return joins.gather(1, self.joined.clamp_min(0)).masked_fill(self.joined < 0, -1)
         if self.positions is None or self.tokens is None:
             return joins
-        everywhere = joins.new_full((len(joins), self.tokens), -1)
+        everywhere = joins.new_full((joins.shape[0], self.tokens), -1)
         return everywhere.scatter(1, self.positions, joins)
 
     def _strided(self, dense: int, current: int, now: int) -> tuple[int, int]:

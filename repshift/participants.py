@@ -11,17 +11,20 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from repshift.arriving import Explain
 from repshift.calls import Call, positional_names
 from repshift.images import refuse_symbolic_tracing
+from repshift.kernel_calls import UseKernel
 from repshift.reading import ReadOnly
 from repshift.resizing import ReadResampled
 from repshift.roles import Cut, Role, Surrounding, TakeImages
 from repshift.travelling import Follow
+
+Played = TypeVar("Played")
 
 
 class Participant(nn.Module):
@@ -39,9 +42,9 @@ class Participant(nn.Module):
             call = Call(args, kwargs, self.repshift_names)
             for role in roles:
                 call = role.enter(call)
-            other = next((role.run for role in roles if isinstance(role, ReadOnly)), None)
-            own = super().forward if other is None else partial(other, self)
-            output = own(*call.args, **call.kwargs)
+            other, kernel = _playing(roles, ReadOnly), _playing(roles, UseKernel)
+            own = super().forward if other is None else partial(other.run, self)
+            output = own(*call.args, **call.kwargs) if kernel is None else kernel.run(own, *call.args, **call.kwargs)
             for role in roles:
                 output = role.leave(output)
             failed = False
@@ -51,13 +54,22 @@ class Participant(nn.Module):
                 role.close(failed)
 
     def extra_repr(self) -> str:
-        """Say what is dropped here."""
+        """Say what is dropped here, and by what attention is computed."""
         cuts = [role.words for role in self.repshift_roles if isinstance(role, Cut)]
-        return ", ".join(filter(None, [super().extra_repr(), *cuts]))
+        kernels = [f"attention by {role.kernel}" for role in self.repshift_roles if isinstance(role, UseKernel)]
+        return ", ".join(filter(None, [super().extra_repr(), *cuts, *kernels]))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # the generated class cannot be found by name, so rebuild it from the module's own class
         return _rebuild, (own_class(self), *_kind_of(self.repshift_roles)), dict(vars(self))
+
+
+def _playing(roles: tuple[Role, ...], kind: type[Played]) -> Played | None:
+    """Return the role of a kind, if it is played; a loop, since older versions of dynamo know no `next(..., None)`."""
+    for role in roles:
+        if isinstance(role, kind):
+            return role
+    return None
 
 
 class Receiver(Participant):
@@ -79,8 +91,9 @@ class Receiver(Participant):
 
 
 def take_part(module: nn.Module, roles: tuple[Role, ...]) -> None:
-    """Let a module play roles."""
-    module.__class__ = _participant(type(module), *_kind_of(roles))
+    """Let a module play roles, beside those that it plays already."""
+    roles = (*(module.repshift_roles if isinstance(module, Participant) else ()), *roles)
+    module.__class__ = _participant(own_class(module), *_kind_of(roles))
     module.repshift_roles = roles  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
 
 
@@ -90,6 +103,12 @@ def take_leave(module: nn.Module) -> None:
         own = own_class(module)
         del module.repshift_roles
         object.__setattr__(module, "__class__", own)
+
+
+def with_kernel(module: nn.Module, run: Callable[..., Any], *args: Any) -> Any:
+    """Run what computes a module's attention in its place, by the kernel that was chosen for the module."""
+    kernel = _playing(module.repshift_roles, UseKernel) if isinstance(module, Participant) else None
+    return run(*args) if kernel is None else kernel.run(run, *args)
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
@@ -103,6 +122,12 @@ def participants(model: nn.Module) -> Iterator[tuple[str, Participant]]:
     for name, module in model.named_modules():
         if isinstance(module, Participant):
             yield name, module
+
+
+def takes_part_in_pruning(model: nn.Module) -> bool:
+    """Say whether any module plays a role other than computing its attention by one kernel."""
+    roles = (role for _, module in participants(model) for role in module.repshift_roles)
+    return any(not isinstance(role, UseKernel) for role in roles)
 
 
 def cuts(model: nn.Module) -> dict[str, Cut]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from repshift.arriving import End, Explain, RefuseFewer, Restore, ShortenAnswer, Weigh
-from repshift.attention import AttentionScore
+from repshift.attention_scores import AttentionScore
 from repshift.drops import Drop
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.intermediates import LayOut, Resume, Show

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
 from repshift.arriving import End, ShortenAnswer
+from repshift.attention_modules import forget
+from repshift.choosing import Replaced, attention, choose_kernel, noted, recipe_of, replace_methods
 from repshift.errors import UnsupportedModelError
 from repshift.finding import find_structure, refuse_wrappers
 from repshift.images import read_size
 from repshift.modules import refuse_compiled, require_model
-from repshift.participants import participants, take_leave, take_part
+from repshift.participants import participants, take_leave, take_part, takes_part_in_pruning
 from repshift.planning import Plan, with_replay, with_scale
 from repshift.pruners import Pruner, check_layout
 from repshift.recipes import Recipe
@@ -36,14 +37,13 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         UnknownNameError: If a name in the recipe is not known.
     """
     refuse_compiled(model)
-    if any(participants(model)):
-        raise UnsupportedModelError(
-            f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
-        )
+    _require_dense(model)
     _refuse_tracked_only(structure, type(model).__name__)
     laid_out = bool(recipe.restore) or recipe.schedule is None or not structure.grid_methods
     refuse_wrappers(model, structure.root, laid_out)
-    recipe, pruner = _settled(structure, recipe)
+    recipe, pruner = _settled(structure, recipe, recipe_of(model))
+    if recipe.only_attention:
+        return attention(model, str(recipe.attention))
     check_layout(pruner, structure.layout, type(model).__name__, structure.pruner, structure.counts_once)
     pruned: Model | None = None
     resizing: list[tuple[str, Role]] = []
@@ -74,34 +74,12 @@ def prune(model: Model, structure: Structure, recipe: Recipe) -> Model:
         roles = {other: [with_scale(role, name, scale) for role in played] for other, played in roles.items()}
     for name, played in roles.items():
         take_part(pruned.get_submodule(name), tuple(played))
-    inside = pruned.get_submodule(structure.root)
-    inside.repshift_recipe = recipe  # type: ignore[assignment]  # a plain attribute, neither tensor nor module
+    choose_kernel(pruned, recipe)
+    inside = noted(pruned, structure.root, recipe)
     for method in structure.grid_methods if recipe.drops and not plan.lays_out else ():
-        setattr(inside, method, _Replaced(_refuse_grid, method, structure.restores is not None))
-    _replace_methods(pruned, structure)
+        setattr(inside, method, Replaced(_refuse_grid, method, structure.restores is not None))
+    replace_methods(pruned, structure)
     return pruned
-
-
-def recipe_of(model: nn.Module) -> Recipe | None:
-    """Return the recipe that a model was pruned by, with what was left to the model settled.
-
-    Args:
-        model: Any model, or one that holds a pruned one.
-
-    Returns:
-        The recipe; ``None`` for a dense model.
-
-    Raises:
-        UnsupportedModelError: If it is no model.
-
-    Example:
-        >>> from repshift import ShiftTracker, load_model, recipe_of
-        >>> recipe_of(ShiftTracker(load_model("tiny_vit")).prune("0.2@0,2"))
-        Recipe('0.2@0,2', operation='mlp', pruner='tokens')
-    """
-    require_model(model)
-    found = (vars(module).get("repshift_recipe") for module in model.modules())
-    return next((recipe for recipe in found if isinstance(recipe, Recipe)), None)
 
 
 def dense(model: Model) -> Model:
@@ -111,7 +89,7 @@ def dense(model: Model) -> Model:
         model: A pruned model, or one that holds one; a dense one is copied.
 
     Returns:
-        A copy that shares parameters and buffers and drops nothing.
+        A copy that shares parameters and buffers, drops nothing, and computes attention as before one was chosen.
 
     Raises:
         UnsupportedModelError: If the model is compiled, or something on it cannot be copied.
@@ -126,19 +104,29 @@ def dense(model: Model) -> Model:
     require_model(model)
     refuse_compiled(model)
     whole = share_weights(model)
+    forget(whole)
     for _, participant in list(participants(whole)):
         take_leave(participant)
     forget_size(whole)
     for module in whole.modules():
         if "repshift_recipe" in vars(module):
             del module.repshift_recipe
-        for method in [name for name, value in vars(module).items() if isinstance(value, _Replaced)]:
+        for method in [name for name, value in vars(module).items() if isinstance(value, Replaced)]:
             delattr(module, method)
     return whole
 
 
-def _settled(structure: Structure, recipe: Recipe) -> tuple[Recipe, Pruner]:
-    """Fill in what the recipe leaves to the model."""
+def _require_dense(model: nn.Module) -> None:
+    if takes_part_in_pruning(model):
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} is already pruned. Prune the model it was made from, with the whole schedule."
+        )
+
+
+def _settled(structure: Structure, recipe: Recipe, before: Recipe | None) -> tuple[Recipe, Pruner]:
+    """Fill in what the recipe leaves to the model, and what was chosen for that before."""
+    if before is not None and recipe.attention is None:
+        recipe = replace(recipe, attention=before.attention)
     pruner = recipe.the_pruner(structure.pruner)
     if recipe.schedule is None:
         return recipe, pruner
@@ -230,16 +218,3 @@ def _refuse_grid(method: str, restores: bool, *args: Any, **kwargs: Any) -> None
         f"{method} lays all tokens out on their grid, and this model has dropped some. {restoring} forward_features, "
         "or the maps of ShiftTracker(pruned)."
     )
-
-
-class _Replaced(partial[Any]):
-    """A method that a pruned model has otherwise than the dense one."""
-
-
-def _replace_methods(pruned: nn.Module, structure: Structure) -> None:
-    parts = structure.root.split(".") if structure.root else []
-    for end in range(len(parts) + 1):
-        module = pruned.get_submodule(".".join(parts[:end]))
-        for name, function in structure.methods.items():
-            if hasattr(type(module), name):
-                setattr(module, name, _Replaced(function, module))

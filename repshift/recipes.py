@@ -8,14 +8,15 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from repshift.attention import AttentionScore
+from repshift.attention_scores import AttentionScore
 from repshift.distances import DISTANCES
 from repshift.drops import FORMS, Drop
 from repshift.errors import RecipeError, ScheduleError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path, read_text, write_json
 from repshift.images import read_size
+from repshift.kernels import KERNELS
 from repshift.pruners import PRUNERS, Pruner
-from repshift.registry import Registry, read, written
+from repshift.registry import named, object_of, read, written
 from repshift.roles import Restoring
 from repshift.schedules import Schedule
 from repshift.scores import SCORES, PlaceScore, Score
@@ -30,8 +31,9 @@ CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
         "was dropped)",
     ),
     "read": (("all", "head"), "'all' or 'head' (the last block computes only what the head reads)"),
+    "attention": ((None, *KERNELS), f"None (as the model has it) or one of {', '.join(map(repr, KERNELS))}"),
 }
-BESIDE = ("input_size", "read")  # which are something to do without a schedule
+BESIDE = ("input_size", "read", "attention")  # which are something to do without a schedule
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Recipe:
 
     Attributes:
         schedule: What goes after which block, in any form that :meth:`repshift.Schedule.of` reads; ``None`` drops
-            nothing, which takes an ``input_size`` or ``read="head"`` to mean anything.
+            nothing, which takes an ``input_size``, ``read="head"`` or an ``attention`` to mean anything.
         operation: Which change is scored, by its name; ``None`` for the model's own.
         distance: ``"l2"``, ``"l1"``, ``"cosine"``, or a function of the tokens before and after.
         residual: Whether ``x + F(x)`` is compared with ``x``, or ``F(x)`` alone.
@@ -54,6 +56,8 @@ class Recipe:
             leaves both alone, and so does the model's own size.
         read: ``"head"`` lets the last block compute only what the head reads, where that is the class token alone:
             the same answers for less work. Whatever asks for tokens is refused then. ``"all"`` computes all.
+        attention: The kernel that attention is computed by, see :func:`repshift.attention`; ``None`` leaves it as the
+            model has it.
 
     What is registered under a name is kept as that name, so that two recipes of the same are equal.
 
@@ -80,14 +84,15 @@ class Recipe:
     restore: Restoring = False
     input_size: int | tuple[int, int] | None = None
     read: Literal["all", "head"] = "all"
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", None if self.schedule is None else Schedule.of(self.schedule))
         object.__setattr__(self, "input_size", None if self.input_size is None else read_size(self.input_size))
-        object.__setattr__(self, "distance", _named(DISTANCES, self.distance))
-        score = self.score if isinstance(self.score, str) and self.score == "shift" else _named(SCORES, self.score)
+        object.__setattr__(self, "distance", named(DISTANCES, self.distance))
+        score = self.score if isinstance(self.score, str) and self.score == "shift" else named(SCORES, self.score)
         object.__setattr__(self, "score", score)
-        object.__setattr__(self, "pruner", None if self.pruner is None else _named(PRUNERS, self.pruner))
+        object.__setattr__(self, "pruner", None if self.pruner is None else named(PRUNERS, self.pruner))
         if self.operation is not None and (not isinstance(self.operation, str) or not self.operation):
             raise UnknownNameError(f"An operation is asked for by its name, got {self.operation!r}. Give a string.")
         check_residual(self.residual)
@@ -108,7 +113,7 @@ class Recipe:
     @property
     def scores(self) -> bool:
         """Whether tokens are scored: some pruners choose by themselves."""
-        return self.pruner is None or not getattr(_object(PRUNERS, self.pruner), "chooses_itself", False)
+        return self.pruner is None or not getattr(object_of(PRUNERS, self.pruner), "chooses_itself", False)
 
     def _refuse_scores_beside_a_choice(self) -> None:
         if self.scores:
@@ -124,7 +129,8 @@ class Recipe:
         said = [each.name for each in fields(self) if self._says(each)]
         if not set(BESIDE).intersection(said):
             raise ScheduleError(
-                "A recipe without a schedule, an input_size and read='head' changes nothing. Give one of them. " + FORMS
+                "A recipe without a schedule, an input_size, read='head' and an attention changes nothing. Give one of "
+                "them. " + FORMS
             )
         if said := [name for name in said if name not in BESIDE]:
             raise ScheduleError(
@@ -136,6 +142,11 @@ class Recipe:
         return bool(getattr(self, field.name) != field.default)
 
     @property
+    def only_attention(self) -> bool:
+        """Whether it says by what attention is computed, and nothing else."""
+        return {each.name for each in fields(self) if self._says(each)} == {"attention"}
+
+    @property
     def drops(self) -> Mapping[int, Drop]:
         """What goes after which block; nothing without a schedule. What is repeated is not in it before it is used."""
         return {} if self.schedule is None else self.schedule.drops
@@ -144,7 +155,7 @@ class Recipe:
     def the_score(self) -> Score | AttentionScore:
         """The function behind the score."""
         found: Score | AttentionScore
-        found = _object(DISTANCES, self.distance) if self.score == "shift" else _object(SCORES, self.score)
+        found = object_of(DISTANCES, self.distance) if self.score == "shift" else object_of(SCORES, self.score)
         return found
 
     def the_pruner(self, default: str) -> Pruner:
@@ -153,7 +164,7 @@ class Recipe:
         Raises:
             UnknownNameError: If it is no pruner.
         """
-        found = _object(PRUNERS, default if self.pruner is None else self.pruner)
+        found = object_of(PRUNERS, default if self.pruner is None else self.pruner)
         if isinstance(found, type) or not callable(getattr(found, "choose", None)):
             raise UnknownNameError(
                 f"{found!r} is no pruner: expected an object with a method choose(candidates, drop). "
@@ -277,24 +288,3 @@ def check_residual(residual: object) -> None:
         raise UnknownNameError(
             f"residual is True (compare x + F(x) with x) or False (compare F(x) with x), got {residual!r}."
         )
-
-
-def _named(registry: Registry, given: Any) -> Any:
-    """Return the name that an object is registered under, or the object itself.
-
-    Raises:
-        UnknownNameError: If it is a name that is not registered, or nothing that could be meant.
-    """
-    if isinstance(given, str):
-        registry.get(given)
-        return given
-    name = registry.name_of(given)
-    if name is not None:
-        return name
-    if not callable(given) and not hasattr(given, "choose"):
-        raise UnknownNameError(f"Unknown {registry.kind} {given!r}. Give one of {registry.names()}, or an object.")
-    return given
-
-
-def _object(registry: Registry, named: Any) -> Any:
-    return registry.get(named) if isinstance(named, str) else named

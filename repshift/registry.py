@@ -180,3 +180,25 @@ def suggest(name: str, candidates: Iterable[str], shown: int = 5) -> str:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
     listed = ", ".join(repr(candidate) for candidate in known[: 2 * shown])
     return f"Known: {listed}{' and more' if len(known) > 2 * shown else ''}."
+
+
+def named(registry: Registry, given: Any) -> Any:
+    """Return the name that an object is registered under, or the object itself.
+
+    Raises:
+        UnknownNameError: If it is a name that is not registered, or nothing that could be meant.
+    """
+    if isinstance(given, str):
+        registry.get(given)
+        return given
+    name = registry.name_of(given)
+    if name is not None:
+        return name
+    if not callable(given) and not hasattr(given, "choose"):
+        raise UnknownNameError(f"Unknown {registry.kind} {given!r}. Give one of {registry.names()}, or an object.")
+    return given
+
+
+def object_of(registry: Registry, given: Any) -> Any:
+    """Return the object behind a name, or the object itself."""
+    return registry.get(given) if isinstance(given, str) else given

@@ -2,7 +2,7 @@
 
 A score is any function of the tokens ``before`` and ``after`` an operation, both ``(batch, tokens, channels)``, that
 returns ``(batch, tokens)``; the tokens with the lowest scores are dropped. Each distance is one. The attention scores
-of :mod:`repshift.attention` are read from queries and keys instead.
+of :mod:`repshift.attention_scores` are read from queries and keys instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repshift.attention import AttentionScore, cls_attention, mean_attention
+from repshift.attention_scores import AttentionScore, cls_attention, mean_attention
 from repshift.distances import DISTANCES, cosine, l1, l2, length
 from repshift.errors import RepresentationError
 from repshift.registry import Registry

@@ -44,7 +44,7 @@ class Unroll(Bystander):
         """Lay it out."""
         stream, tokens = self.streams.own, first_tensor(output)
         assert stream.sides is not None
-        return with_first_tensor(output, tokens.reshape(len(tokens), *stream.sides, -1))
+        return with_first_tensor(output, tokens.reshape(tokens.shape[0], *stream.sides, -1))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from repshift.attention import AttentionScore, Heads
+from repshift.attention_scores import AttentionScore, Heads
 from repshift.companions import Built, Companion
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.images import Images, Resizing

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import nn
 
-from repshift.attention import AttentionScore
+from repshift.attention_scores import AttentionScore
 from repshift.errors import RecipeError, UnknownNameError, UnsupportedModelError
 from repshift.finding import find_structure, find_structure_if_served, require_structure
 from repshift.modules import refuse_compiled, require_model
@@ -220,6 +220,7 @@ class ShiftTracker(Generic[Model]):
         restore: Restoring = False,
         input_size: int | tuple[int, int] | None = None,
         read: Literal["all", "head"] = "all",
+        attention: str | None = None,
     ) -> Model:
         """Make a pruned model that shares the weights of this one.
 
@@ -239,6 +240,8 @@ class ShiftTracker(Generic[Model]):
                 it computes with them; it takes those that this model takes. The schedule may then be left out.
             read: ``"head"`` lets the last block compute only what the head reads, where that is the class token alone;
                 the schedule may then be left out, too. Nothing can ask such a model for tokens.
+            attention: The kernel that attention is computed by, see :func:`repshift.attention`; by default what was
+                chosen for this model.
 
         Returns:
             A model of the same class (where tokens are merged or restored, or blocks can be given masks or tables of
@@ -268,14 +271,8 @@ class ShiftTracker(Generic[Model]):
         """
         structure = self._structure or require_structure(self.model)
         if isinstance(schedule, Recipe):
-            if self._is_told or (pruner, score, keep, restore, input_size, read) != (
-                None,
-                None,
-                "top",
-                False,
-                None,
-                "all",
-            ):
+            told = (pruner, score, keep, restore, input_size, read, attention)
+            if self._is_told or told != (None, None, "top", False, None, "all", None):
                 raise RecipeError(
                     "A recipe says everything, so nothing else can be given beside it, nor to the tracker: its "
                     "operation, distance, residual and score would have no effect. Change the recipe instead: "
@@ -286,5 +283,6 @@ class ShiftTracker(Generic[Model]):
         own: tuple[Any, ...] = (self._asked_operation, self.distance, self.residual, self.score)
         operation, distance, residual, usual = (None, "l2", False, "shift") if schedule is None else own
         measured = usual if score is None else score
-        recipe = Recipe(schedule, operation, distance, residual, measured, pruner, keep, restore, input_size, read)
+        said = (schedule, operation, distance, residual, measured, pruner, keep, restore, input_size, read, attention)
+        recipe = Recipe(*said)
         return prune(self.model, structure, recipe)

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repshift.attention import AttentionScore, Heads
+from repshift.attention_scores import AttentionScore, Heads
+from repshift.choosing import recipe_of
 from repshift.errors import UnsupportedModelError
 from repshift.finding import why_unserved
 from repshift.layouts import FeatureMap, Layout, TokenSequence, first_tensor, guess_layout
 from repshift.modules import find_modules
-from repshift.pruning import recipe_of
 from repshift.sites import Operation, Structure
 
 

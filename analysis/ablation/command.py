@@ -38,6 +38,7 @@ def ablate(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     study: Annotated[
         list[str] | None, typer.Option(help=f"{STUDIES} or all; may be repeated or listed with commas. [default: all]")
     ] = None,
@@ -51,7 +52,7 @@ def ablate(
     ] = None,
     num_samples: options.NumSamples = None,
     batch_size: options.BatchSize = 50,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     split: options.Split = "validation",
     dataset: options.Dataset = "",
     class_map: options.ClassMap = None,
@@ -94,7 +95,7 @@ def ablate(
     pretrained = pretrained or (model is None and checkpoint is None)
     note_random_weights(pretrained, checkpoint, name)
     built = ModelOptions(
-        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs), attention
     )
     loaded = build_model(name, built).to(place)
     samples = open_samples(
@@ -139,7 +140,7 @@ def _measure(
     settings: Sequence[StudySetting],
     samples: Samples,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     seed: int,
     draws: int,
 ) -> list[Point]:

@@ -116,7 +116,7 @@ def run_ablation(
 
 
 def labelled_batches(
-    model: nn.Module, samples: Samples, batch_size: int, workers: int = 0
+    model: nn.Module, samples: Samples, batch_size: int, workers: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Load images and labels to where a model is.
 

@@ -44,6 +44,7 @@ def answer(
     use_ema: options.UseEma = None,
     img_size: options.ImgSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -59,7 +60,7 @@ def answer(
     against: options.Against = None,
     seeds: options.Seeds = None,
     batch_size: options.BatchSize = 8,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     device: options.Device = None,
     amp: options.Amp = False,
     amp_dtype: options.AmpDtype = "float16",
@@ -112,7 +113,9 @@ def answer(
         kind="answer",
         task="answer_log_likelihood",
         model=model,
-        built=ModelOptions(pretrained, checkpoint, use_ema, img_size, None, model_options(None, model_kwargs)),
+        built=ModelOptions(
+            pretrained, checkpoint, use_ema, img_size, None, model_options(None, model_kwargs), attention
+        ),
         drop=drop,
         drop_r=drop_r,
         recipe=recipe,

@@ -232,7 +232,8 @@ def _timings(results: Results) -> list[Row]:
             if _speed(row, "samples_per_sec") and _count(row, "batch_size"):
                 _count(row, "img_size")
                 schedule_in_words(row)
-                timings.append({**row, "device": results.environment.get("device")})
+                runtime = row.get("runtime") or ("compile" if row.get("torchcompile") else "eager")  # of older files
+                timings.append({**row, "runtime": runtime, "device": results.environment.get("device")})
         except (TypeError, ValueError, ScheduleError) as error:
             raise DataError(
                 f"A line of the benchmark's results is damaged ({type(error).__name__}: {error}). Measure again."
@@ -242,7 +243,7 @@ def _timings(results: Results) -> list[Row]:
 
 def _timed(point: Point, rows: Sequence[Row]) -> Point:
     """Take the median of what several benchmarks measured in the same way, as the dense model is with each schedule."""
-    for setting in ("precision", "attention", "channels_last", "torchcompile", "img_size", "device"):
+    for setting in ("precision", "attention", "channels_last", "runtime", "img_size", "device"):
         values = list(dict.fromkeys(str(row.get(setting)) for row in rows))
         if len(values) > 1:
             raise DataError(

@@ -52,6 +52,7 @@ def evaluate(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -65,7 +66,7 @@ def evaluate(
     seeds: options.Seeds = None,
     compare_dense: options.CompareDense = False,
     batch_size: options.BatchSize = 256,
-    workers: options.Workers = 4,
+    workers: options.Workers = None,
     use_train_size: Annotated[bool, typer.Option("--use-train-size", help="The model's size for training.")] = False,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the side that the crop keeps.")] = None,
     crop_mode: Annotated[str | None, typer.Option(help="center, squash or border.")] = None,
@@ -134,6 +135,7 @@ def evaluate(
             checkpoint=None if checkpoint is None else str(checkpoint),  # results files hold it as text
             use_ema=use_ema,
             model_options=model_options(num_classes, model_kwargs),
+            attention=attention,
             preprocessing=_given(
                 img_size=img_size,
                 input_size=input_size,

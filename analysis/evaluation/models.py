@@ -10,13 +10,13 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from repshift import DataError, recipe_of
+from repshift import DataError
 from repshift.analysis.evaluation.settings import DTYPES, EvaluationSettings
 from repshift.analysis.samples.preprocessing import evaluation_config
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.methods import RANDOM, choose_methods, method_name
 from repshift.analysis.subjects.models import ModelOptions
-from repshift.analysis.subjects.recipes import apply, measured_columns, schedule_of, whole_recipe
+from repshift.analysis.subjects.recipes import apply, measured_columns, pruning_of, schedule_of, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import ScheduleError, first_line
 
@@ -75,7 +75,7 @@ def load_classifier(name: str, settings: EvaluationSettings) -> tuple[nn.Module,
     random_seed(settings.seed)  # weights that are not loaded are the same in every process, and after a resumption
     weights = (settings.pretrained, settings.checkpoint, settings.use_ema)
     img_size, input_size = (settings.preprocessing.get(option) for option in ("img_size", "input_size"))
-    given = ModelOptions(*weights, img_size, input_size, settings.model_options)
+    given = ModelOptions(*weights, img_size, input_size, settings.model_options, settings.attention)
     model = build_model(name, given)
     return model, evaluation_config(model, **settings.preprocessing)
 
@@ -114,13 +114,13 @@ def build_subject(name: str, settings: EvaluationSettings, device: torch.device)
 def _candidate(
     name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any], settings: EvaluationSettings
 ) -> Candidate:
-    recipe = recipe_of(pruned)
+    recipe = pruning_of(pruned)
     drawn = recipe is not None and recipe.scores and recipe.score == RANDOM
     return Candidate(pruned, settings.draws_of_each if drawn else 1, _facts(name, model, pruned, config))
 
 
 def _facts(name: str, model: nn.Module, pruned: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = recipe_of(pruned)
+    recipe = pruning_of(pruned)
     try:
         work, dense = (count_work(counted, config["input_size"]) for counted in (pruned, model))
     except ScheduleError:

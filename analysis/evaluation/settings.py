@@ -45,6 +45,7 @@ class EvaluationSettings:
         skip_other_files: Leave out files of other endings, and say so.
         dataset_options: Passed on to :func:`timm.data.create_dataset`.
         model_options: Passed on to the model.
+        attention: The kernel of its attention, see :func:`repshift.attention`.
         real_labels: A file of ImageNet's reassessed labels, or ``timm`` for those that it ships.
         valid_labels: A file with the numbers of the model's classes that the data have, one a line.
         amp_dtype: ``float16`` or ``bfloat16``, for ``amp``.
@@ -74,11 +75,12 @@ class EvaluationSettings:
     checkpoint: str | None = None
     use_ema: bool | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
+    attention: str | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     real_labels: str | None = None
     valid_labels: str | None = None
     batch_size: int = 256
-    workers: int = 4
+    workers: int | None = None
     amp: bool = False
     amp_dtype: str = "float16"
     model_dtype: str = "float32"
@@ -157,6 +159,8 @@ class EvaluationSettings:
             **{f"pruning_{name}": value for name, value in settings_of(self.recipe).items()},
             **{name: value and content_of(Path(value)) for name, value in files.items()},
             **{name: repr(getattr(self, name)) for name in _AS_GIVEN},
+            # left out where it says nothing, so that runs from before it could be said are still equal
+            **({} if self.attention is None else {"attention": self.attention}),
             "precision": self.precision,
             "device": device.type,
             "versions": versions(),

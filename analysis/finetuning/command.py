@@ -30,6 +30,7 @@ def finetune(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
     operation: options.Operation = None,
@@ -69,7 +70,12 @@ def finetune(
     suffixes: options.Suffixes = None,
     skip_other_files: options.SkipOtherFiles = False,
     seed: Annotated[int, typer.Option(help="Another seed gives another order and augmentation.")] = 42,
-    workers: options.Workers = 4,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", "-j", help="Processes that load images, for each that trains; what they draw depends on it."
+        ),
+    ] = 4,
     device: options.Device = None,
     resume: Annotated[bool, typer.Option(help="Go on from the state in --output, if there is one.")] = True,
 ) -> None:

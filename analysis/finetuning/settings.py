@@ -24,7 +24,7 @@ from repshift.errors import first_line
 from repshift.registry import suggest
 
 SEEDS = 1_000_000  # canvases are drawn from 1,000 times the seed plus the epoch, in NumPy's 32 bits
-_ADDED = ("use_ema", "img_size", "input_size", "model_kwargs")
+_ADDED = ("attention", "use_ema", "img_size", "input_size", "model_kwargs")
 AMP_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}  # what timm calls them, and Accelerate
 
 
@@ -71,6 +71,7 @@ class TrainingSettings:
     img_size: int | None = None
     input_size: tuple[int, int, int] | None = None
     model_kwargs: dict[str, Any] | None = None
+    attention: str | None = None
     dataset: str = ""
     train_split: str = "train"
     val_split: str = "validation"
@@ -204,7 +205,7 @@ def build_models(settings: TrainingSettings, device: torch.device) -> tuple[nn.M
         device: Where both go; pruning comes last, because a model moved later would part from its copy's buffers.
     """
     weights = (settings.pretrained, settings.checkpoint, settings.use_ema)
-    given = ModelOptions(*weights, settings.img_size, settings.input_size, settings.built_from[1])
+    given = ModelOptions(*weights, settings.img_size, settings.input_size, settings.built_from[1], settings.attention)
     dense = build_model(settings.model, given).to(device)
     return dense, apply(settings.recipe, dense)
 

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from timm.utils import ModelEmaV3, distribute_bn, random_seed
 from torch import Tensor, nn
 
-from repshift import DataError, Recipe, RepshiftError, recipe_of
+from repshift import DataError, Recipe, RepshiftError
 from repshift.analysis.finetuning.accelerators import make_accelerator
 from repshift.analysis.finetuning.checkpoints import Checkpoints, Epoch, Progress
 from repshift.analysis.finetuning.loaders import Data, as_raised_by_worker, load_data
@@ -37,7 +37,7 @@ from repshift.analysis.finetuning.settings import (
     create_scheduler,
 )
 from repshift.analysis.output.files import all_or_none, output_folder, write_text
-from repshift.analysis.subjects.recipes import in_words
+from repshift.analysis.subjects.recipes import in_words, pruning_of
 from repshift.analysis.subjects.sizes import size_option
 from repshift.folders import describe_folder
 
@@ -242,7 +242,9 @@ class FineTuning:
     def _finish(self, progress: Progress) -> Outcome:
         best = progress.best
         target = self.output / "model_best.safetensors"
-        recipe = recipe_of(self.pruned) or self.settings.recipe
+        recipe = pruning_of(self.pruned) or self.settings.recipe
+        # what computed attention here may not be there where the weights go
+        recipe = replace(recipe, attention=self.settings.recipe.attention)
         outcome = Outcome(
             **progress.before,
             finetuned=progress.epochs[best].accuracy,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from repshift import DataError, ShiftTracker, UnknownNameError, UnsupportedModelError
 from repshift.analysis.heatmap.shown_blocks import chosen_names
 from repshift.analysis.output.overlays import kept_mask, show_map_on_image
-from repshift.attention import AttentionScore
+from repshift.attention_scores import AttentionScore
 from repshift.errors import RepshiftError, first_line
 from repshift.finding import find_structure_if_served
 from repshift.participants import cuts

@@ -12,15 +12,14 @@ import typer
 
 # --- the model and its weights ------------------------------------------------------------------------------------
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A model of timm, a Vision Mamba (vim_tiny, vim_small, vim_base) or one of the zoo (tiny_vit, "
-        "tiny_resnet, tiny_vim).",
-    ),
-]
+_MODEL = typer.Option(
+    "--model",
+    "-m",
+    help="A model of timm, a Vision Mamba (vim_tiny, vim_small, vim_base) or one of the zoo (tiny_vit, tiny_resnet, "
+    "tiny_vim).",
+)
+Model = Annotated[str, _MODEL]
+ModelOrNone = Annotated[str | None, _MODEL]
 Pretrained = Annotated[bool, typer.Option(help="Load the published weights.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Load weights from a file.")]
 UseEma = Annotated[
@@ -39,6 +38,14 @@ InputSize = Annotated[
 ]
 ModelKwargs = Annotated[
     list[str] | None, typer.Option(help="Further settings of the model, as key=value.", show_default=False)
+]
+
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="What computes attention, in all models alike: sdpa (torch's choice), eager (holds the maps), or one of "
+        "flash, efficient, cudnn, math, flash2 to flash4, flex; see repshift env. [default: as the model has it]"
+    ),
 ]
 
 # --- what is pruned, and by what ----------------------------------------------------------------------------------
@@ -167,7 +174,16 @@ FeaturesFolder = Annotated[
 # --- how it runs --------------------------------------------------------------------------------------------------
 
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Images a process and step.")]
-Workers = Annotated[int, typer.Option("--workers", "-j", help="Processes that load images, for each that computes.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-j",
+        help="Processes that load images, for each that computes. [default: beside a GPU as many as there are "
+        "processors for, at most 8; on a CPU none]",
+        show_default=False,
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU if there is one]")]
 Amp = Annotated[bool, typer.Option("--amp", help="Compute in mixed precision.")]
 AmpDtype = Annotated[str, typer.Option(help="float16 or bfloat16, for --amp; training in float16 takes a GPU.")]

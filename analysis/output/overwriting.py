@@ -10,14 +10,16 @@ from typer.core import TyperCommand
 
 from repshift.errors import DataError
 from repshift.files import place_of, reason
-from repshift.folders import folder_of
 
 # The options that say where something is written
 OUTPUTS = ("output", "animation", "results_file", "per_image", "per_query", "per_question", "page")
 # What commands write into the folder of --output, by the command's name
 FILES = {
     "ablate": ("ablation.csv", "ablation.json", "ablation.md", "ablation.png"),
-    "demo": ("tiny_*.png", "results.json", "results.md"),
+    "demo": (
+        *("tiny_*.png", "results.json", "results.md", "video.json", "video.md", "video.png", "video.gif"),
+        *("captions.json", "questions.json", "answers.json", "vocab.txt", "videos/*.mp4"),
+    ),
     "statistics": ("statistics.json", "distributions.png", "agreement.png", "foreground.png", "removal.png"),
     "finetune": ("model_best.*", "last.pth.tar", "checkpoint-*.pth.tar", "state-*/*", "repshift.json", "summary.json"),
     "train": ("{name}.safetensors", "{name}.md", "{name}.training.pt"),
@@ -86,6 +88,8 @@ def _written_by(command: str, options: Mapping[str, Any]) -> Iterator[Path]:
         yield place
         if command == "curves":
             yield place.with_name(f"{place.stem}.points.csv")
+        if command == "export":
+            yield place.with_name(f"{place.name}.json")
 
 
 def _read_by(options: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
@@ -100,9 +104,15 @@ def _read_by(options: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
                 files.append(Path(part))
             elif name in IMAGES and kind == "folder":
                 folders.append(Path(part))
-            elif name == "model" and (model := folder_of(part)) is not None:
+            elif name == "model" and (model := _folder_of(part)) is not None:
                 files += [file for pattern in OF_MODELS for file in model.glob(pattern)]
     return files, folders
+
+
+def _folder_of(model: str | Path) -> Path | None:
+    from repshift.folders import folder_of  # and torch with it, which --help does without
+
+    return folder_of(model)
 
 
 def _kind(path: Path) -> str:

@@ -43,6 +43,7 @@ def probe(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -55,7 +56,7 @@ def probe(
     residual: options.Residual = False,
     pruner: options.Pruner = None,
     batch_size: options.BatchSize = 32,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the images held back, the random score, random weights.")] = 0,
     on_error: options.OnError = "stop",
@@ -85,7 +86,7 @@ def probe(
     check_batch(batch_size)
     check_workers(workers)
     built = ModelOptions(
-        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs), attention
     )
     measured_by: dict[str, Any] = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
     with as_one_command(results_file is not None) as processes:

@@ -47,6 +47,7 @@ def report(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     classes: Annotated[
         Path | None, typer.Option(help="Names of the classes, one a line. [default: ImageNet's, digits of the zoo]")
     ] = None,
@@ -92,7 +93,7 @@ def report(
         chosen = chosen_recipe(recipe, schedule, drop_r, model=name, shown=shown, **shown, **dropped_by)
         shift = MeasuredShift.of(chosen) if chosen else MeasuredShift(**shown)
         built = ModelOptions(
-            pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+            pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs), attention
         )
         subject = _subject(name, chosen, shift, built, classes, device)
         pictures = _pictures(subject, paths, num_images, device)

@@ -28,7 +28,7 @@ from repshift.analysis.report.examination import BlockMaps, Examination, Measure
 from repshift.analysis.report.pictures import Pictures
 from repshift.analysis.report.tables import TITLES, make_table
 from repshift.analysis.subjects.macs import count_work
-from repshift.analysis.subjects.recipes import apply, pruner_in_words
+from repshift.analysis.subjects.recipes import apply, pruner_in_words, pruning_of
 from repshift.errors import RepshiftError
 from repshift.finding import find_structure
 from repshift.sites import Structure
@@ -172,7 +172,7 @@ def make_report(
 def _facts(subject: Subject, pictures: Pictures, *, merges: bool) -> list[Fact]:
     """Say in pairs what model this is and how it is pruned."""
     model, pruned = subject.model, apply(subject.recipe, subject.model)
-    settled = recipe_of(pruned)
+    settled = pruning_of(pruned)
     channels, rows, columns = pictures.inputs.shape[1:]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = [
@@ -181,6 +181,9 @@ def _facts(subject: Subject, pictures: Pictures, *, merges: bool) -> list[Fact]:
         ("Image", f"{rows} x {columns} pixels"),
         ("Shift", subject.measured),
     ]
+    chosen = recipe_of(pruned)
+    if chosen is not None and chosen.attention is not None:
+        facts.append(("Attention", chosen.attention))
     if settled is not None:
         kept = "" if settled.keep == "top" else ", the lowest are kept"
         if isinstance(settled.input_size, tuple):

@@ -45,6 +45,7 @@ def retrieve(
     use_ema: options.UseEma = None,
     img_size: options.ImgSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     drop: options.Drop = None,
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
@@ -60,7 +61,7 @@ def retrieve(
     against: options.Against = None,
     seeds: options.Seeds = None,
     batch_size: options.BatchSize = 8,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     device: options.Device = None,
     amp: options.Amp = False,
     amp_dtype: options.AmpDtype = "float16",
@@ -103,7 +104,9 @@ def retrieve(
         kind="retrieve",
         task="match",
         model=model,
-        built=ModelOptions(pretrained, checkpoint, use_ema, img_size, None, model_options(None, model_kwargs)),
+        built=ModelOptions(
+            pretrained, checkpoint, use_ema, img_size, None, model_options(None, model_kwargs), attention
+        ),
         drop=drop,
         drop_r=drop_r,
         recipe=recipe,

@@ -19,6 +19,7 @@ from repshift.analysis.samples.batches import Batch, Failure, Share, collate, kn
 from repshift.analysis.samples.canvases import CANVASES, CanvasPictures, evaluation_canvases
 from repshift.analysis.samples.pictures import as_seen, read_picture
 from repshift.analysis.samples.preprocessing import evaluation_config, image_mode, preprocessing
+from repshift.analysis.samples.processes import usual_workers
 from repshift.analysis.samples.sources import (
     STREAMS,
     check_classes,
@@ -228,7 +229,7 @@ def open_samples(
 def loader(
     samples: Any,
     batch_size: int,
-    workers: int = 0,
+    workers: int | None = 0,
     *,
     share: Share | None = None,
     pin_memory: bool = False,
@@ -240,12 +241,14 @@ def loader(
         batch_size: Samples a batch; the last one may have fewer, and so has one with samples that cannot be read or
             that were done before.
         workers: Processes that read, besides this one; a stream has one at most. Samples are the same with any number.
+            ``None`` chooses, see :func:`usual_workers`.
         share: Which samples; by default all.
         pin_memory: Load into page-locked memory, for a GPU.
 
     Raises:
         DataError: If ``batch_size`` or ``workers`` is out of range, a stream is damaged, or a worker was killed.
     """
+    workers = usual_workers(pin_memory) if workers is None else workers
     if batch_size < 1 or workers < 0:
         raise DataError(
             f"A batch of {batch_size} images loaded by {workers} worker processes cannot be. Give at least 1 image "

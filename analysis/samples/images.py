@@ -22,6 +22,13 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return {**config, "mean": config["mean"][:channels], "std": config["std"][:channels]}
 
 
+def input_size(model: nn.Module) -> tuple[int, ...]:
+    """Return channels, rows and columns of a model's images; of videos the frames before them."""
+    size = tuple(data_config(model)["input_size"])
+    frames = (getattr(model, "pretrained_cfg", None) or {}).get("frames")
+    return size if frames is None else (frames, *size)
+
+
 def load_images(model: nn.Module, paths: Iterable[str | Path], config: Mapping[str, Any] | None = None) -> Tensor:
     """Read image files as timm preprocesses them for the model, at the size that it was trained for.
 

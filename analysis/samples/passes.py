@@ -142,7 +142,7 @@ class Passes:
         processes: Processes,
         results: Path | None,
         batch_size: int,
-        workers: int,
+        workers: int | None,
         device: torch.device,
         on_error: str = "stop",
         observe: Observer = lambda what, done, total: None,

@@ -23,6 +23,7 @@ from repshift.analysis.output.terminal import interrupted
 from repshift.analysis.subjects.devices import choose_device
 from repshift.errors import DataError, RepshiftError, first_line
 
+MOST_WORKERS = 8  # beside a GPU; more seldom read any faster
 PATIENCE = timedelta(days=7)  # a process may have to wait for a slower one; launchers end those whose peers died
 
 
@@ -168,3 +169,18 @@ def as_one_command(resumable: bool) -> Iterator[Processes]:
 
 def _problem(error: Exception) -> str:
     return str(error) if isinstance(error, RepshiftError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def usual_workers(beside_gpu: bool) -> int:
+    """Say how many processes should read, where nobody said it.
+
+    A model on a CPU has all processors busy, and processes that read would take them away. Beside a GPU they are idle:
+    then each process that computes gets its share of those that this one may use, at most 8, and keeps one itself.
+
+    Args:
+        beside_gpu: Whether the model runs on a GPU.
+    """
+    if not beside_gpu:
+        return 0
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

@@ -38,8 +38,9 @@ def statistics(
     img_size: options.ImgSize = None,
     input_size: options.InputSize = None,
     model_kwargs: options.ModelKwargs = None,
+    attention: options.Attention = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a process and step.")] = 50,
-    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")] = 0,
+    workers: options.Workers = None,
     device: options.Device = None,
     seed: Annotated[int, typer.Option(help="Of the random score and of the noise in filled-in pixels.")] = 0,
     output: options.ResultsFolder = Path("repshift-statistics"),
@@ -64,7 +65,7 @@ def statistics(
     check_workers(workers)
     chosen = block_numbers(blocks)
     built = ModelOptions(
-        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs), attention
     )
     processes = Processes.join()
     try:

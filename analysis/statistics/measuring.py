@@ -36,7 +36,7 @@ def measure(
     masks: Masks | None,
     curve_samples: int,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     seed: int,
     processes: Processes,
     observe: Observer = lambda what, done, total: None,

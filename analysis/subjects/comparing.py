@@ -11,7 +11,7 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from repshift import Recipe, recipe_of
+from repshift import Recipe
 from repshift.analysis.output.paired import BETWEEN, ends_of
 from repshift.analysis.output.partial import content_of, versions
 from repshift.analysis.subjects.macs import count_work
@@ -29,6 +29,7 @@ from repshift.analysis.subjects.models import ModelOptions, saved_model
 from repshift.analysis.subjects.recipes import (
     apply,
     measured_columns,
+    pruning_of,
     schedule_of,
     settings_of,
     whole_recipe,
@@ -71,7 +72,7 @@ class Subjects:
         """What is measured of each image: method and number of the draw, by a name of its own."""
         named: dict[str, tuple[str, int]] = {}
         for name, model in self.pruned.items():
-            recipe = recipe_of(model)
+            recipe = pruning_of(model)
             random = recipe is not None and recipe.scores and recipe.score == RANDOM
             for draw in range(self.seeds if random else 1):
                 named[f"{name}, draw {draw + 1}" if draw else name] = name, draw
@@ -94,14 +95,18 @@ class Subjects:
         """
         saved = saved_model(self.name)
         weights = self.given.checkpoint if saved is None else saved.weights
-        random = any(recipe is not None and recipe.score == "random" for recipe in map(recipe_of, self.pruned.values()))
+        random = any(
+            recipe is not None and recipe.score == "random" for recipe in map(pruning_of, self.pruned.values())
+        )
         return {
             "model": self.name,
             "weights": weights and content_of(Path(weights)),
             "pretrained": self.given.pretrained,
             "use_ema": self.given.use_ema,
             "model_options": repr(sorted(self.given.options.items())),
-            "methods": {name: settings_of(recipe_of(model)) for name, model in self.pruned.items()},
+            # left out where it says nothing, so that runs from before it could be said are still equal
+            **({} if self.given.attention is None else {"attention": self.given.attention}),
+            "methods": {name: settings_of(pruning_of(model)) for name, model in self.pruned.items()},
             "device": device.type,
             "seed": self.seed,
             "seeds": self.seeds if random else None,
@@ -120,7 +125,7 @@ class Subjects:
         """
         found = {}
         for name, model in {DENSE: self.model, **self.pruned}.items():
-            recipe = recipe_of(model)
+            recipe = pruning_of(model)
             try:
                 work = count_work(model, config["input_size"])
             except ScheduleError:
@@ -205,7 +210,7 @@ def readable(model: nn.Module, pruned: nn.Module) -> nn.Module:
         model: The dense one.
         pruned: Pruned in any way.
     """
-    recipe = recipe_of(pruned)
+    recipe = pruning_of(pruned)
     shown = with_tokens(recipe)
     return pruned if shown == recipe else apply(shown, model).eval()
 
@@ -217,7 +222,7 @@ def restoring(model: nn.Module, pruned: nn.Module) -> nn.Module | None:
         model: The dense one.
         pruned: Pruned in any way.
     """
-    recipe = recipe_of(pruned)
+    recipe = pruning_of(pruned)
     if recipe is not None and recipe.input_size is not None:
         return None  # its places are others
     if recipe is None or recipe.schedule is None or recipe.restore:

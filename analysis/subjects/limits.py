@@ -40,12 +40,14 @@ def check_seeds(seeds: int | None) -> None:
         raise DataError(f"{seeds} draws of the random score cannot be compared. Give 1 to {MOST_DRAWS} (--seeds).")
 
 
-def check_workers(workers: int) -> None:
+def check_workers(workers: int | None) -> None:
     """Check a number of processes that load images.
 
     Raises:
         DataError: If it is negative, or more than the machine has any use for.
     """
+    if workers is None:  # they are chosen
+        return
     if workers < 0:
         raise DataError(f"{workers} worker processes cannot load anything. Give 0 or more (--workers).")
     processors = os.cpu_count() or 1

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from repshift.choosing import recipe_of
 from repshift.finding import find_structure_if_served
 from repshift.hooks import Hook, attached
 from repshift.layouts import Layout
-from repshift.pruning import recipe_of
 
 
 @dataclass(frozen=True)

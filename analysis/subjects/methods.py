@@ -79,7 +79,7 @@ def method_name(recipe: Recipe | None) -> str:
     That is ``dense``, ``lowres``, the pruner that merges or needs no score, or the score, with ``(bottom)`` if the
     lowest stay.
     """
-    if recipe is None:
+    if recipe is None or recipe.only_attention:
         return DENSE
     if recipe.schedule is None:
         return "dense (read=head)" if recipe.input_size is None else LOWRES

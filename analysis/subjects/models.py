@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift import DataError, Recipe, dense, load_model, recipe_of
+from repshift import DataError, Recipe, attention, dense, load_model, recipe_of
 from repshift.folders import LEAD_OUT, SavedModel, folder_of, read_folder
 
 
@@ -25,6 +25,7 @@ class ModelOptions:
         img_size: Pixels a side of the images; ``None`` for the model's own.
         input_size: Channels, rows and columns instead.
         options: Passed on to the model, see :func:`model_options`.
+        attention: The kernel of its attention, see :func:`repshift.attention`; ``None`` leaves it as it is.
     """
 
     pretrained: bool = False
@@ -33,6 +34,7 @@ class ModelOptions:
     img_size: int | None = None
     input_size: tuple[int, int, int] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    attention: str | None = None
 
     @property
     def sized(self) -> bool:
@@ -96,11 +98,11 @@ def own_recipe(name: str) -> Recipe | None:
         RecipeError: If its description cannot be read.
     """
     saved = saved_model(name)
-    return None if saved is None else saved.recipe
+    return None if saved is None or saved.recipe is None or saved.recipe.only_attention else saved.recipe
 
 
 def load_dense(name: str, **loading: Any) -> nn.Module:
-    """Load a model that is dense, whatever its folder says of pruning.
+    """Load a model that is dense, whatever its folder says of pruning; its attention is what the folder says.
 
     Args:
         name: A name or a folder.
@@ -110,4 +112,7 @@ def load_dense(name: str, **loading: Any) -> nn.Module:
         RepshiftError: If there is no such model, or its weights cannot be had.
     """
     model = load_model(folder_of(name) or name, **loading)
-    return model if recipe_of(model) is None else dense(model)
+    recipe = recipe_of(model)
+    if recipe is None or recipe.only_attention:
+        return model
+    return dense(model) if recipe.attention is None else attention(dense(model), recipe.attention)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift import DataError, Recipe, RecipeError, ShiftTracker, UnknownNameError, recipe_of
+from repshift import DataError, Recipe, RecipeError, ShiftTracker, UnknownNameError, attention, recipe_of
 from repshift.analysis.output.results import RECIPE, read_results
 from repshift.analysis.subjects.limits import check_blocks
 from repshift.analysis.subjects.models import own_recipe
@@ -20,11 +20,13 @@ from repshift.finding import find_structure_if_served
 
 # What a recipe says beside its schedule, and what it says by default: the options of the commands
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name != "schedule"}
-UNASKED = ("restore", "input_size", "read")  # what only a file says
+UNASKED = ("restore", "input_size", "read", "attention")  # what only a file says
 
 
 def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
     """Make the pruned model; without a recipe, it is the model itself.
+
+    What was chosen for the attention of the model goes before what the recipe says, so that all methods have the same.
 
     Raises:
         UnsupportedModelError: If the model cannot be pruned so; the message says why.
@@ -37,14 +39,28 @@ def apply(recipe: Recipe | None, model: nn.Module) -> nn.Module:
         >>> apply(None, model) is model, type(pruned).__name__ == type(model).__name__
         (True, True)
     """
-    return model if recipe is None else ShiftTracker(model).prune(recipe)
+    if recipe is None:
+        return model
+    chosen = recipe_of(model)
+    if chosen is not None and chosen.attention is not None:
+        if recipe.only_attention:
+            return model
+        recipe = replace(recipe, attention=None)
+    return attention(model, str(recipe.attention)) if recipe.only_attention else ShiftTracker(model).prune(recipe)
+
+
+def pruning_of(model: nn.Module) -> Recipe | None:
+    """Return the recipe that a model was pruned by; ``None`` for a dense one, whatever computes its attention."""
+    recipe = recipe_of(model)
+    return None if recipe is None or recipe.only_attention else recipe
 
 
 def with_tokens(recipe: Recipe | None) -> Recipe | None:
     """Return the recipe of the same answers whose model can show all its tokens; ``None`` for a dense one."""
     if recipe is None or recipe.read == "all":
         return recipe
-    return None if recipe.schedule is None and recipe.input_size is None else replace(recipe, read="all")
+    nothing = recipe.schedule is None and recipe.input_size is None and recipe.attention is None
+    return None if nothing else replace(recipe, read="all")
 
 
 def settings_of(recipe: Recipe | None) -> dict[str, Any]:
@@ -69,7 +85,8 @@ def measured_columns(model: nn.Module) -> dict[str, Any]:
     """Say how a model was scored and cut, as columns of results files; all are ``None`` for a dense one.
 
     What only the shift knows is ``None`` beside another score, and so is the pruner that suits the model by default.
-    ``input_size`` is there only for a model that makes its input smaller: pixels a side, or rows and columns.
+    ``input_size`` is there only for a model that makes its input smaller: pixels a side, or rows and columns;
+    ``attention`` only where a kernel was chosen.
     """
     recipe, structure = recipe_of(model), find_structure_if_served(model)
     columns: dict[str, Any] = dict.fromkeys(("operation", "distance", "residual", "pruner"))
@@ -80,6 +97,8 @@ def measured_columns(model: nn.Module) -> dict[str, Any]:
     if recipe is not None and isinstance(recipe.input_size, tuple):  # which it is once it was read
         rows, beside = recipe.input_size
         columns["input_size"] = rows if rows == beside else [rows, beside]
+    if recipe is not None and recipe.attention is not None:
+        columns["attention"] = recipe.attention
     return columns
 
 
@@ -91,7 +110,7 @@ def size_in_words(side: int | Sequence[int]) -> str:
 
 def whole_recipe(model: nn.Module) -> dict[str, Any] | None:
     """Return the whole recipe that a model was pruned by, as results files hold it; ``None`` for a dense one."""
-    recipe = recipe_of(model)
+    recipe = pruning_of(model)
     return None if recipe is None else recipe.to_dict()
 
 
@@ -100,6 +119,7 @@ def in_words(recipe: Recipe) -> str:
     drops, size = schedule_of(recipe), recipe.input_size
     words = [f"{drops} dropped" if drops else "", f"images of {size[0]}x{size[1]}" if isinstance(size, tuple) else ""]
     words.append("" if recipe.read == "all" else f"read={recipe.read}")
+    words.append("" if recipe.attention is None else f"attention by {recipe.attention}")
     return ", ".join(filter(None, words))
 
 

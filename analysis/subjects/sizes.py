@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift import DataError, UnsupportedModelError
+from repshift import DataError, UnsupportedModelError, attention
 from repshift.analysis.subjects.limits import check_side
 from repshift.analysis.subjects.models import ModelOptions, load_dense, saved_model
 from repshift.errors import RepshiftError, first_line
@@ -14,7 +14,7 @@ from repshift.loading import load_checkpoint, take_size
 
 
 def build_model(name: str, given: ModelOptions) -> nn.Module:
-    """Build the dense model of a command, at the size that was asked for, else at its own.
+    """Build the dense model of a command, at the size that was asked for, else at its own, with the attention chosen.
 
     Weights of another size are fitted as timm fits published ones; what the model knows of its preprocessing says the
     size, too.
@@ -24,8 +24,13 @@ def build_model(name: str, given: ModelOptions) -> nn.Module:
         given: The command's options.
 
     Raises:
-        RepshiftError: If there is no such model, its weights cannot be had, or it cannot have this size.
+        RepshiftError: If there is no such model, its weights cannot be had, or it cannot have this size or attention.
     """
+    model = _built(name, given)
+    return model if given.attention is None else attention(model, given.attention)
+
+
+def _built(name: str, given: ModelOptions) -> nn.Module:
     weights: dict[str, Any] = {"checkpoint": given.checkpoint, "use_ema": given.use_ema}
     loading: dict[str, Any] = {"pretrained": given.pretrained, **given.options}
     if not given.sized:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -11,10 +12,15 @@ from rich.table import Table
 
 from repshift.analysis.output import options
 from repshift.analysis.output.terminal import console, interrupted, note, progress_bar
-from repshift.errors import UnknownNameError
+from repshift.analysis.throughput.suite_command import bench_suite, refuse_other_options
+from repshift.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from repshift import Recipe
     from repshift.analysis.throughput.comparison import Comparison
+    from repshift.analysis.throughput.setup import Setup
 
 Row = Mapping[str, Any]
 WIDE = 110  # columns that the whole table needs
@@ -23,7 +29,8 @@ BUSY = 0.1  # quartiles further apart than this share of the median are said to 
 
 
 def bench(
-    model: options.Model,
+    context: typer.Context,
+    model: options.ModelOrNone = None,
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,
@@ -36,6 +43,13 @@ def bench(
     drop_r: options.DropR = None,
     recipe: options.RecipeFile = None,
     methods: options.Methods = None,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="Time the paper's columns, too: dense and attention score by eager attention, shift by flash.",
+        ),
+    ] = False,
     compare: options.Compare = None,
     batch_size: Annotated[
         list[str] | None, typer.Option("--batch-size", "-b", help="One or several, as 1,16,64. [default: 16]")
@@ -47,38 +61,56 @@ def bench(
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, amp (float16) or amp_bfloat16.")
     ] = "float32",
-    attention: Annotated[
-        str | None,
-        typer.Option(help="sdpa, eager, or one kernel: flash, efficient, math, cudnn. [default: as the model has it]"),
-    ] = None,
+    attention: options.Attention = None,
     channels_last: options.ChannelsLast = False,
     torchcompile: options.Torchcompile = False,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="What runs the models, with commas: eager, compile (--torchcompile), aoti (AOTInductor), onnx "
+            "(onnxruntime, on a CPU). [default: eager]"
+        ),
+    ] = None,
     device: options.Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU. [default: torch's choice]")] = None,
     num_bench_iter: Annotated[int, typer.Option(min=1, help="Rounds in which every method has its turn.")] = 40,
     num_warm_iter: Annotated[int, typer.Option(min=1, help="Forwards of each method before.")] = 10,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory, too.")] = True,
     retry: options.Retry = False,
+    suite: Annotated[
+        str | None, typer.Option(help="Measure several models at once instead: gpu or cpu.", metavar="gpu|cpu")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="With --suite: write a page of its tables, in Markdown.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="With --suite: begin no case after so long. [default: all are done]")
+    ] = None,
+    resume: options.Resume = None,
     results_file: options.ResultsFile = None,
     results_format: options.ResultsFormat = None,
 ) -> None:
     """Time the dense model, pruning by the shift, its baselines and the limit of all, in turn within one process."""
+    if suite is not None:
+        refuse_other_options(context)
+        return bench_suite(suite, page, minutes, threads, memory, results_file, results_format, resume)
+    name = _model_alone(model, context)
     batch_sizes = _numbers(batch_size or ["16"])
     import torch
 
     from repshift.analysis.output.files import output_file
-    from repshift.analysis.output.results import Results, environment, write_results
+    from repshift.analysis.output.results import environment
     from repshift.analysis.output.results import results_format as checked_format
     from repshift.analysis.subjects.devices import choose_device
     from repshift.analysis.subjects.limits import check_batch, check_threads
     from repshift.analysis.subjects.memory import keep_freed_memory
-    from repshift.analysis.subjects.methods import DENSE, choose_methods, further_recipes
+    from repshift.analysis.subjects.methods import further_recipes
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
     from repshift.analysis.throughput.comparison import Comparison
-    from repshift.analysis.throughput.setup import PLAIN, Setup, with_plain_attention
+    from repshift.analysis.throughput.runtimes import check_runtimes, read_runtimes
+    from repshift.analysis.throughput.setup import Setup
 
-    (asked, plain), further = _asked(methods), further_recipes(compare or ())
+    asked, further = _asked(methods, paper), further_recipes(compare or ())
+    runtimes = read_runtimes(runtime, torchcompile)
     for size in batch_sizes:
         check_batch(size)
     check_threads(threads)
@@ -88,55 +120,74 @@ def bench(
     chosen = str(choose_device(device))
     settings = model_options(num_classes, model_kwargs) | ({} if frames is None else {"frames": frames})
     built = ModelOptions(pretrained, checkpoint, use_ema, img_size, input_size, settings)
-    setup = Setup(model, built, precision, attention, channels_last, torchcompile, chosen)
+    setup = Setup(name, built, precision, attention, channels_last, torchcompile, chosen)
+    check_runtimes(setup, runtimes)
     measured_by = {"operation": operation, "distance": distance, "residual": residual, "pruner": pruner}
     # without a schedule, what these say is of no use but no mistake, since --methods may name the dense model alone
-    pruned = chosen_recipe(recipe, drop, drop_r, model=model, shown=measured_by, **measured_by)
+    pruned = chosen_recipe(recipe, drop, drop_r, model=name, shown=measured_by, **measured_by)
     torch.set_num_threads(threads or torch.get_num_threads())
     if chosen.startswith("cpu"):
         keep_freed_memory()
+    models = _models(setup, pruned, asked, further)
+    used = torch.get_num_threads()
+    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, used, memory=memory, runtimes=runtimes)
+    _measure_all(comparison, batch_sizes, retry, environment(chosen), results_file, results_format)
+
+
+def _model_alone(model: str | None, context: typer.Context) -> str:
+    """Return the model's name, and refuse what is said of a suite without one."""
+    said = [f"--{name}" for name in ("page", "minutes", "resume") if context.params[name] is not None]
+    if said:
+        raise DataError(f"{', '.join(said)} says something of a suite. Give --suite gpu, or leave that out.")
+    if model is None:
+        raise DataError("Nothing was said to be timed. Give --model NAME, or --suite gpu.")
+    return model
+
+
+def _models(setup: Setup, pruned: Recipe | None, asked: _Asked, further: Mapping[str, Recipe]) -> dict[str, nn.Module]:
+    """Make the models that are compared, in the order of the table."""
+    from repshift.analysis.subjects.methods import DENSE, choose_methods
+    from repshift.analysis.throughput.setup import PLAIN, as_in_the_paper, with_plain_attention
+
     dense = setup.load()
-    models, remarks = choose_methods(dense, pruned, asked, setup.input_size(dense), further=further)
-    videos = len(setup.input_size(dense)) == 4  # their sequences are long, and maps of attention large
-    if plain or (videos and methods is None):
-        models = {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
+    size = setup.input_size(dense)
+    models, remarks = choose_methods(dense, pruned, asked.methods, size, further=further)
     for remark in remarks:
         note(f"note: {remark}")
-    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, torch.get_num_threads(), memory=memory)
-    measured = environment(chosen)
-    rows: list[dict[str, Any]] = []
-    try:
-        for size in batch_sizes:
-            done = _measure(comparison, size, retry)
-            _show(done)
-            rows += done
-            if results_file is not None:  # after each, since a later one may not fit into memory
-                write_results(results_file, Results("bench", rows, measured), results_format)
-    except KeyboardInterrupt:
-        kept = f"the batch sizes before are in {results_file}" if rows and results_file else "nothing was written"
-        raise interrupted(kept) from None
-    note(", ".join(f"{name} {value}" for name, value in measured.items()))
-    if results_file is not None:
-        note(f"results: {results_file}")
+    if asked.paper:
+        return {DENSE: dense, **as_in_the_paper(dense, pruned), **models}
+    videos = len(size) == 4  # their sequences are long, and maps of attention large
+    if asked.plain or (videos and asked.methods is None):
+        return {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
+    return models
 
 
-def _asked(methods: str | None) -> tuple[list[str] | None, bool]:
+class _Asked(NamedTuple):
+    """What ``--methods`` and ``--paper`` ask for."""
+
+    methods: list[str] | None
+    plain: bool
+    paper: bool
+
+
+def _asked(methods: str | None, paper: bool) -> _Asked:
     """Read ``--methods``, to which the limit belongs, and whether plain attention is among them."""
-    from repshift.analysis.subjects.methods import DENSE, LIMIT, read_methods
+    from repshift.analysis.subjects.methods import DENSE, LIMIT, SHIFT, read_methods
     from repshift.analysis.throughput.setup import PLAIN
 
     if methods is None:
-        return None, False
+        return _Asked([SHIFT, LIMIT] if paper else None, False, paper)
     names = read_methods(methods, (PLAIN,)) or []
     asked = [name for name in names if name != PLAIN] or [DENSE]
     if set(asked) != {DENSE}:
         asked.append(LIMIT)  # the efficiency is against it
-    return asked, PLAIN in names
+    return _Asked(asked, PLAIN in names, paper)
 
 
 def _cells(row: Row) -> dict[str, str]:
     return {
         "method": row["method"],
+        "runtime": row["runtime"],
         "samples/s": f"{row['samples_per_sec']:.1f}",
         "ms": f"{row['step_time']:.2f}",
         "quartiles": f"{row['step_time_low']:.2f} to {row['step_time_high']:.2f}",
@@ -154,6 +205,33 @@ def _numbers(given: Sequence[str]) -> list[int]:
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise UnknownNameError(f"--batch-size got {', '.join(given)!r}, expected positive numbers, as 1,16,64.")
     return [int(word) for word in words]
+
+
+def _measure_all(
+    comparison: Comparison,
+    batch_sizes: Sequence[int],
+    retry: bool,
+    measured: Mapping[str, Any],
+    results_file: Path | None,
+    results_format: str | None,
+) -> None:
+    """Measure, show and write one batch size after the other."""
+    from repshift.analysis.output.results import Results, write_results
+
+    rows: list[dict[str, Any]] = []
+    try:
+        for size in batch_sizes:
+            done = _measure(comparison, size, retry)
+            _show(done)
+            rows += done
+            if results_file is not None:  # after each, since a later one may not fit into memory
+                write_results(results_file, Results("bench", rows, measured), results_format)
+    except KeyboardInterrupt:
+        kept = f"the batch sizes before are in {results_file}" if rows and results_file else "nothing was written"
+        raise interrupted(kept) from None
+    note(", ".join(f"{name} {value}" for name, value in measured.items()))
+    if results_file is not None:
+        note(f"results: {results_file}")
 
 
 def _measure(comparison: Comparison, batch_size: int, retry: bool) -> list[dict[str, Any]]:
@@ -188,9 +266,11 @@ def _show(rows: Sequence[Row]) -> None:
     table = Table(title=", ".join([title, *([first["attention"]] if first["attention"] else [])]), title_justify="left")
     cells = [_cells(row) for row in rows]
     # a narrow terminal has the results file for the rest; what is no terminal has no width at all
+    left_out = () if any(row["runtime"] != "eager" for row in rows) else ("runtime",)
+    cells = [{name: cell for name, cell in row.items() if name not in left_out} for row in cells]
     shown = [name for name in cells[0] if console.width >= WIDE or not console.is_terminal or name not in LEFT_OUT]
     for heading in shown:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading in ("method", "runtime") else "right", no_wrap=True)
     for row in cells:
         table.add_row(*(row[heading] for heading in shown))
     wide = console if console.is_terminal else Console(width=max(WIDE, console.width))

@@ -15,14 +15,16 @@ from repshift import recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
 from repshift.analysis.subjects.methods import DENSE, LIMIT
-from repshift.analysis.subjects.recipes import measured_columns, schedule_of, whole_recipe
+from repshift.analysis.subjects.recipes import measured_columns, pruning_of, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
+from repshift.analysis.throughput.runtimes import COMPILE, EAGER, FROM_FILES, check_runtimes, prepared, tells_memory
 from repshift.analysis.throughput.setup import PLAIN, Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
 
 MIB = 2**20
 Seconds = Mapping[str, tuple[float, ...]]
+Key = tuple[str, str]  # a runtime and a method
 # Called with what is going on whenever a method has had its turn
 Observe = Callable[[str], object]
 
@@ -38,6 +40,8 @@ class Comparison:
         warm_up: How often each runs before.
         threads: Of torch, on a CPU.
         memory: Whether to measure the peak memory, too.
+        runtimes: What runs each method, any of :data:`repshift.analysis.throughput.runtimes.RUNTIMES`; by default what
+            the setup says.
     """
 
     setup: Setup
@@ -46,43 +50,64 @@ class Comparison:
     warm_up: int = 10
     threads: int = 1
     memory: bool = True
+    runtimes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.runtimes:
+            object.__setattr__(self, "runtimes", (COMPILE if self.setup.torchcompile else EAGER,))
+        check_runtimes(self.setup, self.runtimes)
 
     def turns(self) -> int:
         """Say how often :meth:`run` reports for one batch size."""
-        return len(self.models) * (1 + self.rounds + self.memory)
+        of_memory = sum(self.memory and tells_memory(runtime, self.setup.device) for runtime in self.runtimes)
+        return len(self.models) * (len(self.runtimes) * (1 + self.rounds) + of_memory)
 
     def run(self, batch_size: int, observe: Observe = lambda what: None) -> list[dict[str, Any]]:
         """Measure all methods at one batch size, in turn.
 
         Returns:
-            A row for each method, see :meth:`_row`.
+            A row for each runtime and method, see :meth:`_row`.
 
         Raises:
             MemoryExhaustedError: If the batch does not fit into memory.
             UnsupportedModelError: If a method does not run so; the message says why.
         """
-        with fitting(batch_size, self.setup.device), self._compiling(), self.setup.running():
+        with fitting(batch_size, self.setup.device), self._compiling():
             images = self.setup.images(self.models[DENSE], batch_size)
-            calls = {name: partial(self._compiled(model), images) for name, model in self.models.items()}
-            for name, call in calls.items():
-                self._warm_up(name, call)
-                observe(f"batch {batch_size}, warming up")
+            calls = self._calls(images, partial(observe, f"batch {batch_size}, warming up"))
             # a graph compiled anew in the middle would be timed
-            with torch._dynamo.config.patch(error_on_recompile=True) if self.setup.torchcompile else nullcontext():
+            with (
+                torch._dynamo.config.patch(error_on_recompile=True) if COMPILE in self.runtimes else nullcontext(),
+                self.setup.running(),
+            ):
                 observe_turn = partial(observe, f"batch {batch_size}, timing")
                 seconds = time_in_turn(calls, self.rounds, self.threads, observe=observe_turn)
             peaks = {}
-            for name in self.models if self.memory else ():
-                peaks[name] = self._peak(name, calls[name], batch_size)
-                observe(f"batch {batch_size}, memory")
-        return [self._row(name, images, seconds, peaks.get(name)) for name in self.models]
+            for key in calls:
+                if self.memory and tells_memory(key[0], self.setup.device):
+                    peaks[key] = self._peak(key, calls[key], batch_size)
+                    observe(f"batch {batch_size}, memory")
+        rows = []
+        for runtime, name in calls:
+            own = {method: taken for (where, method), taken in seconds.items() if where == runtime}
+            rows.append(self._row(name, images, own, peaks.get((runtime, name)), runtime))
+        return rows
 
-    def _compiled(self, model: nn.Module) -> Callable[[Tensor], object]:
-        return torch.compile(model, dynamic=False) if self.setup.torchcompile else model
+    def _calls(self, images: Tensor, observe: Callable[[], object]) -> dict[Key, Callable[[], object]]:
+        """Prepare all methods for all runtimes, and run each some times."""
+        calls: dict[Key, Callable[[], object]] = {}
+        for runtime in self.runtimes:
+            for name, model in self.models.items():
+                call = partial(prepared(runtime, model, images), images)
+                with self.setup.running():
+                    self._warm_up(name, call, runtime)
+                calls[runtime, name] = call
+                observe()
+        return calls
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        if not self.setup.torchcompile:
+        if COMPILE not in self.runtimes:
             yield
             return
         # all methods share the code of one class, and beyond a few graphs for it dynamo would run the rest eagerly
@@ -91,7 +116,7 @@ class Comparison:
         with torch._dynamo.config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True):
             yield
 
-    def _warm_up(self, name: str, call: Callable[[], object]) -> None:
+    def _warm_up(self, name: str, call: Callable[[], object], runtime: str = EAGER) -> None:
         graphs = _graphs()
         try:
             call()
@@ -101,12 +126,12 @@ class Comparison:
             if is_out_of_memory(error):
                 raise
             raise UnsupportedModelError(
-                f"{self.setup.model} does not run as {name} with these settings "
+                f"{self.setup.model} does not run as {_told(name, runtime)} with these settings "
                 f"({type(error).__name__}: {first_line(error)}). "
-                "Leave out --attention, --torchcompile or --precision, give the model's own image size, or choose "
-                "other --methods."
+                "Leave out --attention, --torchcompile, --runtime or --precision, give the model's own image size, or "
+                "choose other --methods."
             ) from error
-        if self.setup.torchcompile and _graphs() == graphs:
+        if runtime == COMPILE and _graphs() == graphs:
             raise UnsupportedModelError(
                 f"{self.setup.model} was not compiled as {name}: torch.compile ran it as it is. Leave --torchcompile "
                 "out."
@@ -114,16 +139,22 @@ class Comparison:
         for _ in range(self.warm_up - 1):
             call()
 
-    def _peak(self, name: str, call: Callable[[], object], batch_size: int) -> int | None:
+    def _peak(self, key: Key, call: Callable[[], object], batch_size: int) -> int | None:
+        runtime, name = key
         if torch.device(self.setup.device).type == "cuda":
-            return peak_on_gpu(call, self.setup.device)
-        setup = replace(self.setup, attention=PLAIN) if name == PLAIN else self.setup
-        return peak_on_cpu(setup, recipe_of(self.models[name]), batch_size, self.threads)
+            with self.setup.running():
+                return peak_on_gpu(call, self.setup.device)
+        recipe = recipe_of(self.models[name])
+        chosen = self.setup.attention if recipe is None or recipe.attention is None else recipe.attention
+        setup = replace(self.setup, attention=chosen, torchcompile=runtime == COMPILE)
+        return peak_on_cpu(setup, pruning_of(self.models[name]), batch_size, self.threads)
 
-    def _row(self, name: str, images: Tensor, seconds: Seconds, peak: int | None) -> dict[str, Any]:
+    def _row(
+        self, name: str, images: Tensor, seconds: Seconds, peak: int | None, runtime: str = EAGER
+    ) -> dict[str, Any]:
         """Lay out one line: timm's keys first, with its units (milliseconds, millions, billions), then ours."""
         model, batch_size = self.models[name], images.shape[0]
-        recipe = recipe_of(model)
+        recipe = pruning_of(model)
         taken, work = spread(seconds[name]), self._work(name)
         speedup = paired_ratio(seconds[DENSE], seconds[name])
         efficiency = paired_ratio(seconds[LIMIT], seconds[name]) if LIMIT in seconds else None
@@ -149,14 +180,24 @@ class Comparison:
             **measured_columns(model),
             "kept_tokens": None if work.tokens is None else list(work.tokens),
             "precision": self.setup.precision,
-            "attention": PLAIN if name == PLAIN else self.setup.attention_of(model),
+            "attention": self._attention(name, runtime),
             "channels_last": self.setup.channels_last,
-            "torchcompile": self.setup.torchcompile,
+            "torchcompile": runtime == COMPILE,
+            "runtime": runtime,
             "recipe": whole_recipe(model),
         }
 
+    def _attention(self, name: str, runtime: str) -> str | None:
+        """Name the attention of a method; programs in files choose their own kernel, and do not say which."""
+        attention = self.setup.attention_of(self.models[name])
+        return attention if runtime not in FROM_FILES or attention == PLAIN else None
+
     def _work(self, name: str) -> Work:
         return count_work(self.models[name], self.setup.input_size(self.models[DENSE]))
+
+
+def _told(name: str, runtime: str) -> str:
+    return name if runtime == EAGER else f"{name} by {runtime}"
 
 
 def _graphs() -> int:

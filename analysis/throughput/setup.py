@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from repshift.analysis.samples.images import data_config
+from repshift import Recipe, attention, recipe_of
+from repshift.analysis.samples.images import input_size
 from repshift.analysis.subjects.devices import choose_device
+from repshift.analysis.subjects.methods import ATTENTION, SHIFT, recipe_for
 from repshift.analysis.subjects.models import ModelOptions
+from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.subjects.sizes import build_model
-from repshift.errors import UnknownNameError, UnsupportedModelError
+from repshift.errors import ScheduleError, UnknownNameError, UnsupportedModelError
+from repshift.kernels import KERNELS
 from repshift.registry import suggest
-from repshift.sharing import share_weights
 
 # Names of timm's benchmark: the dtype of the weights, and that of autocast
 PRECISIONS = {
@@ -27,14 +29,8 @@ PRECISIONS = {
     "amp_float16": (torch.float32, torch.float16),
     "amp_bfloat16": (torch.float32, torch.bfloat16),
 }
-KERNELS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}
-ATTENTIONS = ("sdpa", "eager", *KERNELS)
 PLAIN = "eager"  # the method that is the dense model with plain attention
+FLASH = "flash"
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,7 @@ class Setup:
             long as trained ones.
         built: How it is built: weights, size of the images, settings.
         precision: Any of :data:`PRECISIONS`.
-        attention: ``sdpa``, torch's fused attention; ``eager``, timm's plain one; or one kernel of the fused
-            attention, ``flash``, ``efficient``, ``math`` or ``cudnn``. ``None`` leaves it as the model has it.
+        attention: What computes attention, see :func:`repshift.attention`; ``None`` leaves it as the model has it.
         channels_last: Let the channels of images and maps lie together in memory.
         torchcompile: Compile every method.
         device: ``cpu`` or ``cuda``.
@@ -68,7 +63,7 @@ class Setup:
     def __post_init__(self) -> None:
         for what, given, known in (
             ("precision", self.precision, PRECISIONS),
-            ("attention", self.attention, ATTENTIONS),
+            ("attention", self.attention, KERNELS),
         ):
             if given is not None and given not in known:
                 raise UnknownNameError(f"Unknown --{what} {given!r}. {suggest(given, known)}")
@@ -81,17 +76,13 @@ class Setup:
             UnknownNameError: If no model has this name.
             UnsupportedModelError: If it has no attention to choose a kernel for.
         """
-        model = build_model(self.model, self.built)
-        if self.attention is not None:
-            _choose_attention(model, self.attention, self.model)
+        model = build_model(self.model, replace(self.built, attention=self.attention))
         model = model.to(self.device, PRECISIONS[self.precision][0])
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """Return channels, rows and columns of the images; of videos the frames before them."""
-        size = tuple(data_config(model)["input_size"])
-        frames = (getattr(model, "pretrained_cfg", None) or {}).get("frames")
-        return size if frames is None else (frames, *size)
+        return input_size(model)
 
     def images(self, model: nn.Module, batch_size: int) -> Tensor:
         """Draw images ``(batch, channels, rows, columns)``, or videos, as the model takes them."""
@@ -102,21 +93,20 @@ class Setup:
 
     def attention_of(self, model: nn.Module) -> str | None:
         """Name the attention that the model runs with; ``None`` if it has none."""
-        if self.attention is not None:
-            return self.attention
+        recipe = recipe_of(model)
+        if recipe is not None and recipe.attention is not None:
+            return recipe.attention
         fused = [bool(module.fused_attn) for module in model.modules() if hasattr(module, "fused_attn")]
         return None if not fused else "sdpa" if any(fused) else "eager"
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run what is inside without gradients, in this precision, by this kernel."""
+        """Run what is inside without gradients, in this precision."""
         autocast = PRECISIONS[self.precision][1]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if autocast is not None:
                 stack.enter_context(torch.autocast(torch.device(self.device).type, autocast))
-            if self.attention in KERNELS:
-                stack.enter_context(sdpa_kernel(KERNELS[self.attention]))
             yield
 
 
@@ -126,17 +116,34 @@ def with_plain_attention(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: If it has no attention whose kernel can be chosen.
     """
-    plain = share_weights(model)
-    _choose_attention(plain, PLAIN, type(model).__name__)
-    return plain
+    return attention(model, PLAIN)
 
 
-def _choose_attention(model: nn.Module, kind: str, name: str) -> None:
-    """Let the attention of a model of this name hold its maps, or not."""
-    chosen = [module for module in model.modules() if hasattr(module, "fused_attn")]
-    if not chosen:
+def as_in_the_paper(dense: nn.Module, pruned: Recipe | None) -> dict[str, nn.Module]:
+    """Make the three models whose speed the paper compares, by the names of their rows.
+
+    These are the dense model with plain attention; the same pruned by the attention score, which it takes from the maps
+    that plain attention holds; and pruned by the shift with FlashAttention.
+
+    Args:
+        dense: The model, with whatever attention.
+        pruned: Schedule, pruner, and what the shift measures.
+
+    Raises:
+        ScheduleError: If there is no schedule.
+        UnsupportedModelError: If the model has no attention of which kernels can be chosen, or none scores.
+
+    Source: arXiv 2508.00367, tables 1 and 2.
+    """
+    if pruned is None or pruned.schedule is None:
+        raise ScheduleError("--paper compares what prunes. Give --drop 0.2@0,3,6, or a --recipe that drops.")
+    made = {PLAIN: with_plain_attention(dense)}
+    for score in ATTENTION:
+        with suppress(UnsupportedModelError):
+            made[f"{score} ({PLAIN})"] = attention(apply(recipe_for(score, pruned), dense), PLAIN)
+            break
+    else:
         raise UnsupportedModelError(
-            f"{name} has no attention that could run as {kind!r}. Leave that out (--attention, --methods)."
+            f"{type(dense).__name__} can be scored by none of {', '.join(ATTENTION)}. Leave --paper out."
         )
-    for module in chosen:
-        module.fused_attn = kind != PLAIN  # type: ignore[assignment]  # a plain attribute
+    return made | {f"{SHIFT} ({FLASH})": attention(apply(recipe_for(SHIFT, pruned), dense), FLASH)}

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import TypeVar
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> Spread:
     return spread([one / other for one, other in zip(slow, fast, strict=True)])
 
 
-def order_of(names: Sequence[str], round_number: int) -> list[str]:
+def order_of(names: Sequence[Name], round_number: int) -> list[Name]:
     """Say in which order things take their turns: another first one each pair of rounds, to and fro within the pair.
 
     So over the rounds each comes as often before as behind each of the others.
@@ -49,13 +52,13 @@ def order_of(names: Sequence[str], round_number: int) -> list[str]:
 
 
 def time_in_turn(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[Name, Callable[[], object]],
     rounds: int,
     threads: int,
     *,
     least_seconds: float = 0.02,
     observe: Callable[[], object] = lambda: None,
-) -> dict[str, tuple[float, ...]]:
+) -> dict[Name, tuple[float, ...]]:
     """Time calls in turn, with ``torch.utils.benchmark``.
 
     In each round each call runs at least twice: the first time after the others is not counted, since it finds their
@@ -76,7 +79,7 @@ def time_in_turn(
     from torch.utils.benchmark import Timer
 
     timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in order_of(list(calls), number):
             measured = timers[name].blocked_autorange(min_run_time=least_seconds)

@@ -66,7 +66,7 @@ class Encoding:
     processes: Processes
     folder: Path
     batch_size: int
-    workers: int
+    workers: int | None
     device: torch.device
     dtype: torch.dtype | None = None
     on_error: str = "stop"

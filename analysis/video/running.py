@@ -55,7 +55,7 @@ class VideoOptions:
     frames: int | None = None
     seconds: float | None = None
     batch_size: int = 8
-    workers: int = 0
+    workers: int | None = None
     device: str | None = None
     amp: bool = False
     amp_dtype: str = "float16"

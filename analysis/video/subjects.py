@@ -11,7 +11,7 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from repshift import Recipe, recipe_of
+from repshift import Recipe
 from repshift.analysis.subjects.comparing import Subjects, require_compared
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.methods import (
@@ -25,7 +25,7 @@ from repshift.analysis.subjects.methods import (
     recipe_for,
 )
 from repshift.analysis.subjects.models import ModelOptions
-from repshift.analysis.subjects.recipes import apply, settings_of
+from repshift.analysis.subjects.recipes import apply, pruning_of, settings_of
 from repshift.analysis.subjects.sizes import build_model
 from repshift.analysis.video.inputs import VideoInput
 from repshift.errors import DataError, UnsupportedModelError
@@ -114,7 +114,7 @@ class VideoSubjects:
         shared = {name: value for name, value in whole.items() if name not in ("methods", "seeds", "batches")}
         found = {}
         for name, each in self.measured.items():
-            recipe = recipe_of(each.model)
+            recipe = pruning_of(each.model)
             random = recipe is not None and recipe.scores and recipe.score == RANDOM
             found[name] = {
                 **shared,

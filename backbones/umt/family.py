@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift.attention import Heads
+from repshift.attention_scores import Heads
 from repshift.backbones.positions import Tubelets
 from repshift.companions import Companion
 from repshift.images import Images

@@ -61,8 +61,7 @@ class Distances:
         if sizes is None:
             # what a token has itself is the same for all others, so it need not be added before the lowest is found
             halves = self.halves if among is None else self.halves.masked_fill(~among, torch.inf)
-            rest = halves.unsqueeze(1) - self.products
-            rest.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+            rest = _without_itself(halves.unsqueeze(1) - self.products)
             lowest, whom = rest.min(dim=2)
             return lowest + self.halves, whom
         costs = self.costs(sizes)
@@ -77,8 +76,7 @@ class Distances:
         costs = (self.halves.unsqueeze(1) - self.products).add_(self.halves.unsqueeze(2))
         costs = costs.div_(lightness.unsqueeze(2) + lightness.unsqueeze(1))
         costs = costs.masked_fill_((sizes == 0).unsqueeze(1), torch.inf)
-        costs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-        return costs
+        return _without_itself(costs)
 
     def joined(self, stays: Tensor, goes: Tensor, share: Tensor) -> Distances:
         """Return the distances after some tokens have moved towards others: products with a mean are means of products.
@@ -103,8 +101,26 @@ class Distances:
         return Distances(products, self.halves.scatter(1, stays, halves))
 
 
+def _without_itself(costs: Tensor) -> Tensor:
+    """Let no token be joined with itself: make the diagonal infinite, in place where that can be.
+
+    Args:
+        costs: ``(batch, tokens, tokens)``, which nobody else needs.
+    """
+    if torch.compiler.is_compiling():  # a condition is fused with what is around it, and ONNX has no views to write to
+        itself = torch.eye(costs.shape[1], dtype=torch.bool, device=costs.device)
+        return costs.masked_fill(itself, torch.inf)
+    costs.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return costs
+
+
 def _quick_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype in which a device multiplies fastest, among those of float32's range."""
+    """Return the dtype in which a device multiplies fastest, among those of float32's range.
+
+    onnxruntime multiplies no bfloat16 on a CPU.
+    """
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return torch.float32
     if device.type == "cuda" or (device.type == "cpu" and _CPU_HAS_BFLOAT16):
         return torch.bfloat16
     return torch.float32

@@ -63,7 +63,7 @@ def _joined_costs(costs: Tensor, sizes: Tensor, heavy: Tensor, light: Tensor) ->
 
     Source: Lance and Williams 1967, "A general theory of classificatory sorting strategies", for Ward's cost.
     """
-    rows = torch.arange(len(costs), device=costs.device)
+    rows = torch.arange(costs.shape[0], device=costs.device)
     own, other = sizes[rows, heavy].unsqueeze(1), sizes[rows, light].unsqueeze(1)
     to_heavy, to_light, between = costs[rows, heavy], costs[rows, light], costs[rows, light, heavy].unsqueeze(1)
     joined = (own + sizes) * to_heavy + (other + sizes) * to_light - sizes * between

@@ -10,8 +10,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
+from repshift.errors import UnsupportedModelError
+from repshift.exporting import Batches, capture
 from repshift.pruning import dense
 from repshift.testing.subjects import BackboneError, Subject, leftovers, require_close, require_equal, tensors_of
 
@@ -35,11 +38,37 @@ def exports_prune_alike(subject: Subject) -> None:
     Raises:
         BackboneError: If the promise is not kept.
     """
-    pruned = subject.pruned()
-    exported = torch.export.export(pruned, (subject.images,), strict=False)
+    pruned, count = subject.pruned(), subject.images.shape[0]
+    exported = capture(pruned, subject.images, Batches(count, count))
     with torch.no_grad():
         require_close(exported.module()(subject.images), pruned(subject.images), "of the exported model")
     torch.export.save(exported, io.BytesIO())
+
+
+def exports_take_any_batch(subject: Subject) -> None:
+    """Export the pruned model for batches of any size, if the dense model can be, and compare at two.
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
+    pruned = subject.pruned()
+    try:
+        program = capture(pruned, subject.images, Batches()).module()
+    except UnsupportedModelError as error:
+        if _exported_for_any_batch(subject.model, subject.images):
+            raise BackboneError(f"exported for one batch, the dense one for any: {error}") from error
+        return
+    with torch.no_grad():
+        for images in (subject.images[:1], subject.images.repeat_interleave(2, 0)):
+            require_close(program(images), pruned(images), f"of the exported model at batch {images.shape[0]}")
+
+
+def _exported_for_any_batch(model: nn.Module, images: Tensor) -> bool:
+    try:
+        capture(model, images, Batches())
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def compiled_models_prune_alike_in_any_order(subject: Subject) -> None:
@@ -55,6 +84,24 @@ def compiled_models_prune_alike_in_any_order(subject: Subject) -> None:
             for _ in range(2):
                 for fast, model in zip(compiled, order, strict=True):
                     require_close(fast(subject.images), model(subject.images), "of a compiled model")
+
+
+def compiled_models_make_one_more_graph_for_other_batches(subject: Subject) -> None:
+    """Count the graphs of a compiled model that sees batches of several sizes: one, and one for any number.
+
+    (A batch of one has a graph of its own in torch, whatever the model is.)
+
+    Raises:
+        BackboneError: If the promise is not kept.
+    """
+    pruned, graphs = subject.pruned(), CompileCounter()
+    batches = [subject.images.repeat_interleave(count, 0) for count in (1, 2, 3, 1)]
+    with _fresh_dynamo(), torch.no_grad():
+        compiled = torch.compile(pruned, backend=graphs, fullgraph=True)
+        for images in batches:
+            require_close(compiled(images), pruned(images), f"of a compiled model at batch {images.shape[0]}")
+    if graphs.frame_count > 2:
+        raise BackboneError(f"batches of three sizes took {graphs.frame_count} graphs instead of 2")
 
 
 def graph_breaks_change_nothing(subject: Subject) -> None:

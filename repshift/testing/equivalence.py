@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from repshift.attention import AttentionScore
+from repshift.attention_scores import AttentionScore
 from repshift.calls import Call
 from repshift.drops import Drop
 from repshift.inside import mlp_behind_attention

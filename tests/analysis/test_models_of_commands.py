@@ -7,12 +7,12 @@ from safetensors.torch import save_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from repshift import load_model
+from repshift import Recipe, load_model, recipe_of
 from repshift.analysis.cli import app
 from repshift.analysis.output import options
 
 # Every command that runs a model, and how it is called besides
-COMMANDS = ("heatmap", "report", "bench", "ablate", "statistics", "finetune", "eval", "fidelity", "probe")
+COMMANDS = ("heatmap", "report", "bench", "ablate", "statistics", "finetune", "eval", "fidelity", "probe", "export")
 OPTIONS = {
     "pretrained": None,  # ablate: on without --model
     "checkpoint": options.Checkpoint,
@@ -22,7 +22,8 @@ OPTIONS = {
     "input_size": options.InputSize,
     "model_kwargs": options.ModelKwargs,
 }
-NO_MODEL = {"curves", "demo", "models", "zoo"}  # read results; embedded models; builds all there are; trains them
+# read results; embedded models; what is there; builds all there are; trains them
+NO_MODEL = {"curves", "demo", "env", "models", "zoo"}
 OF_VIDEO = {"retrieve", "answer"}  # models of whole tasks, whose sizes are those of their files
 
 
@@ -37,6 +38,12 @@ def test_a_command_that_runs_a_model_has_all_options_for_it(command):
         assert name in parameters
         if alias is not None:
             assert parameters[name].help == alias.__metadata__[0].help
+
+
+def test_every_command_but_heatmap_lets_the_kernel_of_attention_be_chosen():
+    for command in {*COMMANDS, *OF_VIDEO} - {"heatmap"}:  # which asks by --attention whether it is shown
+        given = {parameter.name: parameter for parameter in get_command(app).commands[command].params}
+        assert given["attention"].help == options.Attention.__metadata__[0].help
 
 
 class Ran:
@@ -67,6 +74,7 @@ class Ran:
             "finetuning.settings",
             "throughput.setup",
             "subjects.comparing",
+            "export.writing",
         ):
             monkeypatch.setattr(f"repshift.analysis.{module}.build_model", watched)
 
@@ -85,6 +93,7 @@ class Ran:
             "eval": [data, "--workers", "0", "--results-file", self.folder / "out.csv"],
             "fidelity": [data, *compared],
             "probe": [data / "train", data / "validation", *compared],
+            "export": ["--batch", "1", "--output", self.folder / "out.pt2"],
         }[command]
 
     def __call__(self, command, *options):
@@ -135,7 +144,21 @@ def test_a_convolutional_network_gets_images_of_the_size(run, command):
             assert next(csv.DictReader(file))["img_size"] == "48"
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "heatmap"])
+def test_every_command_builds_the_model_with_the_attention_that_was_chosen(run, command):
+    result = run(command, "--model", "tiny_vit", "--num-classes", 2, "--attention", "math")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert recipe_of(run.built[0]) == Recipe(attention="math")
+    if command == "eval":
+        with (run.folder / "out.csv").open(newline="") as file:
+            row = next(csv.DictReader(file))
+        assert (row["method"], row["attention"]) == ("dense", "math")
+    if command == "finetune":  # whose weights go elsewhere
+        assert json.loads((run.folder / "out" / "repshift.json").read_text())["recipe"]["attention"] is None
+
+
 WRONG = {
+    "no kernel": (["--attention", "flesh"], "ttention 'flesh'. Did you mean 'flash'"),
     "no value": (["--model-kwargs", "depth"], "--model-kwargs got 'depth', expected key=value"),
     "said twice": (["--num-classes", "2", "--model-kwargs", "num_classes=3"], "num_classes was given twice"),
     "an option": (["--model-kwargs", "pretrained=True"], "has options of its own"),
@@ -149,6 +172,8 @@ WRONG = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_the_same(run, command, case):
     given, message = WRONG[case]
+    if (command, case) == ("heatmap", "no kernel"):
+        pytest.skip("it has no such option")
     result = run(command, "--model", "tiny_vit", *given)
     assert result.exit_code == 1
     assert message in str(result.exception)

@@ -92,6 +92,8 @@ LONG_NAMES = [
     ("eval", "data", *MODEL, "--valid-labels", LONG),
     ("eval", "data", *MODEL, "--real-labels", LONG),
     ("bench", "-m", "tiny_vit", "--results-file", LONG),
+    ("export", *MODEL, "--output", f"{LONG}.pt2"),
+    ("export", "-m", LONG),
     ("fidelity", LONG, *MODEL, "--drop", "0.2@0"),
     ("fidelity", *MODEL, "--drop", "0.2@0", "--per-image", LONG),
     ("fidelity", *MODEL, "--compare", LONG),

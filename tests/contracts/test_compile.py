@@ -2,13 +2,15 @@
 
 import copy
 import itertools
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._inductor.utils import run_and_get_code
 
-from repshift import ShiftTracker
+from repshift import ShiftTracker, load_model
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -160,3 +162,22 @@ def test_a_model_that_ran_in_one_thread_compiles_in_another(vit, images, compile
         outputs = pool.submit(run_three_times, pruned, images, compile_counter).result()
     assert compile_counter.frame_count == 1
     torch.testing.assert_close(outputs[-1], pruned(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_compiler_joins_distance_and_residual_addition_and_gathers_on_the_way_into_the_next_norm():
+    model = load_model("tiny_vit")
+    model.blocks = model.blocks[:1]
+    kernels = [_kernels(each) for each in (model, ShiftTracker(model).prune("0.2@0"))]
+    dense, pruned = map(len, kernels)
+    assert pruned == dense + 1  # so a kernel written by hand has no pass over memory to save
+    assert any("add_linalg_vector_norm" in name for name in kernels[1])
+    assert any("index_select" in name and "native_layer_norm" in name for name in kernels[1])
+
+
+def _kernels(model):
+    """Name the joined kernels of the compiled model; the names list the operations in them."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        _, code = run_and_get_code(torch.compile(model, fullgraph=True), torch.rand(2, 3, 64, 64))
+    return re.findall(r"^(cpp_fused\w*) = ", "\n".join(code), re.MULTILINE)

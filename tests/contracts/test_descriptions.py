@@ -47,7 +47,7 @@ class Strange(nn.Module):
 
     def forward(self, images):
         x = self.embed(images).flatten(2).mT
-        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1)
         for layer in self.layers:
             x = layer(x, self.relative) if self.by_position else layer(x, bias=self.relative)
         return self.head(self.last(x).mean(1))

@@ -31,6 +31,7 @@ RECIPES = {
     "ward": Recipe("4@0;3@1", pruner="ward"),  # an exported graph has each of its steps
     "saliency_merge": Recipe("0.3@0;7@1", pruner="saliency_merge", operation="attn"),
     "merged and restored": Recipe("0.3@0;7@1", pruner="mnn", restore=True),
+    "merged, by one kernel": Recipe("0.3@0;7@1", pruner="mnn", attention="flash"),
 }
 
 

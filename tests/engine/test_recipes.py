@@ -104,7 +104,10 @@ def test_what_cannot_be_meant_is_refused(options, error, message):
         ('{"schedule": "0.2@0", "score": ["norm"]}', "names its score"),
         ('{"schedule": "0.2@0", "score": "normal"}', "cannot be read: Unknown score 'normal'"),
         ('{"schedule": "2.5@0"}', "cannot be read: Block 0 should drop a share"),
-        ('{"schedule": null}', "cannot be read: A recipe without a schedule, an input_size and read='head' changes"),
+        (
+            '{"schedule": null}',
+            "cannot be read: A recipe without a schedule, an input_size, read='head' and an attention changes",
+        ),
         ('{"schedule": null, "input_size": 48, "score": "norm"}', "so score would say nothing"),
         ('{"schedule": "0.2@0", "input_size": "48"}', "cannot be read: input_size is a number of pixels"),
         ('{"schedule": {"0": 0.5}}', "cannot be read: A schedule names blocks by number"),

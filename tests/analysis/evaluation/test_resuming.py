@@ -115,6 +115,13 @@ def test_a_run_begun_before_there_were_recipe_files_can_be_resumed(settings):
     }
 
 
+def test_what_computes_attention_belongs_to_a_run(settings):
+    device, model = torch.device("cpu"), "tiny_vit"
+    as_it_is, chosen = (settings(attention=kernel).fingerprint(model, device, 1) for kernel in (None, "math"))
+    assert chosen == {**as_it_is, "attention": "math"}
+    assert "attention" not in as_it_is  # so that a run from before it could be chosen can be resumed
+
+
 def test_partial_results_of_other_weights_in_a_folder_are_an_error(settings, tmp_path, evaluate, interrupt):
     for seed in (0, 1):
         torch.manual_seed(seed)

@@ -22,7 +22,7 @@ OWN = {
     "frames": {"heatmap", "throughput"},  # of one video; of none
     "model": {"ablation", "evaluation", "report"},  # has a default; several; by default that of the results
     "num_samples": {"statistics"},  # never all, and at least 1
-    "output": {"report"},  # a page, with a short form
+    "output": {"export", "report"},  # of an ending by the format; a page, with a short form
     "pretrained": {"ablation"},  # on without --model
     "resume": {"finetuning"},  # goes without saying
     "seed": {  # of what

@@ -14,6 +14,7 @@ from repshift.analysis.samples.canvases import evaluation_canvases
 from repshift.analysis.samples.data import open_samples
 from repshift.analysis.samples.images import normalised
 from repshift.analysis.samples.preprocessing import evaluation_config
+from repshift.analysis.samples.processes import usual_workers
 
 
 def seen_by_timm(model, folder, **options):
@@ -150,3 +151,13 @@ def test_a_smaller_number_of_samples_is_spread_over_all_classes(model, folder):
     assert len(set(samples.files)) == 11
     assert set(samples.files) <= set(every.files)
     assert len({Path(file).parent for file in samples.files}) >= 6
+
+
+@pytest.mark.parametrize(
+    ("beside_gpu", "processors", "processes", "expected"),
+    [(False, 16, 1, 0), (True, 16, 1, 8), (True, 6, 1, 5), (True, 16, 4, 3), (True, 1, 1, 1)],
+)
+def test_readers_take_the_processors_that_a_gpu_leaves_idle(monkeypatch, beside_gpu, processors, processes, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(processors)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert usual_workers(beside_gpu) == expected

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from repshift import ShiftTracker, load_model
+from repshift import ShiftTracker, attention, load_model
 from repshift.analysis.subjects.macs import count_macs, count_work
 
 PAPERS_SCHEDULE = {0: 0.2, 3: 0.2, 6: 0.2}
@@ -39,6 +39,12 @@ def test_deit_base_at_the_papers_schedule_counts_as_by_hand(deit_base):
     tokens = [197] + [158] * 3 + [127] * 3 + [102] * 5  # a block's own tokens; they go when it ends
     assert counted == pytest.approx(deit_by_hand(768, tokens), rel=0.01)
     assert round(counted / 1e9, 1) == 11.5
+
+
+@pytest.mark.parametrize("kernel", ["eager", "flash", "math", "flex"])
+def test_work_does_not_depend_on_what_computes_attention(kernel):
+    pruned = ShiftTracker(load_model("tiny_vit")).prune("0.2@0,2", pruner="mnn")
+    assert count_work(attention(pruned, kernel), (3, 64, 64)) == count_work(pruned, (3, 64, 64))
 
 
 def test_tiny_vit_counts_as_by_hand():

@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from repshift import CheckpointError, ShiftTracker, UnknownNameError, load_model, recipe_of, save_model
-from repshift.analysis.subjects.models import folder_of, load_dense, loaded_name, own_recipe, saved_model
-from repshift.analysis.subjects.sizes import resized
+from repshift import (
+    CheckpointError,
+    Recipe,
+    ShiftTracker,
+    UnknownNameError,
+    attention,
+    load_model,
+    recipe_of,
+    save_model,
+)
+from repshift.analysis.subjects.models import ModelOptions, folder_of, load_dense, loaded_name, own_recipe, saved_model
+from repshift.analysis.subjects.sizes import build_model, resized
 
 
 @pytest.fixture
@@ -42,6 +51,17 @@ def test_a_dense_model_in_a_folder_has_no_recipe(tmp_path, model):
     save_model(model, tmp_path / "saved", "tiny_vit", num_classes=7)
     assert own_recipe(f"{tmp_path}/saved") is None
     assert load_dense(f"{tmp_path}/saved").num_classes == 7
+
+
+@pytest.mark.parametrize("schedule", [None, "0.2@0"])
+def test_the_attention_of_a_folder_is_that_of_its_dense_model(tmp_path, model, schedule):
+    chosen = attention(model, "math")
+    chosen = chosen if schedule is None else ShiftTracker(chosen).prune(schedule)
+    save_model(chosen, tmp_path / "saved", "tiny_vit", num_classes=7)
+    assert recipe_of(load_dense(f"{tmp_path}/saved")) == Recipe(attention="math")
+    assert own_recipe(f"{tmp_path}/saved") == (None if schedule is None else recipe_of(chosen))
+    built = build_model(f"{tmp_path}/saved", ModelOptions(attention="eager"))
+    assert recipe_of(built) == Recipe(attention="eager")
 
 
 def test_a_name_is_just_a_name():

@@ -13,17 +13,20 @@ from repshift import (
     ScheduleError,
     ShiftTracker,
     UnknownNameError,
+    attention,
     load_model,
     recipe_of,
     save_model,
 )
 from repshift.analysis.output.results import Results, write_results
+from repshift.analysis.subjects.methods import method_name
 from repshift.analysis.subjects.recipes import (
     DEFAULTS,
     apply,
     chosen_recipe,
     in_words,
     measured_columns,
+    pruning_of,
     read_recipe,
     settings_of,
     whole_recipe,
@@ -171,12 +174,14 @@ def test_results_of_no_recipe_or_several_are_refused(tmp_path, recipes, count):
 def test_a_recipe_in_a_title_says_all_that_it_does():
     assert in_words(Recipe("1@0")) == "1@0 dropped"
     assert in_words(Recipe("1@0", input_size=48, read="head")) == "1@0 dropped, images of 48x48, read=head"
+    assert in_words(Recipe("1@0", attention="flash")) == "1@0 dropped, attention by flash"
 
 
 def test_what_shows_tokens_computes_all_of_them():
     assert with_tokens(Recipe("1@0", read="head")) == Recipe("1@0")
     assert with_tokens(Recipe(input_size=48, read="head")) == Recipe(input_size=48)
     assert with_tokens(Recipe(read="head")) is None
+    assert with_tokens(Recipe(read="head", attention="math")) == Recipe(attention="math")
 
 
 def test_settings_have_the_names_of_the_options_and_say_more_only_where_no_option_could():
@@ -186,6 +191,25 @@ def test_settings_have_the_names_of_the_options_and_say_more_only_where_no_optio
     assert settings_of(Recipe("1@0", restore="left"))["restore"] == "left"
     lowres = settings_of(Recipe(input_size=48))
     assert (lowres["drop"], lowres["input_size"]) == (None, [48, 48])
+    assert settings_of(Recipe("1@0", attention="math"))["attention"] == "math"
+
+
+def test_what_computes_attention_makes_no_pruned_model_of_a_dense_one():
+    model = attention(load_model("tiny_vit"), "math")
+    assert pruning_of(model) is None
+    assert whole_recipe(model) is None
+    assert measured_columns(model)["attention"] == "math"
+    assert method_name(recipe_of(model)) == "dense"
+
+
+def test_what_was_chosen_for_all_models_goes_before_what_a_recipe_says():
+    model, recipe = load_model("tiny_vit"), Recipe("4@0", attention="eager")
+    assert recipe_of(apply(recipe, model)).attention == "eager"
+    chosen = attention(model, "math")
+    assert recipe_of(apply(recipe, chosen)).attention == "math"
+    assert recipe_of(apply(Recipe("4@0"), chosen)).attention == "math"
+    assert apply(Recipe(attention="eager"), chosen) is chosen
+    assert recipe_of(apply(Recipe(attention="eager"), model)) == Recipe(attention="eager")
 
 
 def test_columns_say_what_the_shift_measures_and_what_other_than_the_models_own_pruner_cuts():

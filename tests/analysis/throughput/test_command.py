@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from repshift.analysis.subjects.memory import fitting
 from repshift.analysis.throughput.command import _measure
 from repshift.analysis.throughput.comparison import Comparison
 from repshift.analysis.throughput.setup import Setup
+from repshift.programs import FORMATS
 
 QUICK = ("--num-bench-iter", 2, "--num-warm-iter", 1, "--threads", 1)
 
@@ -109,7 +111,7 @@ def test_the_papers_list_of_shares_is_the_same_schedule(bench, tmp_path):
         (("--drop", "0.2@0", "-b", "4,x"), "--batch-size got '4,x'"),
         (("--drop", "0.2@0", "--methods", "shift,magic"), "Unknown method 'magic'"),
         (("--drop", "0.2@0", "--precision", "fp8"), "Unknown --precision 'fp8'"),
-        (("--drop", "0.2@0", "--attention", "cudnn"), "does not run as dense"),
+        (("--drop", "0.2@0", "--attention", "cudnn"), "it needs a CUDA device"),
         (("--drop", "0.2@0", "--device", "toaster"), "There is no device 'toaster'"),
         (("--drop", "0.2@0", "--results-format", "xml"), "Results are not written as 'xml'"),
         (("--methods", "dense", "-b", "100000000000"), "A batch of 100000000000 images cannot be"),
@@ -185,3 +187,101 @@ def test_a_model_of_images_has_no_frames(bench):
     code, _, err = bench("--frames", 4, "-b", 1)
     assert code == 1
     assert "does not take these options: {'frames': 4}" in err
+
+
+def test_the_papers_columns_stand_beside_ours_each_with_its_attention(bench, tmp_path):
+    code, _, err = bench("--drop", "0.2@0", "-b", 1, "--paper", "--results-file", "p.json")
+    assert (code, err.strip()) == (0, "")
+    rows = read_results(tmp_path / "p.json").rows
+    assert [(row["method"], row["attention"]) for row in rows] == [
+        ("dense", "sdpa"),
+        ("eager", "eager"),
+        ("cls_attention (eager)", "eager"),
+        ("shift (flash)", "flash"),
+        ("shift", "sdpa"),
+        ("oracle_free", "sdpa"),
+    ]
+    assert [row["schedule"] for row in rows] == ["", "", *4 * ["0.2@0"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-m", "tiny_vit", "--paper"), "Give --drop"),
+        (("-m", "tiny_resnet", "--drop", "8@0", "--paper"), "attention"),
+    ],
+)
+def test_the_papers_columns_need_a_schedule_and_attention(run, arguments, said):
+    code, _, err = run(*arguments, *QUICK, "--no-memory")
+    assert code == 1
+    assert said in err
+
+
+def test_an_unknown_runtime_is_one_line_and_so_are_two_words_for_one(bench):
+    for given, message in (
+        (("--runtime", "jit"), "Unknown runtime 'jit'"),
+        (("--runtime", "eager", "--torchcompile"), "Got --torchcompile beside --runtime eager"),
+        (("--runtime", "eager,aoti", "--precision", "amp"), "have the precision of their weights, and amp mixes two"),
+        (("--runtime", "onnx", "--attention", "flash"), "'flash' is chosen as a model runs"),
+    ):
+        code, _, err = bench("--methods", "dense", "-b", 1, *given)
+        assert (code, len(err.strip().splitlines())) == (1, 1)
+        assert message in err
+
+
+@pytest.fixture
+def formats(monkeypatch):
+    """Programs in files that are the eager model, half as fast."""
+    written = {}
+
+    def write(model, images, batches, path, said):
+        assert batches.fixed
+        path.touch()
+        written[str(path)] = model
+        return ()
+
+    def load(path):
+        model = written[str(path)]
+        return lambda images: (model(images), model(images))
+
+    for name in ("aoti", "onnx"):
+        monkeypatch.setitem(FORMATS, name, replace(FORMATS[name], write=write, load=load))
+
+
+def test_several_runtimes_stand_in_one_table_each_against_its_own_dense_model(bench, formats, tmp_path):
+    asked = ("--drop", "0.3@0", "--methods", "shift", "--runtime", "eager,onnx")
+    code, out, _ = bench(*asked, "-b", 1, "--results-file", "r.json")
+    assert code == 0
+    assert [line.split()[1:4:2] for line in out.splitlines() if line.startswith("│")] == [
+        [method, runtime] for runtime in ("eager", "onnx") for method in ("dense", "shift", "oracle_free")
+    ]
+    rows = read_results(tmp_path / "r.json").rows
+    assert [row["runtime"] for row in rows] == ["eager"] * 3 + ["onnx"] * 3
+    assert [row["speedup"] for row in rows if row["method"] == "dense"] == [1.0, 1.0]
+    assert [row["efficiency"] for row in rows if row["method"] == "oracle_free"] == [1.0, 1.0]
+    assert [row["attention"] for row in rows[::3]] == ["sdpa", None]
+
+
+def test_memory_is_measured_where_it_means_something(run, formats, monkeypatch, tmp_path):
+    measured = []
+    monkeypatch.setattr(
+        "repshift.analysis.throughput.comparison.peak_on_cpu",
+        lambda setup, *rest: measured.append(setup.torchcompile) or 2**20,
+    )
+    asked = ("--methods", "dense", "--runtime", "eager,aoti", "--results-file", "r.json")
+    code, _, _ = run("-m", "tiny_vit", *QUICK, "-b", 1, *asked)
+    assert code == 0
+    assert [row["peak_memory"] for row in read_results(tmp_path / "r.json").rows] == [1.0, None]
+    assert measured == [False]
+
+
+@pytest.mark.slow
+def test_every_runtime_runs_in_earnest(bench, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    names = "eager,compile,aoti,onnx"
+    code, _, _ = bench("--drop", "0.3@0", "--methods", "shift", "-b", 2, "--runtime", names, "--results-file", "r.json")
+    assert code == 0
+    rows = read_results(tmp_path / "r.json").rows
+    assert [row["runtime"] for row in rows] == [name for name in names.split(",") for _ in range(3)]
+    assert all(row["samples_per_sec"] > 0 for row in rows)

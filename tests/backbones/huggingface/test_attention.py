@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import profile
 
-from repshift import RepresentationError, ShiftTracker
+from repshift import Recipe, RepresentationError, ShiftTracker, attention, dense, load_model, recipe_of
 from repshift.backbones.huggingface_blocks import why_no_bias
 from repshift.pruners import PRUNERS
 from repshift.testing import KeepAll
@@ -216,3 +217,46 @@ def test_images_of_several_shapes_have_no_common_map(build, padded):
         tracker.model(**padded)
     with pytest.raises(RepresentationError, match="no known rows and columns"):
         tracker.maps[0]
+
+
+# --- a kernel that was chosen -------------------------------------------------------------------------------------
+
+OPERATORS = "aten::_scaled_dot_product_"
+
+
+def what_runs(model, images):
+    """The operators of attention that a forward runs, by the profiler."""
+    with profile() as seen, torch.no_grad():
+        model(images)
+    return {event.key.removeprefix(OPERATORS) for event in seen.key_averages() if event.key.startswith(OPERATORS)}
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "Dinov2Model", "DINOv3ViTModel", "SiglipVisionModel", "BeitModel"])
+def test_a_kernel_that_was_chosen_is_that_of_all_blocks(build, images, name):
+    model = build(name)
+    before = model.config._attn_implementation
+    pruned = ShiftTracker(model).prune({0: 4}, pruner="mnn")
+    for kernel, runs in (("eager", set()), ("math", {"attention_math"})):
+        chosen = attention(pruned, kernel)
+        assert chosen.config._attn_implementation == ("eager" if kernel == "eager" else "sdpa")
+        assert what_runs(chosen, images) == runs
+        with torch.no_grad():
+            found, expected = chosen(images).last_hidden_state, pruned(images).last_hidden_state
+        assert torch.allclose(found, expected, atol=1e-4)
+        assert dense(chosen).config._attn_implementation == before
+    assert model.config._attn_implementation == before
+
+
+def test_what_is_told_a_transformers_model_later_is_not_passed_by(build, images):
+    chosen = attention(build("ViTModel"), "math")
+    chosen.set_attn_implementation("eager")
+    with pytest.raises(RepresentationError, match="did not ask torch for attention"):
+        chosen(images)
+
+
+def test_a_kernel_that_was_chosen_comes_back_from_a_folder(build, images, tmp_path):
+    chosen = attention(build("ViTModel"), "math")
+    chosen.save_pretrained(tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert recipe_of(loaded) == Recipe(attention="math")
+    assert what_runs(loaded, images) == {"attention_math"}

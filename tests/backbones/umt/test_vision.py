@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from repshift import ShiftTracker
+from repshift import ShiftTracker, attention
 from repshift.backbones.umt.positions import sinusoid
 from repshift.backbones.umt.vision import FramePooling, frames_present
 
@@ -143,3 +143,13 @@ class OnlyFirstFrames:
         from repshift import Selection
 
         return Selection.first(4, candidates.tokens)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "math"])
+def test_a_kernel_that_was_chosen_says_the_same_of_merged_tokens(make, videos, kernel):
+    pruned = ShiftTracker(make().vision_encoder).prune("0.3@0", pruner="mnn")
+    chosen = attention(pruned, kernel)
+    assert all(block.attn.fused_attn is (kernel != "eager") for block in chosen.encoder.blocks)
+    with torch.no_grad():
+        for found, expected in zip(chosen(videos), pruned(videos), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -109,7 +109,7 @@ class ClassFirst(nn.Module):
 
     def forward(self, images):
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
-        value = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed
+        value = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         value = (value, None) if self.arguments == "a tuple" else (value,)
         for layer in self.layers:
             value = layer(value) if self.arguments == "a tuple" else layer(*value)

@@ -1,0 +1,1 @@
+"""``repshift env``: what there is on this machine."""

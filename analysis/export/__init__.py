@@ -1,0 +1,1 @@
+"""A model in a file that other programs run (``repshift export``)."""

@@ -1,0 +1,92 @@
+"""What a device can do at best, measured, and how many bytes a forward has to move: the two sides of a roofline.
+
+Source: the roofline model of Williams, Waterman and Patterson (2009), with measured instead of promised rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from repshift.analysis.throughput.timing import time_in_turn
+
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices that are multiplied
+COPIED = {"cuda": 2**30, "cpu": 2**28}  # bytes, more than any cache holds
+ROUNDS = 5
+# beside views: what only sets memory aside, or looks at it in another shape
+NOTHING_MOVES = (
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten._unsafe_view,
+)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured of a device.
+
+    Attributes:
+        macs: Multiply-accumulates a second, of a product of two large square matrices.
+        bytes: Bytes a second that are read and written when a large tensor is copied.
+    """
+
+    macs: float
+    bytes: float
+
+
+def measured_rates(device: str, dtype: torch.dtype, threads: int = 1) -> Rates:
+    """Multiply two matrices and copy a tensor, and take the best of some rounds.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        dtype: Of the matrices.
+        threads: Of torch, on a CPU.
+    """
+    kind = torch.device(device).type
+    side = SIDE[kind]
+    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(one)
+    source = torch.zeros(COPIED[kind], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    with torch.inference_mode():
+        calls = {"product": lambda: torch.mm(one, other, out=product), "copy": lambda: target.copy_(source)}
+        seconds = time_in_turn(calls, ROUNDS, threads)
+    return Rates(side**3 / min(seconds["product"]), 2 * COPIED[kind] / min(seconds["copy"]))
+
+
+def bytes_moved(call: Callable[[], object]) -> int:
+    """Count the bytes that a call moves, if each operation reads its inputs and writes its outputs once.
+
+    That is what runs without a compiler do; a compiler joins operations and moves less.
+
+    Args:
+        call: Runs a model that is not compiled, on the device and by the kernels in question.
+    """
+    counter = _CountBytes()
+    with counter:
+        call()
+    return counter.bytes
+
+
+class _CountBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if not func.is_view and func.overloadpacket not in NOTHING_MOVES:
+            self.bytes += sum(each.numel() * each.element_size() for each in _tensors(args, kwargs, output))
+        return output
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

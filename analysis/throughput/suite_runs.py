@@ -1,0 +1,174 @@
+"""The pass of a suite: its cases are measured one after the other, and what was measured is kept at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repshift import Recipe
+from repshift.analysis.output.partial import PartialRecords, forget_unfinished, unfinished_folder, versions
+from repshift.analysis.output.results import environment
+from repshift.analysis.subjects.devices import choose_device
+from repshift.analysis.subjects.methods import DENSE, choose_methods
+from repshift.analysis.subjects.models import ModelOptions
+from repshift.analysis.throughput.comparison import Comparison
+from repshift.analysis.throughput.roofline import Rates, bytes_moved, measured_rates
+from repshift.analysis.throughput.setup import PLAIN, PRECISIONS, Setup, with_plain_attention
+from repshift.analysis.throughput.suites import Case, Suite
+from repshift.errors import RepshiftError
+
+Row = Mapping[str, Any]
+# Called with what is going on, how many cases are done, and of how many
+Observer = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a suite came to.
+
+    Attributes:
+        rows: Those of :class:`repshift.analysis.throughput.comparison.Comparison`, and two more columns,
+            ``matmul_share`` and ``memory_share``: of the measured rates of the device; the latter is ``None`` for what
+            is compiled.
+        failed: Cases that do not run here, with why.
+        left: How many cases there was no time for.
+        environment: With what it was measured, and the rates of the device.
+    """
+
+    rows: list[Row]
+    failed: Mapping[str, str]
+    left: int
+    environment: Mapping[str, Any]
+
+
+class PartialCases(PartialRecords[Any]):
+    """What was measured of each case: its rows, or why there are none."""
+
+    def written(self, record: Any) -> list[Any]:
+        """Write what was found as plain values."""
+        return [record]
+
+    def read(self, plain: Any) -> Any:
+        """Read it.
+
+        Raises:
+            TypeError: If it is something else.
+        """
+        (record,) = plain
+        if not isinstance(record, (str, list)):
+            raise TypeError
+        return record
+
+
+def run_suite(
+    suite: Suite,
+    results: Path | None = None,
+    *,
+    minutes: float | None = None,
+    memory: bool = True,
+    observe: Observer = lambda what, done, total: None,
+) -> Measured:
+    """Measure the cases of a suite one after the other.
+
+    Args:
+        suite: The suite.
+        results: The results file, beside which an unfinished run keeps what it has measured.
+        minutes: No case is begun after so long; the same call goes on then, if there is a results file.
+        memory: Whether to measure the peak memory, too.
+        observe: Told about the progress.
+
+    Raises:
+        DataError: If there is no such device.
+        CheckpointError: If what an unfinished run has left belongs to another suite, version or device.
+    """
+    choose_device(suite.device)
+    measured = environment(suite.device)
+    unfinished = unfinished_folder(results)
+    if unfinished is None:
+        return _run(suite, None, {}, measured, minutes, memory, observe)
+    settings = {"suite": repr(suite), "versions": versions()}
+    kept = PartialCases(unfinished / "0000", settings | {name: measured[name] for name in ("device", "threads")})
+    found = kept.resume()
+    kept.begin()
+    with closing(kept):
+        try:
+            return _run(suite, kept, found, measured, minutes, memory, observe)
+        finally:
+            kept.forget_if_empty()
+
+
+def forget_cases(results: Path | None) -> None:
+    """Forget what an unfinished run kept: the results are written, and nothing is left to measure."""
+    if (unfinished := unfinished_folder(results)) is not None:
+        forget_unfinished(unfinished)
+
+
+def _run(
+    suite: Suite,
+    kept: PartialCases | None,
+    found: dict[int, Any],
+    measured: dict[str, Any],
+    minutes: float | None,
+    memory: bool,
+    observe: Observer,
+) -> Measured:
+    began = time.monotonic()
+    observe("what the device can do", len(found), len(suite.cases))
+    rates = measured_rates(suite.device, PRECISIONS[suite.precision][0], torch.get_num_threads())
+    measured |= {"matmul_gmacs_per_sec": round(rates.macs / 1e9, 1), "copy_gb_per_sec": round(rates.bytes / 1e9, 1)}
+    for number, case in enumerate(suite.cases):
+        if number in found:
+            continue
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
+            break
+        observe(str(case), len(found), len(suite.cases))
+        try:
+            found[number] = _rows(suite, case, rates, memory)
+        except RepshiftError as error:
+            found[number] = str(error)
+        if kept is not None:
+            kept.add({number: found[number]})
+    failed = {str(suite.cases[number]): why for number, why in found.items() if isinstance(why, str)}
+    rows = [row for number in sorted(found) if not isinstance(found[number], str) for row in found[number]]
+    return Measured(rows, failed, len(suite.cases) - len(found), measured)
+
+
+def _rows(suite: Suite, case: Case, rates: Rates, memory: bool) -> list[Row]:
+    options = {} if case.frames is None else {"frames": case.frames}
+    setup = Setup(
+        case.model,
+        ModelOptions(options=options),
+        suite.precision,
+        channels_last=case.channels_last,
+        attention=suite.attention if case.attends else None,
+        torchcompile=case.torchcompile,
+        device=suite.device,
+    )
+    dense = setup.load()
+    models, _ = choose_methods(dense, Recipe(case.schedule), case.methods, setup.input_size(dense))
+    if case.attends:
+        models = {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
+    comparison = Comparison(setup, models, suite.rounds, suite.warm_up, torch.get_num_threads(), memory=memory)
+    rows = comparison.run(case.batch_size)
+    images = setup.images(dense, case.batch_size)
+    moved: dict[str, int] = {}
+    with setup.running():
+        for name, model in models.items() if not case.torchcompile else ():
+            moved[name] = bytes_moved(partial(model, images))
+    return [row | _shares(row, moved.get(row["method"]), rates) for row in rows]
+
+
+def _shares(row: Row, moved: int | None, rates: Rates) -> dict[str, float | None]:
+    """Say which share of the device's rates a row comes to."""
+    seconds = row["step_time"] / 1e3
+    return {
+        "matmul_share": round(1e9 * row["macs_per_sec"] / rates.macs, 4),
+        "memory_share": None if moved is None else round(moved / seconds / rates.bytes, 4),
+    }
