@@ -31,7 +31,6 @@ training.evaluation_canvases = lambda: canvases.draw_canvases(canvases.Cluttered
 if __name__ == "__main__":
     cli.main()
 """
-FEW = ("--study", "score", "--blocks", "0", "--batch-size", "10")
 EPOCHS = ("--epochs", "3", "--cooldown-epochs", "1", "--ema")
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
@@ -111,7 +110,7 @@ def train_and_validation(write_pictures, tmp_path):
 
 
 @pytest.fixture
-def command(request, folder, train_and_validation):
+def command(request, train_and_validation):
     """The arguments of a command, and those that resume it."""
     common = ("-m", "tiny_resnet", "--pretrained", "--device", "cpu")
     batches = ("--batch-size", "2", "--workers", "1")
@@ -132,8 +131,6 @@ def command(request, folder, train_and_validation):
             ),
             ("--resume",),
         ),
-        "ablate": (("ablate", folder, *common, *FEW, "--output", "out"), ()),
-        "statistics": (("statistics", *common, "--num-samples", "4", "--curve-samples", "0", "--output", "out"), ()),
         "finetune": (
             (
                 "finetune",
@@ -173,7 +170,7 @@ def results(folder):
     ("command", "kills"),
     [
         pytest.param(name, kills, marks=pytest.mark.slow)
-        for name, kills in {"eval": 1, "ablate": 1, "statistics": 1, "finetune": 1, "zoo train": 1}.items()
+        for name, kills in {"eval": 1, "finetune": 1, "zoo train": 1}.items()
     ],
     indirect=["command"],
 )

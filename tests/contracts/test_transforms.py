@@ -1,7 +1,5 @@
 """Models under torch's transformations of functions and of graphs."""
 
-import io
-
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
@@ -71,23 +69,3 @@ def test_features_of_vision_mamba_are_extracted_by_torchvision():
     features = create_feature_extractor(model, {"layers.0.mixer.out_proj": "mixed", "head": "answers"})(images)
     assert features["mixed"].shape == (2, 17, 192)
     assert torch.equal(features["answers"], model(images))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_a_model_exported_to_onnx_agrees_at_every_batch_size(model, tmp_path):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        model, (torch.randn(3, 3, 64, 64),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-    )
-    file = io.BytesIO()
-    program.save(file)
-    session = runtime.InferenceSession(file.getvalue())
-    for count in (1, 4):
-        images = torch.randn(count, 3, 64, 64)
-        with torch.no_grad():
-            expected = model(images)
-        (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
