@@ -32,6 +32,7 @@ def export(
     residual: options.Residual = False,
     score: options.Score = "shift",
     pruner: options.Pruner = None,
+    attention: options.Attention = None,
     batch: Annotated[
         str, typer.Option(help="Images at once: one number, as 8, or the fewest and the most, as 1:64; 1: for any.")
     ] = "1:",
@@ -52,7 +53,7 @@ def export(
     scored |= {"score": score, "pruner": pruner}
     chosen = chosen_recipe(recipe, drop, drop_r, model=model, **scored)
     given = ModelOptions(
-        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs)
+        pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs), attention
     )
     try:
         written = write(Export(model, given, chosen, name, batches, str(chosen_device)), place)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift import DataError, Recipe, UnsupportedModelError, __version__
+from repshift import DataError, Recipe, UnsupportedModelError, __version__, recipe_of
 from repshift.analysis.output.files import all_or_none, output_file, write_text, write_whole
 from repshift.analysis.output.overwriting import check_outputs
 from repshift.analysis.samples.images import data_config, input_size
+from repshift.analysis.subjects.limits import check_batch
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
@@ -42,7 +43,7 @@ class Export:
         device: Where the program runs.
 
     Raises:
-        UnsupportedModelError: If the recipe draws random scores, or ONNX is asked for on a GPU.
+        UnsupportedModelError: If the recipe draws random scores, or ONNX is asked for on a GPU or with a kernel.
     """
 
     model: str
@@ -61,6 +62,11 @@ class Export:
         if self.form == "onnx" and not self.device.startswith("cpu"):
             raise UnsupportedModelError(
                 "A file of ONNX is for any device and is written and checked on the CPU. Leave --device out."
+            )
+        if self.form == "onnx" and self.given.attention not in (None, "eager", "sdpa"):
+            raise UnsupportedModelError(
+                f"What runs a file of ONNX chooses its own kernels, so {self.given.attention!r} would say nothing. "
+                "Leave --attention out."
             )
 
 
@@ -93,6 +99,8 @@ def read_batches(text: str) -> Batches:
         raise DataError(f"--batch got {text!r}, expected a number of images, as 8, or a range, as 1:64 or 1: for any.")
     fewest = int(least)
     largest = (int(most) if most else None) if colon else fewest
+    for number in (fewest, *([largest] if largest else [])):
+        check_batch(number, "--batch")
     if largest is not None and largest < fewest:
         raise DataError(f"--batch got {text!r}, whose end lies before its beginning. Give the fewest images first.")
     return Batches(fewest, largest)
@@ -208,7 +216,7 @@ def _said(export: Export, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
     """Say what one needs to know to use a program, in plain values."""
     config = data_config(dense)
     packages = {name: metadata.version(name) for name in ("timm", *PACKAGES.get(export.form, ()))}
-    classes = getattr(dense, "num_classes", None)
+    classes, recipe = getattr(dense, "num_classes", None), recipe_of(model)
     return {
         "repshift_export": VERSION,
         "model": export.model,
@@ -221,6 +229,7 @@ def _said(export: Export, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
         **{name: list(value) if isinstance(value := config[name], tuple) else value for name in PREPROCESSING},
         "num_classes": classes if isinstance(classes, int) else None,
         "recipe": whole_recipe(model),
+        "attention": recipe and recipe.attention,
         "versions": {
             "repshift": __version__,
             "python": platform.python_version(),

@@ -73,14 +73,14 @@ def check_threads(threads: int | None) -> None:
         )
 
 
-def check_batch(images: int) -> None:
+def check_batch(images: int, option: str = "--batch-size") -> None:
     """Check a number of images a batch.
 
     Raises:
         DataError: If it is none, or more than memory can ever hold.
     """
     if not 1 <= images <= LARGEST_BATCH:
-        raise DataError(f"A batch of {images} images cannot be. Give 1 to {LARGEST_BATCH} (--batch-size).")
+        raise DataError(f"A batch of {images} images cannot be. Give 1 to {LARGEST_BATCH} ({option}).")
 
 
 def check_side(pixels: int, option: str = "--img-size") -> None:

@@ -66,6 +66,15 @@ def test_a_pruned_model_is_written_checked_and_described(run, images, tmp_path):
     assert json.loads(extra[SAID])["recipe"] == said["recipe"]
 
 
+@pytest.mark.parametrize("drop", [(), ("--drop", "0.3@0")], ids=["dense", "pruned"])
+def test_the_kernel_that_was_chosen_is_in_the_program(run_command, tmp_path, drop):
+    code, _, err = run_command("export", "-m", "tiny_vit", "--batch", 1, "--attention", "math", *drop)
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "model.pt2.json").read_text())["attention"] == "math"
+    called = {str(node.target) for node in torch.export.load(tmp_path / "model.pt2").graph.nodes}
+    assert [name for name in called if "attention" in name] == ["aten._scaled_dot_product_attention_math.default"]
+
+
 def test_what_was_written_is_replaced_as_a_whole(run, tmp_path, quick):
     quick(lambda found, expected: 0.0)
     assert run("--batch", 2)[0] == 0
@@ -98,10 +107,13 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, quick, number):
         (("--format", "onnx", "--output", "model.pt2"), "ends in .onnx, got --output model.pt2"),
         (("--batch", "0"), "--batch got '0'"),
         (("--batch", "8:2"), "lies before its beginning"),
+        (("--batch", "99999999999:"), "A batch of 99999999999 images cannot be"),
         (("--batch", "many"), "expected a number of images"),
         (("--drop", "12@0", "--score", "random"), "Random scores differ from run to run"),
         (("--drop", "12@77"), "drops at stage 77"),
         (("--pruner", "mnn"), "Nothing is dropped"),
+        (("--format", "onnx", "--attention", "math"), "'math' would say nothing"),
+        (("--attention", "math"), "has no attention that could run as 'math'"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run, tmp_path, arguments, message):
