@@ -18,7 +18,7 @@ from repshift.analysis.subjects.methods import DENSE, LIMIT
 from repshift.analysis.subjects.recipes import measured_columns, pruning_of, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.runtimes import COMPILE, EAGER, FROM_FILES, check_runtimes, prepared, tells_memory
-from repshift.analysis.throughput.setup import PLAIN, Setup
+from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
 from repshift.errors import RepshiftError, UnsupportedModelError, first_line
 
@@ -55,7 +55,8 @@ class Comparison:
     def __post_init__(self) -> None:
         if not self.runtimes:
             object.__setattr__(self, "runtimes", (COMPILE if self.setup.torchcompile else EAGER,))
-        check_runtimes(self.setup, self.runtimes)
+        recipes = map(recipe_of, self.models.values())
+        check_runtimes(self.setup, self.runtimes, [recipe.attention for recipe in recipes if recipe is not None])
 
     def turns(self) -> int:
         """Say how often :meth:`run` reports for one batch size."""
@@ -188,9 +189,9 @@ class Comparison:
         }
 
     def _attention(self, name: str, runtime: str) -> str | None:
-        """Name the attention of a method; programs in files choose their own kernel, and do not say which."""
+        """Name the attention of a method; where none was chosen, programs in files choose and do not say which."""
         attention = self.setup.attention_of(self.models[name])
-        return attention if runtime not in FROM_FILES or attention == PLAIN else None
+        return None if runtime in FROM_FILES and attention == "sdpa" else attention
 
     def _work(self, name: str) -> Work:
         return count_work(self.models[name], self.setup.input_size(self.models[DENSE]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -38,8 +38,13 @@ def read_runtimes(text: str | None, torchcompile: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_runtimes(setup: Setup, runtimes: tuple[str, ...]) -> None:
+def check_runtimes(setup: Setup, runtimes: tuple[str, ...], kernels: Iterable[str | None] = ()) -> None:
     """Refuse what a program in a file cannot be told.
+
+    Args:
+        setup: How all models are run.
+        runtimes: What runs them.
+        kernels: What computes attention in single models.
 
     Raises:
         UnsupportedModelError: If it cannot.
@@ -52,10 +57,11 @@ def check_runtimes(setup: Setup, runtimes: tuple[str, ...]) -> None:
             f"Programs in files have the precision of their weights, and {setup.precision} mixes two. Give another "
             f"--precision, or leave {files} out of --runtime."
         )
-    if setup.attention not in (None, PLAIN, "sdpa"):
+    chosen = next((kernel for kernel in (setup.attention, *kernels) if kernel not in (None, PLAIN, "sdpa")), None)
+    if "onnx" in runtimes and chosen is not None:
         raise UnsupportedModelError(
-            f"The kernel {setup.attention!r} is chosen as a model runs, and {files} have chosen before. Leave "
-            "--attention out, or these out of --runtime."
+            f"What runs a file of ONNX chooses its own kernels, so {chosen!r} would say nothing. Leave out --attention "
+            "and --paper and take it out of recipes, or leave onnx out of --runtime."
         )
     if "onnx" in runtimes and torch.device(setup.device).type != "cpu":
         raise UnsupportedModelError("onnxruntime is timed on a CPU only. Give --device cpu, or leave onnx out.")

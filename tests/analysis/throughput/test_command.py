@@ -222,7 +222,8 @@ def test_an_unknown_runtime_is_one_line_and_so_are_two_words_for_one(bench):
         (("--runtime", "jit"), "Unknown runtime 'jit'"),
         (("--runtime", "eager", "--torchcompile"), "Got --torchcompile beside --runtime eager"),
         (("--runtime", "eager,aoti", "--precision", "amp"), "have the precision of their weights, and amp mixes two"),
-        (("--runtime", "onnx", "--attention", "flash"), "'flash' is chosen as a model runs"),
+        (("--runtime", "onnx", "--attention", "flash"), "so 'flash' would say nothing"),
+        (("--runtime", "onnx", "--paper", "--drop", "0.2@0"), "so 'flash' would say nothing"),
     ):
         code, _, err = bench("--methods", "dense", "-b", 1, *given)
         assert (code, len(err.strip().splitlines())) == (1, 1)
@@ -260,6 +261,13 @@ def test_several_runtimes_stand_in_one_table_each_against_its_own_dense_model(be
     assert [row["speedup"] for row in rows if row["method"] == "dense"] == [1.0, 1.0]
     assert [row["efficiency"] for row in rows if row["method"] == "oracle_free"] == [1.0, 1.0]
     assert [row["attention"] for row in rows[::3]] == ["sdpa", None]
+
+
+def test_compiled_programs_have_the_attention_that_was_chosen(bench, formats, tmp_path):
+    asked = ("--methods", "dense,eager", "--runtime", "aoti", "--attention", "math")
+    code, _, _ = bench(*asked, "-b", 1, "--results-file", "r.json")
+    assert code == 0
+    assert [row["attention"] for row in read_results(tmp_path / "r.json").rows] == ["math", "eager"]
 
 
 def test_memory_is_measured_where_it_means_something(run, formats, monkeypatch, tmp_path):
