@@ -20,9 +20,9 @@ HEADINGS = (
     "memory %",
 )
 LEGEND = """\
-- **speed-up**: time of the dense model in the same table / time of this row, round by round; its attention is fused,
-  and `eager` is the same model with plain attention. **efficiency**: time of `oracle_free`, which drops as many tokens
-  but measures, ranks and gathers nothing, / time of this row.
+- **speed-up**: time of the dense model in the same table / time of this row, round by round; its attention is named
+  below, and `eager` is the same model with plain attention. **efficiency**: time of `oracle_free`, which drops as many
+  tokens but measures, ranks and gathers nothing, / time of this row.
 - **matmul %**: multiply-accumulates a second, as a share of what one product of two large matrices reached.
   **memory %**: bytes a second, if each operation reads its inputs and writes its outputs once, as a share of what
   copying a large tensor reached; a compiler joins operations, so there is none for compiled models, and caches may
@@ -66,6 +66,7 @@ def _section(title: str, rows: Sequence[Row]) -> str:
     frames = f"{first['frames']} frames of " if "frames" in first else ""
     words = [f"batch {first['batch_size']}", f"{frames}{first['img_size']} pixels", first["precision"]]
     words += ["channels last"] if first["channels_last"] else []
+    words += [f"attention by {first['attention']}"] if first["attention"] else []
     lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(_cells, rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {title}\n\n`{pruned}`, {', '.join(words)}.\n\n{table}"

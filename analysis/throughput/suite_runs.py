@@ -93,7 +93,7 @@ def run_suite(
     unfinished = unfinished_folder(results)
     if unfinished is None:
         return _run(suite, None, {}, measured, minutes, memory, observe)
-    settings = {"suite": repr(suite), "versions": versions()}
+    settings = {"suite": repr(suite), "memory": memory, "versions": versions()}
     kept = PartialCases(unfinished / "0000", settings | {name: measured[name] for name in ("device", "threads")})
     found = kept.resume()
     kept.begin()

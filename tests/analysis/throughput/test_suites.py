@@ -56,6 +56,7 @@ def test_all_cases_are_measured_and_shown(bench, tmp_path):
         "## tiny_umt",
     ]
     assert "`8@0`, batch 1, 64 pixels, float32, channels last." in page
+    assert "`0.2@0`, batch 1, 64 pixels, float32, attention by sdpa." in page
     assert not (tmp_path / "s.json.partial").exists()
 
 
@@ -86,6 +87,9 @@ def test_a_suite_that_was_stopped_goes_on(bench, tmp_path, monkeypatch):
     code, _, err = bench()
     assert code == 1
     assert "--resume" in err
+    code, _, err = bench("--resume", "--memory")  # which the first case was measured without
+    assert code == 1
+    assert "memory was False, is True" in err
     assert bench("--resume")[0] == 0
     assert seen == ["tiny_vit", "tiny_resnet", "tiny_resnet", "tiny_umt"]
     assert len(read_results(tmp_path / "s.json").rows) == 12
