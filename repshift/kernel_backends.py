@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repshift.errors import RepresentationError, first_line
+from repshift.kernels import IMPLEMENTATIONS
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -23,6 +26,8 @@ BACKENDS = {
 }
 # Channels of a head come in multiples of this
 MULTIPLE = 8
+MULTIPLE_OF_MASK = 16  # keys of a mask, as torch itself aligns them
+SWITCHES = RLock()
 SDPA = F.scaled_dot_product_attention
 
 
@@ -71,7 +76,8 @@ def by_torch(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -
     if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
         return _by_operator(kernel, query, key, value, how)
     try:
-        with sdpa_kernel(BACKENDS[kernel]):
+        # torch's switches are the process's: of two threads one would leave on what the other had set
+        with nullcontext() if torch.compiler.is_compiling() else SWITCHES, sdpa_kernel(BACKENDS[kernel]):
             return SDPA(query, key, value, **how._asdict())
     except RuntimeError as error:
         if "vailable kernel" not in str(error) and "viable backend" not in str(error):
@@ -84,8 +90,16 @@ def by_torch(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -
 
 
 def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-    """Name the kernel's own operator: an exported program would choose another kernel where it runs."""
+    """Name the kernel's own operator: an exported program would choose another kernel where it runs.
+
+    Operators take what the function before them makes of its arguments, so that is made here.
+    """
+    if kernel in IMPLEMENTATIONS:
+        raise unserved(kernel, "a program would run torch's own FlashAttention, where nothing took its place")
     aten, (mask, dropout, causal, scale, grouped) = torch.ops.aten, how
+    query, key, value = (each.to(computed_dtype(query)) for each in (query, key, value))
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
     if grouped:
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -98,9 +112,9 @@ def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: Ho
         out = flash(query, key, value, dropout, causal, attn_mask=mask, scale=scale)[0]
     else:
         if mask is not None:
-            if mask.dtype == torch.bool:
-                mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
-            mask = mask.expand(*query.shape[:-1], key.shape[-2])
+            keys = key.shape[-2]
+            rows = mask.to(query.dtype).expand(*mask.shape[:-1], keys)
+            mask = F.pad(rows, (0, -keys % MULTIPLE_OF_MASK))[..., :keys].expand(*query.shape[:-1], keys)
         query, key, value = (F.pad(each, (0, -each.shape[-1] % MULTIPLE)) for each in (query, key, value))
         if kernel == "efficient":
             efficient = aten._scaled_dot_product_efficient_attention

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from repshift.kernel_backends import MULTIPLE, SDPA, How, by_flash_attn, by_flex, by_torch, computed_dtype, unserved
-from repshift.kernels import DEVICES, IMPLEMENTATIONS, NEEDS_GPU
+from repshift.kernels import DEVICES, IMPLEMENTATIONS, NEEDS_GPU, active_implementation
 from repshift.roles import Bystander
 
 FLASH = ("flash", "flash2", "flash3", "flash4")
@@ -176,8 +176,8 @@ def _require_served(kernel: str, query: Tensor) -> None:
                 f"it computes in float16 and bfloat16, and the queries are {dtype} (model.bfloat16(), torch.autocast)",
             )
         _require_channels(kernel, query.shape[-1])
-    if kernel in IMPLEMENTATIONS:
-        _require_active(kernel)
+        if kernel != "flash2":
+            _require_active(kernel)
 
 
 def _require_channels(kernel: str, channels: int) -> None:
@@ -186,10 +186,8 @@ def _require_channels(kernel: str, channels: int) -> None:
 
 
 def _require_active(kernel: str) -> None:
-    from torch.nn.attention import current_flash_attention_impl
-
-    active = current_flash_attention_impl()
-    if active != IMPLEMENTATIONS[kernel][0]:
+    active = active_implementation()
+    if active != (IMPLEMENTATIONS[kernel][0] if kernel in IMPLEMENTATIONS else None):
         raise unserved(
             kernel,
             f"torch's FlashAttention is {active or 'its own'} in this process, since another model chose it later, or "

@@ -87,10 +87,12 @@ def _why_no_flash_attn(name: str, kind: str) -> str:
     if find_spec("flash_attn") is None:
         return "the package flash-attn is not installed (pip install 'repshift[flash]')"
     try:  # in earnest, since it may be built for another torch
-        import_module("flash_attn")
+        package = import_module("flash_attn")
     except (ImportError, OSError, RuntimeError) as error:
         return f"the package flash-attn cannot be imported ({first_line(error)})"
-    return ""
+    if not hasattr(package, "flash_attn_func"):  # flash-attn-4 puts its own into a folder of the same name
+        return "of the package flash-attn there is no flash_attn_func (pip install 'repshift[flash]')"
+    return _why_no_flash(name, kind)
 
 
 def _why_no_implementation(name: str, kind: str) -> str:
@@ -115,16 +117,28 @@ def _why_no_flash(name: str, kind: str) -> str:
     return ""
 
 
+def active_implementation() -> str | None:
+    """Return what torch calls the implementation in the place of its own FlashAttention; ``None`` if none is."""
+    from torch.nn import attention
+
+    current: Callable[[], str | None] | None = getattr(attention, "current_flash_attention_impl", None)
+    return None if current is None else current()
+
+
 def activate(name: str) -> None:
-    """Put an implementation in the place of torch's own FlashAttention, for the whole process; others need nothing.
+    """Put an implementation in the place of torch's own FlashAttention, for the whole process.
+
+    ``flash`` is torch's own and puts it back; others need nothing.
 
     Raises:
         UnsupportedModelError: If torch cannot.
     """
-    if name not in IMPLEMENTATIONS:
-        return
     from torch.nn import attention
 
+    if name == "flash" and active_implementation() is not None:
+        getattr(attention, "restore_flash_attention_impl", lambda: None)()  # if torch cannot, the forward refuses
+    if name not in IMPLEMENTATIONS:
+        return
     try:
         attention.activate_flash_attention_impl(IMPLEMENTATIONS[name][0])
     except (ImportError, RuntimeError, ValueError) as error:

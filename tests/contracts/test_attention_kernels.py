@@ -303,12 +303,14 @@ def test_heads_that_are_too_wide_are_refused_at_once(build_vit, flash_attn):
         attention(build_vit(embed_dim=288, num_heads=1, depth=1), "flash2")
 
 
-def test_an_implementation_is_put_in_the_place_of_torchs_own(monkeypatch):
-    put = []
+def test_an_implementation_is_put_in_the_place_of_torchs_own_and_taken_away(monkeypatch):
+    put = [None]
     monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", put.append, raising=False)
-    activate("flash4")
-    activate("flash")
-    assert put == ["FA4"]
+    monkeypatch.setattr("torch.nn.attention.restore_flash_attention_impl", lambda: put.append(None), raising=False)
+    monkeypatch.setattr("torch.nn.attention.current_flash_attention_impl", lambda: put[-1], raising=False)
+    for kernel in ("flash", "flash4", "sdpa", "flash", "flash"):
+        activate(kernel)
+    assert put == [None, "FA4", None]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
 """Attention by each kernel against its formula, in float64, one pair of a query and a key after the other."""
 
 import sys
+from threading import Event, Thread, current_thread
 from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, _sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repshift import RepresentationError
+from repshift.kernel_backends import How, _by_operator
 from repshift.kernel_calls import UseKernel, attend, with_bias_channel
 from repshift.kernels import DEVICES
 
@@ -131,6 +136,74 @@ def test_gradients_go_through_one_channel_more():
     assert torch.autograd.gradcheck(folded, given)
 
 
+def test_threads_leave_torchs_choice_to_others(monkeypatch, given):
+    """The second thread comes while the first is within, which goes before the second does."""
+    within, both, seen = Event(), Event(), {}
+
+    def slow(*each, **options):
+        if current_thread() is first:
+            within.set()
+            both.wait(0.3)  # for the other one, if it can come so far
+        else:
+            both.set()
+            first.join(5)
+        seen[current_thread()] = _cur_sdpa_kernel_backends()
+        return each[0]
+
+    before = _cur_sdpa_kernel_backends()
+    monkeypatch.setattr("repshift.kernel_backends.SDPA", slow)
+    first, second = (Thread(target=attend, args=(kernel, *given)) for kernel in ("flash", "math"))
+    first.start()
+    within.wait(5)
+    second.start()
+    second.join()
+    found, after = [seen[each] for each in (first, second)], _cur_sdpa_kernel_backends()
+    _sdpa_kernel(before)
+    assert found == [[SDPBackend.FLASH_ATTENTION], [SDPBackend.MATH]]
+    assert after == before
+
+
+# --- in a program -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("kernel", ["flash", "math"])
+def test_operators_are_told_the_same(given, kernel, bias):
+    if bias is not None and bias.dtype == torch.bfloat16:
+        bias = bias[:, :1, :1].float().expand(bias.shape)
+    found = _by_operator(kernel, *given, How(bias, 0.0, False, None, False))
+    assert torch.allclose(found.double(), formula(*given, bias), atol=1e-6)
+
+
+def test_operators_compute_in_what_autocast_says(given):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _by_operator("flash", *given, How(None, 0.0, False, None, False)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mask", [torch.float32, torch.bool])
+def test_rows_of_a_mask_begin_where_a_kernel_of_gpus_can_read_them(mask):
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten._scaled_dot_product_efficient_attention:
+                seen.append(args[3])
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Watch():
+        given = [torch.empty(2, 3, 197, 64, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+        bias = torch.empty(2, 1, 1, 197, dtype=mask, device="cuda")
+        _by_operator("efficient", *given, How(bias, 0.0, False, None, False))
+    assert (seen[0].shape, seen[0].dtype) == ((2, 3, 197, 197), torch.bfloat16)
+    assert all(stride % 16 == 0 for stride in seen[0].stride()[:3])
+
+
+@pytest.mark.parametrize("kernel", ["flash3", "flash4"])
+def test_a_program_does_not_run_another_flash_attention(given, kernel):
+    with pytest.raises(RepresentationError, match="a program would run torch's own FlashAttention"):
+        _by_operator(kernel, *given, How(None, 0.0, False, None, False))
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -182,8 +255,10 @@ def test_an_implementation_that_another_model_replaced_is_not_passed_by(monkeypa
     half = [each.bfloat16() for each in given]
     monkeypatch.setitem(DEVICES, "flash4", ("cpu",))
     monkeypatch.setattr("torch.nn.attention.current_flash_attention_impl", lambda: "FA3", raising=False)
-    with pytest.raises(RepresentationError, match="torch's FlashAttention is FA3 in this process"):
-        attend("flash4", *half)
+    monkeypatch.setattr("repshift.kernel_calls.takes_no_mask", lambda kernel, device: True)
+    for kernel in ("flash4", "flash"):
+        with pytest.raises(RepresentationError, match="torch's FlashAttention is FA3 in this process"):
+            attend(kernel, *half)
 
 
 def test_a_module_that_asks_for_no_attention_is_not_passed_by(given):

@@ -49,8 +49,14 @@ def test_a_package_that_is_broken_is_named(monkeypatch):
 
 def test_a_package_that_is_there_needs_a_gpu_all_the_same(monkeypatch):
     monkeypatch.setattr("repshift.kernels.find_spec", lambda package: object())
-    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    package = ModuleType("flash_attn")  # as flash-attn-4 leaves it
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    assert "there is no flash_attn_func" in available_attention("cpu")["flash2"]
+    package.flash_attn_func = None
     assert available_attention("cpu")["flash2"] == "it needs a CUDA device"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    assert "from compute capability 8.0 on" in available_attention("cuda")["flash2"]
 
 
 def test_a_torch_that_cannot_replace_its_kernel_is_named(monkeypatch):
