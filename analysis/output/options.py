@@ -12,14 +12,15 @@ import typer
 
 # --- the model and its weights ------------------------------------------------------------------------------------
 
-_MODEL = typer.Option(
-    "--model",
-    "-m",
-    help="A model of timm, a Vision Mamba (vim_tiny, vim_small, vim_base) or one of the zoo (tiny_vit, tiny_resnet, "
-    "tiny_vim).",
-)
-Model = Annotated[str, _MODEL]
-ModelOrNone = Annotated[str | None, _MODEL]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model of timm, a Vision Mamba (vim_tiny, vim_small, vim_base) or one of the zoo (tiny_vit, "
+        "tiny_resnet, tiny_vim).",
+    ),
+]
 Pretrained = Annotated[bool, typer.Option(help="Load the published weights.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Load weights from a file.")]
 UseEma = Annotated[

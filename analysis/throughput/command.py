@@ -30,7 +30,12 @@ BUSY = 0.1  # quartiles further apart than this share of the median are said to 
 
 def bench(
     context: typer.Context,
-    model: options.ModelOrNone = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="A model of timm, UMT, Vision Mamba (vim_tiny) or the zoo (tiny_vit), or --suite."
+        ),
+    ] = None,
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
     use_ema: options.UseEma = None,

@@ -55,7 +55,7 @@ def test_images_have_no_frames():
 @pytest.mark.parametrize("name", NAMES)
 def test_as_many_tokens_of_every_frame_are_left_in_a_model(name):
     torch.manual_seed(0)
-    model = load_model("tiny_umt", frames=3)
+    model = load_model("tiny_umt", frames=3, img_size=64, patch_size=16)
     assert name in describe(model).pruners
     pruned = ShiftTracker(model).prune({0: 0.2, 1: 0.3}, pruner=name)
     assert Recipe.from_json(recipe_of(pruned).to_json()).pruner == name

@@ -10,7 +10,7 @@ ROOMS = Path(analysis.__file__).parent
 
 # Options of one name, and the commands that spell them themselves because they do not mean the same there
 OWN = {
-    "attention": {"heatmap", "throughput"},  # whether it is drawn; which kernel
+    "attention": {"heatmap"},  # whether it is drawn
     "batch_size": {"curves", "statistics", "throughput"},  # which of the benchmark; at least 1; several
     "blocks": {"ablation", "heatmap", "statistics"},  # what is done at them, and at which by default
     "candidates": {"answering", "retrieval"},  # answers; texts and videos
@@ -20,9 +20,10 @@ OWN = {
     "drop": {"finetuning", "report"},  # this or --recipe; by default that of the results
     "epochs": {"finetuning", "zoo"},  # of the data; of canvases, by default the recipe's
     "frames": {"heatmap", "throughput"},  # of one video; of none
-    "model": {"ablation", "evaluation", "report"},  # has a default; several; by default that of the results
+    "model": {"ablation", "evaluation", "report", "throughput"},  # has a default; several; of the results; or a suite
     "num_samples": {"statistics"},  # never all, and at least 1
     "output": {"export", "report"},  # of an ending by the format; a page, with a short form
+    "page": {"catalogue", "throughput"},  # of counts by family; of a suite's tables
     "pretrained": {"ablation"},  # on without --model
     "resume": {"finetuning"},  # goes without saying
     "seed": {  # of what
@@ -36,7 +37,7 @@ OWN = {
         "statistics",
         "zoo",
     },
-    "workers": {"statistics"},  # at least 0
+    "workers": {"finetuning"},  # always as many, since what they draw depends on it
 }
 
 
@@ -47,6 +48,7 @@ def spellings(source):
         for function in ast.parse(source).body
         if isinstance(function, ast.FunctionDef) and not function.name.startswith("_")
         for argument in function.args.args
+        if argument.arg != "context"  # which is no option, but tells which ones were given
     }
 
 

@@ -163,13 +163,13 @@ def test_memory_is_part_of_the_table(run, tmp_path):
 
 
 def test_videos_are_timed_with_plain_attention_beside_the_fused_one(run, tmp_path):
-    small = ("-m", "tiny_umt", "--frames", 3, "--img-size", 32, "-b", 1, "--drop", "0.25@0", "--no-memory", *QUICK)
+    small = ("-m", "tiny_umt", "--frames", 3, "--img-size", 16, "-b", 1, "--drop", "0.25@0", "--no-memory", *QUICK)
     code, out, _ = run(*small, "--results-file", tmp_path / "rows.json")
     assert code == 0
     assert "fewer frames" in out  # is why there is no smaller input
     assert methods_in(out) == ["dense", "eager", "shift", "mean_attention", "norm", "random", "mnn", "oracle_free"]
-    assert "tiny_umt, batch 1, 3 frames of 32 pixels" in out
-    assert "kept tokens behind each block, stage or layer: 9 9 9" in out
+    assert "tiny_umt, batch 1, 3 frames of 16 pixels" in out
+    assert "kept tokens behind each block, stage or layer: 9 9 9 9" in out
     rows = {row["method"]: row for row in read_results(tmp_path / "rows.json").rows}
     assert {name: row["attention"] for name, row in rows.items() if name in ("dense", "eager")} == {
         "dense": "sdpa",
