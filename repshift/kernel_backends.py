@@ -73,7 +73,9 @@ def by_torch(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -
     Raises:
         RepresentationError: If torch cannot use this one.
     """
-    if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
+    # torch's switches are the process's, and models in other threads meet them; operators need none
+    by_operator = torch.compiler.is_exporting() or query.device.type == "cpu"
+    if by_operator and not torch.onnx.is_in_onnx_export():
         return _by_operator(kernel, query, key, value, how)
     try:
         # torch's switches are the process's: of two threads one would leave on what the other had set
@@ -90,7 +92,7 @@ def by_torch(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -
 
 
 def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-    """Name the kernel's own operator: an exported program would choose another kernel where it runs.
+    """Call the kernel's own operator: an exported program would choose another kernel where it runs.
 
     Operators take what the function before them makes of its arguments, so that is made here.
     """
@@ -108,6 +110,8 @@ def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: Ho
     if kernel == "math":
         out = aten._scaled_dot_product_attention_math(query, key, value, mask, dropout, causal, scale=scale)[0]
     elif query.device.type == "cpu":
+        if dropout:
+            raise unserved(kernel, "on a CPU it drops no weights of attention, and the model asks for that (attn_drop)")
         flash = aten._scaled_dot_product_flash_attention_for_cpu
         out = flash(query, key, value, dropout, causal, attn_mask=mask, scale=scale)[0]
     else:

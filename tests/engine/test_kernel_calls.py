@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, _sdpa_kern
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repshift import RepresentationError
-from repshift.kernel_backends import How, _by_operator
+from repshift.kernel_backends import How, _by_operator, by_torch
 from repshift.kernel_calls import UseKernel, attend, with_bias_channel
 from repshift.kernels import DEVICES
 
@@ -152,7 +152,9 @@ def test_threads_leave_torchs_choice_to_others(monkeypatch, given):
 
     before = _cur_sdpa_kernel_backends()
     monkeypatch.setattr("repshift.kernel_backends.SDPA", slow)
-    first, second = (Thread(target=attend, args=(kernel, *given)) for kernel in ("flash", "math"))
+    elsewhere = [each.to("meta") for each in given]  # on CPUs there is nothing to switch
+    how = How(None, 0.0, False, None, False)
+    first, second = (Thread(target=by_torch, args=(kernel, *elsewhere, how)) for kernel in ("flash", "math"))
     first.start()
     within.wait(5)
     second.start()
@@ -240,8 +242,14 @@ def test_a_kernel_of_gpus_is_not_replaced_on_a_cpu(given, kernel):
 
 
 def test_what_torch_has_no_kernel_for_is_not_replaced(given):
-    with pytest.raises(RepresentationError, match="Attention by 'flash' cannot serve this: torch says"):
+    with pytest.raises(RepresentationError, match="Attention by 'flash' cannot serve this: on a CPU it drops no"):
         attend("flash", *given, dropout_p=0.5)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "math"])
+def test_nothing_is_switched_on_a_cpu(monkeypatch, given, kernel):
+    monkeypatch.setattr("repshift.kernel_backends.sdpa_kernel", None)
+    assert torch.allclose(attend(kernel, *given).double(), formula(*given), atol=1e-6)
 
 
 def test_flex_says_what_it_cannot_do(given):
