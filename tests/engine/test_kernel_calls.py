@@ -7,7 +7,6 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, _sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -183,8 +182,9 @@ def test_operators_compute_in_what_autocast_says(given):
 
 
 @pytest.mark.parametrize("mask", [torch.float32, torch.bool])
-def test_rows_of_a_mask_begin_where_a_kernel_of_gpus_can_read_them(mask):
+def test_rows_of_a_mask_begin_where_a_kernel_of_gpus_can_read_them(monkeypatch, mask):
     seen = []
+    monkeypatch.setattr("repshift.kernel_backends.computed_dtype", lambda query: query.dtype)  # none on meta
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -192,9 +192,9 @@ def test_rows_of_a_mask_begin_where_a_kernel_of_gpus_can_read_them(mask):
                 seen.append(args[3])
             return func(*args, **(kwargs or {}))
 
-    with FakeTensorMode(), Watch():
-        given = [torch.empty(2, 3, 197, 64, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
-        bias = torch.empty(2, 1, 1, 197, dtype=mask, device="cuda")
+    with Watch(), torch.device("meta"):  # which has the shapes and strides of a GPU
+        given = [torch.empty(2, 3, 197, 64, dtype=torch.bfloat16) for _ in range(3)]
+        bias = torch.empty(2, 1, 1, 197, dtype=mask)
         _by_operator("efficient", *given, How(bias, 0.0, False, None, False))
     assert (seen[0].shape, seen[0].dtype) == ((2, 3, 197, 197), torch.bfloat16)
     assert all(stride % 16 == 0 for stride in seen[0].stride()[:3])
