@@ -110,8 +110,8 @@ def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: Ho
     if kernel == "math":
         out = aten._scaled_dot_product_attention_math(query, key, value, mask, dropout, causal, scale=scale)[0]
     elif query.device.type == "cpu":
-        if dropout:
-            raise unserved(kernel, "on a CPU it drops no weights of attention, and the model asks for that (attn_drop)")
+        if why := _why_not_on_cpu(query, value, mask, dropout):
+            raise unserved(kernel, why)
         flash = aten._scaled_dot_product_flash_attention_for_cpu
         out = flash(query, key, value, dropout, causal, attn_mask=mask, scale=scale)[0]
     else:
@@ -129,6 +129,16 @@ def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: Ho
         else:
             out = aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, scale=scale)[0]
     return out[..., :channels]
+
+
+def _why_not_on_cpu(query: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> str:
+    if dropout:
+        return "on a CPU it drops no weights of attention, and the model asks for that (attn_drop)"
+    if mask is not None and mask.requires_grad and torch.is_grad_enabled():
+        return "it computes no gradient of a bias, and this one asks for it (torch.no_grad(), or another kernel)"
+    if value.shape[-1] != query.shape[-1]:
+        return f"queries have {query.shape[-1]} channels and values {value.shape[-1]}, and it takes as many of both"
+    return ""
 
 
 def by_flash_attn(query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:

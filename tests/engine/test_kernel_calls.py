@@ -241,9 +241,16 @@ def test_a_kernel_of_gpus_is_not_replaced_on_a_cpu(given, kernel):
         attend(kernel, *given)
 
 
-def test_what_torch_has_no_kernel_for_is_not_replaced(given):
-    with pytest.raises(RepresentationError, match="Attention by 'flash' cannot serve this: on a CPU it drops no"):
-        attend("flash", *given, dropout_p=0.5)
+def test_what_the_kernel_of_a_cpu_lacks_is_not_replaced(given):
+    bias = torch.zeros(1, 1, given[0].shape[2], given[1].shape[2], requires_grad=True)
+    narrow = given[2][..., :-1]
+    for values, options, why in (
+        (given[2], {"dropout_p": 0.5}, "on a CPU it drops no weights"),
+        (given[2], {"attn_mask": bias}, "it computes no gradient of a bias"),
+        (narrow, {}, f"{given[2].shape[-1]} channels and values {narrow.shape[-1]}"),
+    ):
+        with pytest.raises(RepresentationError, match=f"Attention by 'flash' cannot serve this: .*{why}"):
+            attend("flash", *given[:2], values, **options)
 
 
 @pytest.mark.parametrize("kernel", ["flash", "math"])
