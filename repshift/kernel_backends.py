@@ -73,12 +73,12 @@ def by_torch(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -
     Raises:
         RepresentationError: If torch cannot use this one.
     """
-    # torch's switches are the process's, and models in other threads meet them; operators need none
+    # operators need no switch, and torch's switches are the process's: models in other threads meet them
     by_operator = torch.compiler.is_exporting() or query.device.type == "cpu"
     if by_operator and not torch.onnx.is_in_onnx_export():
         return _by_operator(kernel, query, key, value, how)
     try:
-        # torch's switches are the process's: of two threads one would leave on what the other had set
+        # of two threads one would leave on what the other had set
         with nullcontext() if torch.compiler.is_compiling() else SWITCHES, sdpa_kernel(BACKENDS[kernel]):
             return SDPA(query, key, value, **how._asdict())
     except RuntimeError as error:

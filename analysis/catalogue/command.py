@@ -35,17 +35,11 @@ def models(
     from repshift.analysis.catalogue.page import page_of
     from repshift.analysis.catalogue.records import forget_rows, look_at_all
     from repshift.analysis.catalogue.sources import model_names
-    from repshift.analysis.output.files import all_or_none, output_file, write_text
+    from repshift.analysis.output.files import all_or_none, write_text
     from repshift.analysis.output.partial import settle_unfinished, unfinished_folder
-    from repshift.analysis.output.results import Results, environment, write_results
-    from repshift.analysis.output.results import results_format as checked_format
-    from repshift.errors import DataError
+    from repshift.analysis.output.results import Results, check_results_files, environment, write_results
 
-    checked_format(results_file, results_format)
-    for file in filter(None, (results_file, page)):
-        output_file(file)
-    if page is not None and results_file is not None and page.resolve() == results_file.resolve():
-        raise DataError(f"--results-file and --page both name {page}. Give two names.")
+    check_results_files(results_file, results_format, page, "--page")
     names = model_names(pattern)
     settle_unfinished(unfinished_folder(results_file), resume)
     try:

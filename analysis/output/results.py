@@ -96,23 +96,23 @@ def write_results(path: Path, results: Results, wanted: str | None = None) -> No
     write_text(path, writers[results_format(path, wanted)](results))
 
 
-def check_results_files(path: Path | None, wanted: str | None, images: Path | None, one: str = "image") -> None:
-    """Check, before anything is computed, that results and what was found of each image can be written.
+def check_results_files(path: Path | None, wanted: str | None, other: Path | None, option: str = "--per-image") -> None:
+    """Check, before anything is computed, that results and what is written beside them can be written.
 
     Args:
         path: The results file.
         wanted: Its format.
-        images: The file of what was found of each image.
-        one: What that has a row for.
+        other: The other file, such as that of what was found of each image.
+        option: What names it.
 
     Raises:
         DataError: If one cannot be written, there is no such format, or they are one file.
     """
     results_format(path, wanted)
-    for file in filter(None, (path, images)):
+    for file in filter(None, (path, other)):
         output_file(file)
-    if path is not None and images is not None and path.resolve() == images.resolve():
-        raise DataError(f"The results file and that of each {one} (--per-{one}) both name {path}. Give two names.")
+    if path is not None and other is not None and path.resolve() == other.resolve():
+        raise DataError(f"--results-file and {option} both name {path}. Give two names.")
 
 
 def write_with_images(

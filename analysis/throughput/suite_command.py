@@ -47,8 +47,7 @@ def bench_suite(
 
     from repshift.analysis.output.files import all_or_none, write_text
     from repshift.analysis.output.partial import settle_unfinished, unfinished_folder
-    from repshift.analysis.output.results import Results, write_results
-    from repshift.analysis.output.results import results_format as checked_format
+    from repshift.analysis.output.results import Results, check_results_files, write_results
     from repshift.analysis.subjects.memory import keep_freed_memory
     from repshift.analysis.throughput.suite_page import suite_page
     from repshift.analysis.throughput.suite_runs import forget_cases, run_suite
@@ -57,8 +56,7 @@ def bench_suite(
 
     if name not in SUITES:
         raise UnknownNameError(f"Unknown --suite {name!r}. {suggest(name, SUITES)}")
-    checked_format(results_file, results_format)
-    _check_files(results_file, page)
+    check_results_files(results_file, results_format, page, "--page")
     settle_unfinished(unfinished_folder(results_file), resume)
     torch.set_num_threads(threads or torch.get_num_threads())
     suite = SUITES[name]
@@ -89,15 +87,6 @@ def bench_suite(
         note(f"{measured.left} of {len(suite.cases)} cases were not begun in {minutes:g} minutes{going_on}")
     else:
         forget_cases(results_file)
-
-
-def _check_files(results_file: Path | None, page: Path | None) -> None:
-    from repshift.analysis.output.files import output_file
-
-    for file in filter(None, (results_file, page)):
-        output_file(file)
-    if page is not None and results_file is not None and page.resolve() == results_file.resolve():
-        raise DataError(f"--results-file and --page both name {page}. Give two names.")
 
 
 def _show(measured: Measured) -> None:

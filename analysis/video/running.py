@@ -146,7 +146,7 @@ def _run(
     with processes.together():
         if processes.first:
             one = "query" if given.kind == "retrieve" else "question"
-            check_results_files(given.results_file, given.results_format, given.per_query, one)
+            check_results_files(given.results_file, given.results_format, given.per_query, f"--per-{one}")
             settle_unfinished(partial, given.resume)
         device, dtype = processes.device(given.device), given.dtype
         subjects = given.subjects(device)
