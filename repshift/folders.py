@@ -187,6 +187,11 @@ def _check_fits(model: nn.Module, name: str, options: dict[str, Any]) -> None:
             f"{', '.join(own)} says where weights come from, and those of a folder are its own. Give only what the "
             "model was built with, such as num_classes=10."
         )
+    if "attention" in options:
+        raise CheckpointError(
+            "The kernel of attention is saved in the model's recipe. Leave attention out, and save what "
+            "repshift.attention(model, kernel) returns."
+        )
     if ":" in name:  # another place knows what this stands for, and may be out of reach
         return
     has = {key: tuple(value.shape) for key, value in model.state_dict().items()}

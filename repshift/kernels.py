@@ -64,8 +64,8 @@ def require_kernel(name: str) -> None:
     reasons = [why_not(name, kind) for kind in dict.fromkeys((_usual(), "cpu"))]
     if all(reasons):
         raise UnsupportedModelError(
-            f"Attention by {name!r} ({KERNELS[name]}) cannot be had: {reasons[0]}. Choose another, such as 'sdpa'; "
-            "repshift.available_attention() lists what there is (repshift env)."
+            f"Attention by {name!r} ({KERNELS[name]}) cannot be had: {reasons[0]}. Choose another "
+            "(attention='sdpa', --attention sdpa); repshift.available_attention() lists what there is (repshift env)."
         )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from repshift.choosing import attention
+from repshift.choosing import attention as with_attention
 from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path
 from repshift.folders import LIBRARIES, folder_of, read_folder
@@ -47,6 +48,7 @@ def load_model(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     use_ema: bool | None = None,
+    attention: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model by name, in evaluation mode.
@@ -63,11 +65,13 @@ def load_model(
         use_ema: Of a checkpoint that holds averaged weights beside the plain ones (``model_ema`` and ``model``), take
             the averaged ones; by default those whose accuracy was published: the averaged ones, but of a Vision
             Mamba other than ``vim_base`` the plain ones.
+        attention: The kernel that attention is computed by, see :func:`repshift.attention`; by default torch's choice,
+            and of a folder what its recipe says. A model that was saved with a kernel of GPUs is loaded elsewhere so.
         **options: Passed on to the model, for example ``num_classes=10`` or ``img_size=384``.
 
     Raises:
         UnknownNameError: If no model has this name, the message has the closest ones; or an option is none.
-        UnsupportedModelError: If the options build no model.
+        UnsupportedModelError: If the options build no model, or the kernel cannot be had or serve it.
         CheckpointError: If the weights cannot be had, cannot be read or do not fit the model.
 
     Example:
@@ -83,7 +87,7 @@ def load_model(
     if folder is not None:
         if pretrained or checkpoint is not None:
             raise CheckpointError(f"{name} is a folder with its own weights. Leave pretrained and checkpoint out.")
-        return _load_folder(folder, options)
+        return _load_folder(folder, attention, options)
     if not isinstance(name, str):
         raise UnknownNameError(f"A model is loaded by its name, got {name!r}. Give a string such as 'tiny_vit'.")
     check_flags(pretrained=pretrained, use_ema=use_ema)
@@ -99,7 +103,7 @@ def load_model(
     if options.get("img_size") is not None:
         size = options["img_size"]
         take_size(model, (size, size) if isinstance(size, int) else tuple(size))
-    return model.eval()
+    return model.eval() if attention is None else with_attention(model.eval(), attention)
 
 
 def _build(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -162,21 +166,22 @@ def take_size(model: nn.Module, size: tuple[int, int]) -> None:
         model.pretrained_cfg = {**known, **changed}  # type: ignore[assignment]  # a plain attribute
 
 
-def _load_folder(folder: Path, options: dict[str, Any]) -> nn.Module:
+def _load_folder(folder: Path, attention: str | None, options: dict[str, Any]) -> nn.Module:
     saved = read_folder(folder)
     source, _, kind = saved.name.partition(":")
+    recipe = saved.recipe if attention is None else replace(saved.recipe or Recipe(), attention=attention)
     if source in LIBRARIES:
         if options := {**saved.options, **options}:
             raise UnknownNameError(f"{folder} says itself how its model is built. Leave {', '.join(options)} out.")
         built: nn.Module = LIBRARIES.get(source)(folder, kind)
-        return _pruned(built, saved.recipe).eval()
+        return _pruned(built, recipe).eval()
     model = load_model(saved.name, checkpoint=saved.weights, **{**saved.options, **options})
-    return _pruned(model, saved.recipe).eval()
+    return _pruned(model, recipe).eval()
 
 
 def _pruned(model: nn.Module, recipe: Recipe | None) -> nn.Module:
     if recipe is not None and recipe.only_attention:  # which models have that cannot be pruned
-        return attention(model, str(recipe.attention))
+        return with_attention(model, str(recipe.attention))
     return model if recipe is None else ShiftTracker(model).prune(recipe)
 
 

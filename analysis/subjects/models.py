@@ -59,8 +59,9 @@ def model_options(num_classes: int | None, model_kwargs: Sequence[str] | None) -
             raise DataError(f"--model-kwargs got {option!r}, expected key=value, as in drop_path_rate=0.1.")
         if name in parsed:
             raise DataError(f"{name} was given twice (--model-kwargs, --num-classes). Give it once.")
-        if name in LEAD_OUT:
-            raise DataError(f"--model-kwargs got {option!r}, which has options of its own: --pretrained, --checkpoint.")
+        if name in LEAD_OUT or name == "attention":
+            own = "--attention" if name == "attention" else "--pretrained, --checkpoint"
+            raise DataError(f"--model-kwargs got {option!r}, which has options of its own: {own}.")
         try:
             parsed[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

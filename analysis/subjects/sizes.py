@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from repshift import DataError, UnsupportedModelError, attention
+from repshift import DataError, UnsupportedModelError
 from repshift.analysis.subjects.limits import check_side
 from repshift.analysis.subjects.models import ModelOptions, load_dense, saved_model
 from repshift.errors import RepshiftError, first_line
@@ -26,13 +26,8 @@ def build_model(name: str, given: ModelOptions) -> nn.Module:
     Raises:
         RepshiftError: If there is no such model, its weights cannot be had, or it cannot have this size or attention.
     """
-    model = _built(name, given)
-    return model if given.attention is None else attention(model, given.attention)
-
-
-def _built(name: str, given: ModelOptions) -> nn.Module:
     weights: dict[str, Any] = {"checkpoint": given.checkpoint, "use_ema": given.use_ema}
-    loading: dict[str, Any] = {"pretrained": given.pretrained, **given.options}
+    loading: dict[str, Any] = {"pretrained": given.pretrained, "attention": given.attention, **given.options}
     if not given.sized:
         return load_dense(name, **loading, **weights)
     # a file's weights may have been trained at the size that is asked for, so they come last

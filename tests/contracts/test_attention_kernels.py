@@ -25,10 +25,13 @@ from repshift import (
     UnsupportedModelError,
     attention,
     dense,
+    kernels,
     load_model,
     recipe_of,
     save_model,
 )
+from repshift.analysis.subjects.models import ModelOptions
+from repshift.analysis.subjects.sizes import build_model
 from repshift.kernels import DEVICES, activate
 from repshift.participants import participants
 
@@ -227,6 +230,29 @@ def test_folders_bring_it_back(tmp_path, schedule):
     loaded = load_model(tmp_path / "model")
     assert recipe_of(loaded) == recipe_of(chosen)
     assert what_runs(loaded, torch.rand(1, 3, 64, 64)) == RUNS["math"]
+
+
+@pytest.mark.parametrize("schedule", [None, "0.3@0,2"])
+def test_a_folder_with_a_kernel_that_is_not_here_is_loaded_with_another(tmp_path, monkeypatch, schedule):
+    saved_pruned = attention(load_model("tiny_vit", pretrained=True), "math")
+    saved_pruned = saved_pruned if schedule is None else ShiftTracker(saved_pruned).prune(schedule)
+    save_model(saved_pruned, tmp_path, "tiny_vit")
+    description = tmp_path / "repshift.json"
+    description.write_text(description.read_text().replace('"math"', '"flash2"'))
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedModelError, match=r"not installed.*attention='sdpa', --attention sdpa"):
+        load_model(tmp_path)
+    loaded = load_model(tmp_path, attention="flash")
+    assert recipe_of(loaded).attention == "flash"
+    assert recipe_of(loaded).schedule == recipe_of(saved_pruned).schedule
+    assert what_runs(loaded, torch.rand(1, 3, 64, 64)) == RUNS["flash"]
+    assert recipe_of(build_model(str(tmp_path), ModelOptions(attention="flash"))) == Recipe(attention="flash")
+
+
+def test_loading_by_name_chooses_it():
+    assert recipe_of(load_model("tiny_vit", attention="math")) == Recipe(attention="math")
+    with pytest.raises(UnsupportedModelError, match="no attention"):
+        load_model("tiny_resnet", attention="math")
 
 
 def test_compiled_models_keep_theirs(build_vit, images, fresh_dynamo):

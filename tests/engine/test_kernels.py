@@ -72,7 +72,7 @@ def test_an_unknown_name_has_the_closest_ones(vit):
 @NO_GPU
 @pytest.mark.parametrize("name", ["efficient", "cudnn"])
 def test_what_no_device_here_can_do_is_refused_with_what_to_do(vit, name):
-    with pytest.raises(UnsupportedModelError, match=r"cannot be had: .*CUDA device\. Choose another, such as 'sdpa'"):
+    with pytest.raises(UnsupportedModelError, match=r"cannot be had: .*CUDA device\. Choose another .attention='sdpa'"):
         attention(vit, name)
 
 
