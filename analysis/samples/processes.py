@@ -54,10 +54,7 @@ class Processes:
         Raises:
             DataError: If the launcher's variables are incomplete.
         """
-        told = os.environ.get("WORLD_SIZE", "1")
-        if not told.isdecimal() or int(told) < 1:
-            raise DataError(f"WORLD_SIZE is {told!r}, expected the number of processes. Unset it for one process.")
-        count = int(told)
+        count = _told("WORLD_SIZE", 1, least=1)
         if count == 1:
             return cls()
         if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
@@ -65,9 +62,12 @@ class Processes:
                 f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set. Start several processes with torchrun or "
                 "accelerate launch; for one process, unset WORLD_SIZE."
             )
+        if _told("RANK", 0) >= count:
+            raise DataError(f"RANK is {os.environ['RANK']}, and the {count} processes are numbered from 0.")
+        _told("MASTER_PORT", 0)
         store, rank, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
-        return cls(rank, count, int(os.environ.get("LOCAL_RANK", rank)), store)
+        return cls(rank, count, _told("LOCAL_RANK", rank), store)
 
     @property
     def first(self) -> bool:
@@ -183,4 +183,19 @@ def usual_workers(beside_gpu: bool) -> int:
     if not beside_gpu:
         return 0
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(1, min(MOST_WORKERS, usable // _told("LOCAL_WORLD_SIZE", 1, least=1) - 1))
+
+
+def _told(name: str, usual: int, least: int = 0) -> int:
+    """Read a number that a launcher sets.
+
+    Raises:
+        DataError: If it is none.
+    """
+    told = os.environ.get(name, str(usual))
+    if not (told.isascii() and told.isdecimal()) or int(told) < least:
+        raise DataError(
+            f"{name} is {told!r}, expected a whole number from {least}, as torchrun and accelerate launch set it. "
+            "Unset it for one process."
+        )
+    return int(told)

@@ -11,7 +11,7 @@ import torch
 
 from repshift import DataError
 from repshift.analysis.output.results import read_results
-from repshift.analysis.samples.processes import Processes
+from repshift.analysis.samples.processes import Processes, usual_workers
 
 DROP = "12@0"
 
@@ -104,6 +104,17 @@ def test_an_incomplete_launch_is_an_error(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DataError, match=r"RANK, MASTER_ADDR, MASTER_PORT is not set.*torchrun"):
         Processes.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "x"), ("RANK", "2"), ("LOCAL_WORLD_SIZE", "0"), ("MASTER_PORT", "")]
+)
+def test_a_launchers_number_that_is_none_is_named(monkeypatch, name, value):
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"} | {name: value}
+    for variable, told in launched.items():
+        monkeypatch.setenv(variable, told)
+    with pytest.raises(DataError, match=f"{name} is "):
+        usual_workers(True) if name == "LOCAL_WORLD_SIZE" else Processes.join()
 
 
 def test_an_error_in_the_only_process_is_raised_as_it_is():
