@@ -9,10 +9,11 @@ from torch import nn
 
 from repshift.arriving import End, Explain, RefuseFewer, Restore, ShortenAnswer, Weigh
 from repshift.attention_scores import AttentionScore
+from repshift.branches import Replay, Scale
 from repshift.drops import Drop
 from repshift.inside import AddAside, CutInside, Shorten, require_mlp_behind_attention
 from repshift.intermediates import LayOut, Resume, Show
-from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember, Replay, Scale
+from repshift.measuring import Ask, Attend, Begin, KeepKeys, Measure, Rate, Remember
 from repshift.operations import say_second_residual
 from repshift.pruners import Pruner
 from repshift.reading import reading_roles

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repshift.branches import Scale, add_to_float32
 from repshift.calls import Call, positional_names
 from repshift.errors import RepresentationError
 from repshift.finding import has_unordered_tokens
@@ -18,7 +19,6 @@ from repshift.hooks import Hook, attached
 from repshift.images import explain, require_floating_point
 from repshift.inside import CutInside
 from repshift.layouts import Layout, first_tensor
-from repshift.measuring import Scale, add_to_float32
 from repshift.origins import Origin
 from repshift.participants import cuts
 from repshift.records import Measurement

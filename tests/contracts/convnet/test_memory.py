@@ -9,7 +9,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from repshift import ShiftTracker
-from repshift.measuring import Replay
+from repshift.branches import Replay
 
 
 @pytest.fixture
