@@ -88,6 +88,7 @@ def largest_difference(found: Any, expected: Any) -> float:
     for one, other in zip(_tensors(found), _tensors(expected), strict=True):
         if one.shape != other.shape:
             return math.inf
+        one, other = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (one, other))
         off = float((one - other).abs().max()) / max(float(other.abs().max()), torch.finfo(other.dtype).tiny)
         largest = max(largest, off) if math.isfinite(off) else math.inf
     return largest

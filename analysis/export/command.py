@@ -36,6 +36,9 @@ def export(
     batch: Annotated[
         str, typer.Option(help="Images at once: one number, as 8, or the fewest and the most, as 1:64; 1: for any.")
     ] = "1:",
+    precision: Annotated[
+        str, typer.Option(help="Of the weights and of the images: float32, bfloat16 or float16.")
+    ] = "float32",
     device: options.Device = "cpu",
     output: Annotated[
         Path | None, typer.Option(help="The file; another one, .json, says what is in it. [default: model.pt2]")
@@ -56,7 +59,7 @@ def export(
         pretrained, checkpoint, use_ema, img_size, input_size, model_options(num_classes, model_kwargs), attention
     )
     try:
-        written = write(Export(model, given, chosen, name, batches, str(chosen_device)), place)
+        written = write(Export(model, given, chosen, name, batches, str(chosen_device), precision), place)
     except KeyboardInterrupt:
         raise interrupted("nothing was written") from None
     note_random_weights(pretrained, checkpoint, model)
@@ -67,5 +70,7 @@ def export(
     note(
         f"checked at batch {tried}: it differs from the model by {written.difference:.1e} of the largest answer at most"
     )
+    if written.rounding is not None:
+        note(f"images are {precision}; from the model in float32 it differs by {written.rounding:.1e} at most")
     for line in written.lines:
         note(line)

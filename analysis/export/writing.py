@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +21,16 @@ from repshift.analysis.subjects.limits import check_batch
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
+from repshift.errors import UnknownNameError
 from repshift.exporting import Batches, largest_difference
 from repshift.programs import FORMATS, INPUT, the_format
 from repshift.pruners import PRUNERS
+from repshift.registry import suggest
 
 VERSION = 1  # of the layout of the description
-LARGEST = 1e-3  # difference that rounding may make, of the largest answer
+# Differences that rounding may make, of the largest answer. In half precision a token that nearly ties with another may
+# go in its place; a program that is wrong is off by about one.
+LARGEST = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.25}
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -41,9 +46,12 @@ class Export:
         form: Any of :data:`repshift.programs.FORMATS`.
         batches: How many images at once.
         device: Where the program runs.
+        precision: Of its weights and of the images that it takes, a key of :data:`LARGEST`.
 
     Raises:
-        UnsupportedModelError: If the recipe draws random scores, or ONNX is asked for on a GPU or with a kernel.
+        UnknownNameError: If there is no such precision.
+        UnsupportedModelError: If the recipe draws random scores, or ONNX is asked for on a GPU, with a kernel or in
+            bfloat16.
     """
 
     model: str
@@ -52,8 +60,11 @@ class Export:
     form: str
     batches: Batches
     device: str = "cpu"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision not in LARGEST:
+            raise UnknownNameError(f"Unknown --precision {self.precision!r}. {suggest(self.precision, LARGEST)}")
         if self.recipe is not None and self.recipe.scores and self.recipe.score == "random":
             raise UnsupportedModelError(
                 "Random scores differ from run to run, so what is exported could not be checked. Choose another "
@@ -68,6 +79,17 @@ class Export:
                 f"What runs a file of ONNX chooses its own kernels, so {self.given.attention!r} would say nothing. "
                 "Leave --attention out."
             )
+        if self.form == "onnx" and self.precision == "bfloat16":
+            raise UnsupportedModelError(
+                "onnxruntime has no bfloat16 on a CPU, so the file could not be checked. Give --precision float16 or "
+                "float32, or another --format."
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision, as torch calls it."""
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return dtype
 
 
 @dataclass(frozen=True)
@@ -76,13 +98,15 @@ class Written:
 
     Attributes:
         description: The file that says what is in the other.
-        difference: The largest, as a share of the largest answer.
+        difference: The largest from the model, as a share of the largest answer.
+        rounding: That from the model in float32; ``None`` for a program in float32.
         lines: Python that loads and runs the program.
         remarks: What a user should know.
     """
 
     description: Path
     difference: float
+    rounding: float | None
     lines: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -151,14 +175,16 @@ def write(export: Export, place: Path) -> Written:
     """
     recipe, remarks = compared_exactly(export.recipe)
     dense = build_model(export.model, export.given)
-    model, form, batches = apply(recipe, dense).eval().to(export.device), FORMATS[export.form], export.batches
+    full, form, batches = apply(recipe, dense).eval().to(export.device), FORMATS[export.form], export.batches
+    model = full if export.precision == "float32" else deepcopy(full).to(export.dtype)
     said = _said(export, dense, model)
     imports: list[str] = []
     differences: list[float] = []
+    roundings: list[float] = []
 
     def images(count: int) -> Tensor:
         drawn = torch.randn(count, *input_size(dense), generator=torch.Generator().manual_seed(count))
-        return drawn.to(export.device)
+        return drawn.to(export.device, export.dtype)
 
     def write_and_check(unfinished: Path) -> None:
         example = images(batches.least if batches.fixed else max(2, *batches.samples))
@@ -166,23 +192,28 @@ def write(export: Export, place: Path) -> Written:
         program = form.load(unfinished)
         with torch.no_grad():
             for given in map(images, batches.samples):
-                differences.append(_checked(largest_difference(program(given), model(given)), export))
+                answer = program(given)
+                differences.append(_checked(largest_difference(answer, model(given)), export))
+                if model is not full:
+                    roundings.append(largest_difference(answer, full(given.float())))
 
     with all_or_none():
         write_whole(place, write_and_check)
-        told = {**said, "file": place.name, "imports": imports, "largest_difference": max(differences)}
+        found = {"largest_difference": max(differences), "difference_from_float32": max(roundings, default=None)}
+        told = {**said, "file": place.name, "imports": imports, **found}
         write_text(description_of(place), json.dumps(told, indent=2) + "\n")
     lines = [*(f"import {module}  # an operator in the program" for module in imports), *form.lines]
     located = tuple(line.format(path=repr(str(place))) for line in lines)
-    return Written(description_of(place), max(differences), located, remarks)
+    return Written(description_of(place), max(differences), max(roundings, default=None), located, remarks)
 
 
 def _checked(difference: float, export: Export) -> float:
     """Refuse a program that answers otherwise than the model."""
-    if difference > LARGEST:
+    largest = LARGEST[export.precision]
+    if difference > largest:
         raise DataError(
             f"The program answers otherwise than the model: by {difference:.1e} of the largest answer, more than "
-            f"{LARGEST:.0e}. Nothing was written; choose another --format than {export.form}, or another recipe."
+            f"{largest:g}. Nothing was written; choose another --format than {export.form}, or another recipe."
         )
     return difference
 
@@ -224,7 +255,7 @@ def _said(export: Export, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
         "input": INPUT,
         "input_size": list(input_size(dense)),
         "batch": str(export.batches),
-        "dtype": "float32",
+        "dtype": export.precision,
         "device": export.device,
         **{name: list(value) if isinstance(value := config[name], tuple) else value for name in PREPROCESSING},
         "num_classes": classes if isinstance(classes, int) else None,

@@ -76,6 +76,31 @@ def test_the_kernel_that_was_chosen_is_in_the_program(run_command, tmp_path, dro
     assert [name for name in called if "attention" in name] == ["aten._scaled_dot_product_attention_math.default"]
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_held_to_the_model_in_it_and_told_of_float32(run, images, tmp_path, precision):
+    code, out, err = run("--drop", "12@0", "--precision", precision)
+    assert (code, err) == (0, "")
+    said = json.loads((tmp_path / "model.pt2.json").read_text())
+    assert said["dtype"] == precision
+    assert said["largest_difference"] < 0.01
+    assert 1e-4 < said["difference_from_float32"] < 0.1
+    assert f"images are {precision}" in out
+    pruned = ShiftTracker(load_model("tiny_resnet", pretrained=True)).prune("12@0")
+    given = images.to(getattr(torch, precision))
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / "model.pt2").module()(given)
+        assert found.dtype == given.dtype
+        assert largest_difference(found, pruned.to(given.dtype)(given)) < 0.01
+
+
+def test_a_program_that_is_wrong_is_refused_in_half_precision_too(run, tmp_path, quick):
+    quick(lambda found, expected: 0.3)
+    code, _, err = run("--batch", 2, "--precision", "bfloat16")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "by 3.0e-01 of the largest answer, more than 0.25" in err
+    assert files(tmp_path) == []
+
+
 def test_what_was_written_is_replaced_as_a_whole(run, tmp_path, quick):
     quick(lambda found, expected: 0.0)
     assert run("--batch", 2)[0] == 0
@@ -118,6 +143,8 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, quick, number):
         (("--pruner", "mnn"), "Nothing is dropped"),
         (("--format", "onnx", "--attention", "math"), "'math' would say nothing"),
         (("--attention", "math"), "has no attention that could run as 'math'"),
+        (("--precision", "half"), "Unknown --precision 'half'. Known: 'float32'"),
+        (("--precision", "bfloat16", "--format", "onnx"), "no bfloat16 on a CPU"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line_and_writes_nothing(run, tmp_path, arguments, message):
@@ -191,18 +218,21 @@ def test_differences_are_shares_of_the_largest_and_infinite_where_there_is_no_nu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["onnx", "aoti"])
-def test_other_formats_are_written_checked_and_say_what_they_are(run_command, tmp_path, form):
+@pytest.mark.parametrize(
+    ("form", "precision", "largest"), [("onnx", "float32", 1e-5), ("aoti", "float32", 1e-5), ("onnx", "float16", 0.1)]
+)
+def test_other_formats_are_written_checked_and_say_what_they_are(run_command, tmp_path, form, precision, largest):
     for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
         pytest.importorskip(package)
     place = Path(f"vit{FORMATS[form].ending}")
     code, out, err = run_command(
-        "export", "-m", "tiny_vit", "--pretrained", "--drop", "0.3@0", "--format", form, "--output", place
-    )
+        "export", "-m", "tiny_vit", "--pretrained", "--drop", "0.3@0", "--format", form, "--output", place,
+        "--precision", precision,
+    )  # fmt: skip
     assert (code, err.strip()) == (0, "")
     said = json.loads((tmp_path / f"{place}.json").read_text())
-    assert said["largest_difference"] < 1e-5
-    images = torch.randn(2, 3, 64, 64)
+    assert said["largest_difference"] < largest
+    images = torch.randn(2, 3, 64, 64, dtype=getattr(torch, precision))
     if form == "onnx":
         images = images.numpy()
         import onnx
