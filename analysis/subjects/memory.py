@@ -20,7 +20,16 @@ LARGE = 2**30  # bytes
 
 
 class MemoryExhaustedError(RepshiftError):
-    """A batch that does not fit into memory."""
+    """A batch that does not fit into memory.
+
+    Args:
+        why: What happened.
+        advice: Which options would help.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(f"{why} {advice}".rstrip())
+        self.why = why
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -53,9 +62,8 @@ def fitting(batch_size: int, device: str, *, retry: bool = True) -> Iterator[Non
             if batch_size > 1
             else "Give smaller images, a smaller model, or another device."
         )
-        raise MemoryExhaustedError(
-            f"A batch of {batch_size} does not fit into the memory of {device}. {advice}"
-        ) from error
+        why = f"A batch of {batch_size} does not fit into the memory of {device}."
+        raise MemoryExhaustedError(why, advice) from error
 
 
 def keep_freed_memory() -> bool:

@@ -16,6 +16,7 @@ from repshift.registry import suggest
 from repshift.scores import SCORES
 
 DENSE, SHIFT, LIMIT, LOWRES = "dense", "shift", "oracle_free", "lowres"
+FEWER_FRAMES = "fewer_frames"  # of videos instead of lowres: the dense model on so many that it does no more work
 RANDOM = "random"
 SEEDS = 3  # draws of it beside other methods, where nothing else is asked for
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second

@@ -72,6 +72,25 @@ class SmallerInputs:
         return Recipe(None, input_size=(steps * self.step, max(1, steps * columns // rows) * self.step))
 
 
+def fewer_frames(model: nn.Module, like: nn.Module, size: tuple[int, ...]) -> int:
+    """Return on how many frames a model does as much work as a pruned one on all of them, or just less.
+
+    Args:
+        model: Dense.
+        like: The pruned one.
+        size: Frames, channels, rows and columns of the videos that it is given.
+
+    Raises:
+        UnsupportedModelError: If there is no such number.
+    """
+    frames, *image = size
+    most = count_work(like, size).macs
+    for fewer in range(frames - 1, 0, -1):
+        if count_work(model, (fewer, *image)).macs <= most:
+            return fewer
+    raise UnsupportedModelError("One frame is more work than the pruned model does.")
+
+
 def _step(model: nn.Module, size: tuple[int, ...]) -> int:
     """Return the pixels a side of a patch, or a network's total stride."""
     _, rows, columns = size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,11 +16,7 @@ from repshift.analysis.throughput.suite_command import bench_suite, refuse_other
 from repshift.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from repshift import Recipe
     from repshift.analysis.throughput.comparison import Comparison
-    from repshift.analysis.throughput.setup import Setup
 
 Row = Mapping[str, Any]
 WIDE = 110  # columns that the whole table needs
@@ -110,11 +106,13 @@ def bench(
     from repshift.analysis.subjects.methods import further_recipes
     from repshift.analysis.subjects.models import ModelOptions, model_options
     from repshift.analysis.subjects.recipes import chosen_recipe
+    from repshift.analysis.throughput.compared import compare as compare_models
+    from repshift.analysis.throughput.compared import read_asked
     from repshift.analysis.throughput.comparison import Comparison
     from repshift.analysis.throughput.runtimes import check_runtimes, read_runtimes
     from repshift.analysis.throughput.setup import Setup
 
-    asked, further = _asked(methods, paper), further_recipes(compare or ())
+    asked, further = read_asked(methods, paper), further_recipes(compare or ())
     runtimes = read_runtimes(runtime, torchcompile)
     for size in batch_sizes:
         check_batch(size)
@@ -133,9 +131,20 @@ def bench(
     torch.set_num_threads(threads or torch.get_num_threads())
     if chosen.startswith("cpu"):
         keep_freed_memory()
-    models = _models(setup, pruned, asked, further)
-    used = torch.get_num_threads()
-    comparison = Comparison(setup, models, num_bench_iter, num_warm_iter, used, memory=memory, runtimes=runtimes)
+    dense = setup.load()
+    made = compare_models(dense, pruned, asked, setup.input_size(dense), further)
+    for remark in made.notes:
+        note(f"note: {remark}")
+    comparison = Comparison(
+        setup,
+        made.models,
+        num_bench_iter,
+        num_warm_iter,
+        torch.get_num_threads(),
+        memory=memory,
+        runtimes=runtimes,
+        frames=made.frames,
+    )
     _measure_all(comparison, batch_sizes, retry, environment(chosen), results_file, results_format)
 
 
@@ -147,46 +156,6 @@ def _model_alone(model: str | None, context: typer.Context) -> str:
     if model is None:
         raise DataError("Nothing was said to be timed. Give --model NAME, or --suite gpu.")
     return model
-
-
-def _models(setup: Setup, pruned: Recipe | None, asked: _Asked, further: Mapping[str, Recipe]) -> dict[str, nn.Module]:
-    """Make the models that are compared, in the order of the table."""
-    from repshift.analysis.subjects.methods import DENSE, choose_methods
-    from repshift.analysis.throughput.setup import PLAIN, as_in_the_paper, with_plain_attention
-
-    dense = setup.load()
-    size = setup.input_size(dense)
-    models, remarks = choose_methods(dense, pruned, asked.methods, size, further=further)
-    for remark in remarks:
-        note(f"note: {remark}")
-    if asked.paper:
-        return {DENSE: dense, **as_in_the_paper(dense, pruned), **models}
-    videos = len(size) == 4  # their sequences are long, and maps of attention large
-    if asked.plain or (videos and asked.methods is None):
-        return {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
-    return models
-
-
-class _Asked(NamedTuple):
-    """What ``--methods`` and ``--paper`` ask for."""
-
-    methods: list[str] | None
-    plain: bool
-    paper: bool
-
-
-def _asked(methods: str | None, paper: bool) -> _Asked:
-    """Read ``--methods``, to which the limit belongs, and whether plain attention is among them."""
-    from repshift.analysis.subjects.methods import DENSE, LIMIT, SHIFT, read_methods
-    from repshift.analysis.throughput.setup import PLAIN
-
-    if methods is None:
-        return _Asked([SHIFT, LIMIT] if paper else None, False, paper)
-    names = read_methods(methods, (PLAIN,)) or []
-    asked = [name for name in names if name != PLAIN] or [DENSE]
-    if set(asked) != {DENSE}:
-        asked.append(LIMIT)  # the efficiency is against it
-    return _Asked(asked, PLAIN in names, paper)
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repshift import recipe_of
 from repshift.analysis.subjects.macs import Work, count_work
 from repshift.analysis.subjects.memory import fitting, is_out_of_memory
-from repshift.analysis.subjects.methods import DENSE, LIMIT
+from repshift.analysis.subjects.methods import DENSE, FEWER_FRAMES, LIMIT
 from repshift.analysis.subjects.recipes import measured_columns, pruning_of, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
 from repshift.analysis.throughput.runtimes import COMPILE, EAGER, FROM_FILES, check_runtimes, prepared, tells_memory
@@ -27,6 +27,25 @@ Seconds = Mapping[str, tuple[float, ...]]
 Key = tuple[str, str]  # a runtime and a method
 # Called with what is going on whenever a method has had its turn
 Observe = Callable[[str], object]
+# Called with a method that does not run, and why
+LeaveOut = Callable[[str, str], object]
+ADVICE = (
+    "Leave out --attention, --torchcompile, --runtime or --precision, give the model's own image size, or choose other "
+    "--methods."
+)
+
+
+class DoesNotRunError(UnsupportedModelError):
+    """A method that does not run.
+
+    Args:
+        why: What happened.
+        advice: Which options would help.
+    """
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__(f"{why} {advice}")
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,7 @@ class Comparison:
         memory: Whether to measure the peak memory, too.
         runtimes: What runs each method, any of :data:`repshift.analysis.throughput.runtimes.RUNTIMES`; by default what
             the setup says.
+        frames: Of the videos that the dense model is shown as ``fewer_frames``.
     """
 
     setup: Setup
@@ -51,6 +71,7 @@ class Comparison:
     threads: int = 1
     memory: bool = True
     runtimes: tuple[str, ...] = ()
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         if not self.runtimes:
@@ -63,8 +84,16 @@ class Comparison:
         of_memory = sum(self.memory and tells_memory(runtime, self.setup.device) for runtime in self.runtimes)
         return len(self.models) * (len(self.runtimes) * (1 + self.rounds) + of_memory)
 
-    def run(self, batch_size: int, observe: Observe = lambda what: None) -> list[dict[str, Any]]:
+    def run(
+        self, batch_size: int, observe: Observe = lambda what: None, leave_out: LeaveOut | None = None
+    ) -> list[dict[str, Any]]:
         """Measure all methods at one batch size, in turn.
+
+        Args:
+            batch_size: Of images or videos.
+            observe: Told about the progress.
+            leave_out: Told of methods that do not run, whose rows are missing then; by default, and if the dense model
+                does not, it is an error.
 
         Returns:
             A row for each runtime and method, see :meth:`_row`.
@@ -74,8 +103,8 @@ class Comparison:
             UnsupportedModelError: If a method does not run so; the message says why.
         """
         with fitting(batch_size, self.setup.device), self._compiling():
-            images = self.setup.images(self.models[DENSE], batch_size)
-            calls = self._calls(images, partial(observe, f"batch {batch_size}, warming up"))
+            images = self.images(batch_size)
+            calls = self._calls(images, partial(observe, f"batch {batch_size}, warming up"), leave_out)
             # a graph compiled anew in the middle would be timed
             with (
                 torch._dynamo.config.patch(error_on_recompile=True) if COMPILE in self.runtimes else nullcontext(),
@@ -91,18 +120,35 @@ class Comparison:
         rows = []
         for runtime, name in calls:
             own = {method: taken for (where, method), taken in seconds.items() if where == runtime}
-            rows.append(self._row(name, images, own, peaks.get((runtime, name)), runtime))
+            rows.append(self._row(name, images[name], own, peaks.get((runtime, name)), runtime))
         return rows
 
-    def _calls(self, images: Tensor, observe: Callable[[], object]) -> dict[Key, Callable[[], object]]:
+    def images(self, batch_size: int) -> dict[str, Tensor]:
+        """Draw what each method is shown, by its name: all the same, but for fewer frames."""
+        dense = self.models[DENSE]
+        images = dict.fromkeys(self.models, self.setup.images(dense, batch_size))
+        if self.frames is not None:
+            images[FEWER_FRAMES] = self.setup.images(dense, batch_size, self.frames)
+        return images
+
+    def _calls(
+        self, images: Mapping[str, Tensor], observe: Callable[[], object], leave_out: LeaveOut | None
+    ) -> dict[Key, Callable[[], object]]:
         """Prepare all methods for all runtimes, and run each some times."""
         calls: dict[Key, Callable[[], object]] = {}
         for runtime in self.runtimes:
             for name, model in self.models.items():
-                call = partial(prepared(runtime, model, images), images)
-                with self.setup.running():
-                    self._warm_up(name, call, runtime)
-                calls[runtime, name] = call
+                try:
+                    call = partial(prepared(runtime, model, images[name]), images[name])
+                    with self.setup.running():
+                        self._warm_up(name, call, runtime)
+                except (RepshiftError, RuntimeError, MemoryError) as error:
+                    why = "it does not fit into memory" if is_out_of_memory(error) else told_without_advice(error)
+                    if leave_out is None or name == DENSE or why is None:
+                        raise
+                    leave_out(_told(name, runtime), why)
+                else:
+                    calls[runtime, name] = call
                 observe()
         return calls
 
@@ -126,17 +172,14 @@ class Comparison:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise UnsupportedModelError(
+            why = (
                 f"{self.setup.model} does not run as {_told(name, runtime)} with these settings "
-                f"({type(error).__name__}: {first_line(error)}). "
-                "Leave out --attention, --torchcompile, --runtime or --precision, give the model's own image size, or "
-                "choose other --methods."
-            ) from error
-        if runtime == COMPILE and _graphs() == graphs:
-            raise UnsupportedModelError(
-                f"{self.setup.model} was not compiled as {name}: torch.compile ran it as it is. Leave --torchcompile "
-                "out."
+                f"({type(error).__name__}: {first_line(error)})."
             )
+            raise DoesNotRunError(why, ADVICE) from error
+        if runtime == COMPILE and _graphs() == graphs:
+            why = f"{self.setup.model} was not compiled as {name}: torch.compile ran it as it is."
+            raise DoesNotRunError(why, "Leave --torchcompile out.")
         for _ in range(self.warm_up - 1):
             call()
 
@@ -148,7 +191,8 @@ class Comparison:
         recipe = recipe_of(self.models[name])
         chosen = self.setup.attention if recipe is None or recipe.attention is None else recipe.attention
         setup = replace(self.setup, attention=chosen, torchcompile=runtime == COMPILE)
-        return peak_on_cpu(setup, pruning_of(self.models[name]), batch_size, self.threads)
+        frames = self.frames if name == FEWER_FRAMES else None
+        return peak_on_cpu(setup, pruning_of(self.models[name]), batch_size, self.threads, frames)
 
     def _row(
         self, name: str, images: Tensor, seconds: Seconds, peak: int | None, runtime: str = EAGER
@@ -194,7 +238,14 @@ class Comparison:
         return None if runtime in FROM_FILES and attention == "sdpa" else attention
 
     def _work(self, name: str) -> Work:
-        return count_work(self.models[name], self.setup.input_size(self.models[DENSE]))
+        size = self.setup.input_size(self.models[DENSE])
+        shown = (self.frames, *size[1:]) if self.frames is not None and name == FEWER_FRAMES else size
+        return count_work(self.models[name], shown)
+
+
+def told_without_advice(error: BaseException) -> str | None:
+    """Return what an error says, but for advice on options, if it is one of ours."""
+    return getattr(error, "why", str(error)) if isinstance(error, RepshiftError) else None
 
 
 def _told(name: str, runtime: str) -> str:

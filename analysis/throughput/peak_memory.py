@@ -43,8 +43,17 @@ def peak_on_gpu(call: Callable[[], object], device: str) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def peak_on_cpu(setup: Setup, recipe: Recipe | None, batch_size: int, threads: int) -> int | None:
+def peak_on_cpu(
+    setup: Setup, recipe: Recipe | None, batch_size: int, threads: int, frames: int | None = None
+) -> int | None:
     """Measure the peak of one forward in a process of its own.
+
+    Args:
+        setup: How it is run.
+        recipe: How it is pruned; ``None`` for the dense model.
+        batch_size: Of the images.
+        threads: Of torch.
+        frames: Of videos, if they have another number than the model's.
 
     Returns:
         Bytes: what weights and images hold, and by how much the resident set grew during the forward; ``None`` where
@@ -58,6 +67,7 @@ def peak_on_cpu(setup: Setup, recipe: Recipe | None, batch_size: int, threads: i
         return None
     said = recipe and recipe.to_dict()
     request = {"setup": asdict(setup), "recipe": said, "batch_size": batch_size, "threads": threads}
+    request["frames"] = frames
     done = subprocess.run(
         [sys.executable, "-m", "repshift.analysis.throughput.peak_memory"],
         input=json.dumps(request, default=str),
@@ -83,9 +93,9 @@ def held_bytes(model: nn.Module, images: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _measure(setup: Setup, recipe: Recipe | None, batch_size: int) -> int:
+def _measure(setup: Setup, recipe: Recipe | None, batch_size: int, frames: int | None) -> int:
     dense = setup.load()
-    model, images = apply(recipe, dense), setup.images(dense, batch_size)
+    model, images = apply(recipe, dense), setup.images(dense, batch_size, frames)
     call = torch.compile(model, dynamic=False) if setup.torchcompile else model
     with setup.running():
         call(images)  # what libraries set up once is not the forward's
@@ -109,7 +119,7 @@ def main() -> None:
     recipe = request["recipe"] and Recipe.from_dict(request["recipe"])
     try:
         with fitting(batch_size, setup.device):
-            print(_measure(setup, recipe, batch_size))
+            print(_measure(setup, recipe, batch_size, request["frames"]))
     except MemoryExhaustedError as error:
         print(error, file=sys.stderr)
         sys.exit(OUT_OF_MEMORY)

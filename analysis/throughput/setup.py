@@ -84,9 +84,10 @@ class Setup:
         """Return channels, rows and columns of the images; of videos the frames before them."""
         return input_size(model)
 
-    def images(self, model: nn.Module, batch_size: int) -> Tensor:
-        """Draw images ``(batch, channels, rows, columns)``, or videos, as the model takes them."""
-        drawn = torch.randn(batch_size, *self.input_size(model), generator=torch.Generator().manual_seed(0))
+    def images(self, model: nn.Module, batch_size: int, frames: int | None = None) -> Tensor:
+        """Draw images ``(batch, channels, rows, columns)`` as the model takes them, or videos of so many frames."""
+        size = self.input_size(model) if frames is None else (frames, *self.input_size(model)[1:])
+        drawn = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0))
         drawn = drawn.to(self.device, PRECISIONS[self.precision][0])
         last = self.channels_last and drawn.ndim == 4  # each frame of a video has its channels by itself
         return drawn.contiguous(memory_format=torch.channels_last) if last else drawn

@@ -27,7 +27,8 @@ LEGEND = """\
   **memory %**: bytes a second, if each operation reads its inputs and writes its outputs once, as a share of what
   copying a large tensor reached; a compiler joins operations, so there is none for compiled models, and caches may
   bring it above 100.
-- `lowres` is the dense model on a smaller input of no more GMACs. Weights are random, which takes as long."""
+- `lowres` is the dense model on a smaller input of no more GMACs, `fewer_frames` that of videos on as few frames.
+  Weights are random, which takes as long."""
 
 
 def suite_page(name: str, measured: Measured) -> str:

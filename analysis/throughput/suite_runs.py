@@ -16,15 +16,17 @@ from repshift import Recipe
 from repshift.analysis.output.partial import PartialRecords, forget_unfinished, unfinished_folder, versions
 from repshift.analysis.output.results import environment
 from repshift.analysis.subjects.devices import choose_device
-from repshift.analysis.subjects.methods import DENSE, choose_methods
+from repshift.analysis.subjects.methods import FEWER_FRAMES
 from repshift.analysis.subjects.models import ModelOptions
-from repshift.analysis.throughput.comparison import Comparison
+from repshift.analysis.throughput.compared import Asked, compare
+from repshift.analysis.throughput.comparison import Comparison, told_without_advice
 from repshift.analysis.throughput.roofline import Rates, bytes_moved, measured_rates
-from repshift.analysis.throughput.setup import PLAIN, PRECISIONS, Setup, with_plain_attention
+from repshift.analysis.throughput.setup import PRECISIONS, Setup
 from repshift.analysis.throughput.suites import Case, Suite
 from repshift.errors import RepshiftError
 
 Row = Mapping[str, Any]
+NEEDED = {"model", "method", "schedule", "torchcompile", "matmul_share", "memory_share"}  # of a row that is read again
 # Called with what is going on, how many cases are done, and of how many
 Observer = Callable[[str, int, int], None]
 
@@ -37,7 +39,7 @@ class Measured:
         rows: Those of :class:`repshift.analysis.throughput.comparison.Comparison`, and two more columns,
             ``matmul_share`` and ``memory_share``: of the measured rates of the device; the latter is ``None`` for what
             is compiled.
-        failed: Cases that do not run here, with why.
+        failed: Cases, and methods of cases, that do not run here, with why.
         left: How many cases there was no time for.
         environment: With what it was measured, and the rates of the device.
     """
@@ -48,23 +50,37 @@ class Measured:
     environment: Mapping[str, Any]
 
 
-class PartialCases(PartialRecords[Any]):
-    """What was measured of each case: its rows, or why there are none."""
+@dataclass(frozen=True)
+class Found:
+    """What was found of a case.
 
-    def written(self, record: Any) -> list[Any]:
-        """Write what was found as plain values."""
-        return [record]
+    Attributes:
+        rows: Of the methods that run.
+        missing: Why others have none, by their names; of the whole case by an empty one.
+    """
 
-    def read(self, plain: Any) -> Any:
+    rows: list[Row]
+    missing: dict[str, str]
+
+
+class PartialCases(PartialRecords[Found]):
+    """What was found of each case."""
+
+    def written(self, record: Found) -> list[Any]:
+        """Write it as plain values."""
+        return [record.rows, record.missing]
+
+    def read(self, plain: Any) -> Found:
         """Read it.
 
         Raises:
             TypeError: If it is something else.
+            ValueError: The same.
         """
-        (record,) = plain
-        if not isinstance(record, (str, list)):
+        rows, missing = plain
+        if not isinstance(missing, dict) or not all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows):
             raise TypeError
-        return record
+        return Found(list(rows), {str(name): str(why) for name, why in missing.items()})
 
 
 def run_suite(
@@ -113,7 +129,7 @@ def forget_cases(results: Path | None) -> None:
 def _run(
     suite: Suite,
     kept: PartialCases | None,
-    found: dict[int, Any],
+    found: dict[int, Found],
     measured: dict[str, Any],
     minutes: float | None,
     memory: bool,
@@ -129,18 +145,29 @@ def _run(
         if minutes is not None and time.monotonic() - began > 60 * minutes:
             break
         observe(str(case), len(found), len(suite.cases))
+        missing: dict[str, str] = {}
         try:
-            found[number] = _rows(suite, case, rates, memory)
+            rows = _rows(suite, case, rates, memory, missing)
         except RepshiftError as error:
-            found[number] = str(error)
+            rows, missing = [], {"": told_without_advice(error) or ""}
+        found[number] = Found(rows, missing)
         if kept is not None:
             kept.add({number: found[number]})
-    failed = {str(suite.cases[number]): why for number, why in found.items() if isinstance(why, str)}
-    rows = [row for number in sorted(found) if not isinstance(found[number], str) for row in found[number]]
-    return Measured(rows, failed, len(suite.cases) - len(found), measured)
+    failed = {
+        f"{suite.cases[number]}{f', {name}' if name else ''}": why
+        for number in sorted(found)
+        for name, why in found[number].missing.items()
+    }
+    return Measured(
+        [row for number in sorted(found) for row in found[number].rows],
+        failed,
+        len(suite.cases) - len(found),
+        measured,
+    )
 
 
-def _rows(suite: Suite, case: Case, rates: Rates, memory: bool) -> list[Row]:
+def _rows(suite: Suite, case: Case, rates: Rates, memory: bool, missing: dict[str, str]) -> list[Row]:
+    """Measure a case; what of it does not run is noted."""
     options = {} if case.frames is None else {"frames": case.frames}
     setup = Setup(
         case.model,
@@ -152,16 +179,18 @@ def _rows(suite: Suite, case: Case, rates: Rates, memory: bool) -> list[Row]:
         device=suite.device,
     )
     dense = setup.load()
-    models, _ = choose_methods(dense, Recipe(case.schedule), case.methods, setup.input_size(dense))
-    if case.attends:
-        models = {DENSE: dense, PLAIN: with_plain_attention(dense), **models}
-    comparison = Comparison(setup, models, suite.rounds, suite.warm_up, torch.get_num_threads(), memory=memory)
-    rows = comparison.run(case.batch_size)
-    images = setup.images(dense, case.batch_size)
+    methods = [name for name in case.methods if name != FEWER_FRAMES]
+    asked = Asked(methods, plain=case.attends, fewer=FEWER_FRAMES in case.methods)
+    made = compare(dense, Recipe(case.schedule), asked, setup.input_size(dense))
+    threads = torch.get_num_threads()
+    comparison = Comparison(setup, made.models, suite.rounds, suite.warm_up, threads, memory=memory, frames=made.frames)
+    rows = comparison.run(case.batch_size, leave_out=missing.__setitem__)
     moved: dict[str, int] = {}
-    with setup.running():
-        for name, model in models.items() if not case.torchcompile else ():
-            moved[name] = bytes_moved(partial(model, images))
+    if not case.torchcompile:
+        images = comparison.images(case.batch_size)
+        with setup.running():
+            for name in (row["method"] for row in rows):
+                moved[name] = bytes_moved(partial(made.models[name], images[name]))
     return [row | _shares(row, moved.get(row["method"]), rates) for row in rows]
 
 

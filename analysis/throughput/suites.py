@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 TOKENS = ("shift", "mnn", "tome", "lowres", "oracle_free")
+FRAMES = ("shift", "mnn", "tome", "fewer_frames", "oracle_free")
 LINES = ("shift", "norm", "lowres", "oracle_free")
 STEPS = ("shift", "mnn", "lowres", "oracle_free")
 
@@ -68,12 +69,12 @@ SUITES = {
     "gpu": Suite(
         _twice(
             Case("deit_base_patch16_224", "0.2@0,3,6", 256),
-            Case("umt_b", "0.2@0,1,2", 20, frames=12, methods=("shift", "mnn", "saliency_merge", "oracle_free")),
+            Case("umt_b", "0.2@0,1,2", 20, frames=12, methods=("saliency_merge", *FRAMES)),
             Case("resnet50", "8@0;4@1", 256, LINES, attends=False, channels_last=True),
             Case("deit_small_patch16_224", "0.2@0,3,6", 256),
             Case("vim_tiny", "0.1@5,10,15", 128, STEPS, attends=False),
             Case("vit_base_patch16_dinov3", "0.2@0,3,6", 128),
-            Case("umt_l", "0.2@0,1,2", 20, frames=12, methods=("shift", "mnn", "oracle_free")),
+            Case("umt_l", "0.2@0,1,2", 20, FRAMES, frames=12),
         ),
         "cuda",
         "bfloat16",
@@ -85,7 +86,7 @@ SUITES = {
             Case("deit_small_patch16_224", "0.2@0,3,6", 16),
             Case("resnet50", "8@0;4@1", 8, LINES, attends=False),
             Case("vim_tiny", "0.1@5,10,15", 4, STEPS, attends=False),
-            Case("umt_b", "0.2@0,1,2", 1, frames=12, methods=("shift", "mnn", "oracle_free")),
+            Case("umt_b", "0.2@0,1,2", 1, ("shift", "mnn", "fewer_frames", "oracle_free"), frames=12),
         ),
         "cpu",
         "float32",

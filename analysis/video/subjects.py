@@ -16,6 +16,7 @@ from repshift.analysis.subjects.comparing import Subjects, require_compared
 from repshift.analysis.subjects.macs import count_work
 from repshift.analysis.subjects.methods import (
     DENSE,
+    FEWER_FRAMES,
     RANDOM,
     SEEDS,
     SHIFT,
@@ -27,10 +28,9 @@ from repshift.analysis.subjects.methods import (
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply, pruning_of, settings_of
 from repshift.analysis.subjects.sizes import build_model
+from repshift.analysis.subjects.smaller_inputs import fewer_frames
 from repshift.analysis.video.inputs import VideoInput
 from repshift.errors import DataError, UnsupportedModelError
-
-FEWER_FRAMES = "fewer_frames"  # the control: the dense model on so many frames that it does no more work
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,10 @@ def build_video_subjects(
     frames_of_control = None
     if fewer:
         like = models[SHIFT] if SHIFT in models else _pruned_alike(model, pruned, models)
-        frames_of_control = _fewer_frames(model, like, shown, notes)
+        try:
+            frames_of_control = fewer_frames(model, like, shown.shape(shown.frames))
+        except UnsupportedModelError as error:
+            notes.append(f"without {FEWER_FRAMES}: {error}")
     draws = seeds or (SEEDS if methods is not None else 1)
     subjects = Subjects(name, given, model, models, notes, seed, tuple(dict.fromkeys(against)), draws)
     built = VideoSubjects(subjects, shown, frames_of_control, shows_dense)
@@ -212,17 +215,3 @@ def _pruned_alike(model: nn.Module, pruned: Recipe | None, models: Mapping[str, 
     if models:
         return next(iter(models.values()))
     raise DataError(f"{FEWER_FRAMES} is compared with a pruned model, and nothing is dropped. Give --drop or --recipe.")
-
-
-def _fewer_frames(model: nn.Module, like: nn.Module, given: VideoInput, notes: list[str]) -> int | None:
-    """Return on how many frames the dense model does as much work as a pruned one, or just less."""
-    most = count_work(like, given.shape(given.frames)).macs
-    for frames in range(given.frames - 1, 0, -1):
-        try:
-            if count_work(model, given.shape(frames)).macs <= most:
-                return frames
-        except UnsupportedModelError as error:
-            notes.append(f"without {FEWER_FRAMES}: {error}")
-            return None
-    notes.append(f"without {FEWER_FRAMES}: one frame is more work than the pruned model does.")
-    return None

@@ -37,6 +37,7 @@ OWN = {
         "statistics",
         "zoo",
     },
+    "precision": {"throughput", "export"},  # what is timed may be of mixed precision, too
     "workers": {"finetuning"},  # always as many, since what they draw depends on it
 }
 

@@ -166,8 +166,9 @@ def test_videos_are_timed_with_plain_attention_beside_the_fused_one(run, tmp_pat
     small = ("-m", "tiny_umt", "--frames", 3, "--img-size", 16, "-b", 1, "--drop", "0.25@0", "--no-memory", *QUICK)
     code, out, _ = run(*small, "--results-file", tmp_path / "rows.json")
     assert code == 0
-    assert "fewer frames" in out  # is why there is no smaller input
-    assert methods_in(out) == ["dense", "eager", "shift", "mean_attention", "norm", "random", "mnn", "oracle_free"]
+    assert "lowres" not in out
+    controls = ["norm", "random", "mnn", "fewer_frames", "oracle_free"]
+    assert methods_in(out) == ["dense", "eager", "shift", "mean_attention", *controls]
     assert "tiny_umt, batch 1, 3 frames of 16 pixels" in out
     assert "kept tokens behind each block, stage or layer: 9 9 9 9" in out
     rows = {row["method"]: row for row in read_results(tmp_path / "rows.json").rows}
@@ -175,7 +176,31 @@ def test_videos_are_timed_with_plain_attention_beside_the_fused_one(run, tmp_pat
         "dense": "sdpa",
         "eager": "eager",
     }
-    assert rows["dense"]["frames"] == 3
+    assert (rows["dense"]["frames"], rows["fewer_frames"]["frames"]) == (3, 2)
+    assert rows["fewer_frames"]["gmacs"] <= rows["shift"]["gmacs"]
+
+
+@pytest.mark.slow
+def test_fewer_frames_can_be_asked_for_by_name_and_need_less_memory(run, tmp_path):
+    asked = ("-m", "tiny_umt", "-b", 4, "--drop", "0.5@0", "--methods", "fewer_frames", "--results-file", "a.json")
+    code, out, _ = run(*asked, *QUICK)
+    assert (code, methods_in(out)) == (0, ["dense", "fewer_frames", "oracle_free"])
+    dense, fewer, _ = read_results(tmp_path / "a.json").rows
+    assert fewer["peak_memory"] < dense["peak_memory"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("-m", "tiny_vit", "--drop", "0.5@0"), 0, "without fewer_frames: VisionTransformer takes images"),
+        (("-m", "tiny_umt"), 1, "No schedule was given"),
+        (("-m", "tiny_umt", "--frames", 2, "--drop", "0.9@0"), 0, "One frame is more work"),
+    ],
+)
+def test_fewer_frames_are_of_videos_and_for_the_work_of_a_pruned_model(run, arguments, code, said):
+    found, out, err = run(*arguments, "-b", 1, "--methods", "fewer_frames", "--no-memory", *QUICK)
+    assert found == code
+    assert said in out + err
 
 
 def test_plain_attention_can_be_asked_for_by_name(bench):

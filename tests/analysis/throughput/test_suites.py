@@ -1,22 +1,24 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from repshift import Recipe, load_model
+from repshift import CheckpointError, Recipe, load_model
 from repshift.analysis.output.results import read_results
 from repshift.analysis.subjects.methods import choose_methods
 from repshift.analysis.throughput import suites
 from repshift.analysis.throughput.comparison import Comparison
 from repshift.analysis.throughput.roofline import Rates
+from repshift.analysis.throughput.suite_runs import NEEDED, Found, PartialCases
 from repshift.analysis.throughput.suites import LINES, SUITES, Case, Suite
 
 SMALL = Suite(
     (
         Case("tiny_vit", "0.2@0", 1, ("shift", "oracle_free")),
         Case("tiny_resnet", "8@0", 1, LINES, attends=False, channels_last=True),
-        Case("tiny_umt", "0.2@0", 1, ("shift",), frames=4),
+        Case("tiny_umt", "0.5@0", 1, ("shift", "fewer_frames"), frames=4),
     ),
     "cpu",
     "float32",
@@ -42,9 +44,11 @@ def test_all_cases_are_measured_and_shown(bench, tmp_path):
     assert methods == [
         *(("tiny_vit", method) for method in ("dense", "eager", "shift", "oracle_free")),
         *(("tiny_resnet", method) for method in ("dense", *LINES)),
-        *(("tiny_umt", method) for method in ("dense", "eager", "shift")),
+        *(("tiny_umt", method) for method in ("dense", "eager", "shift", "fewer_frames")),
     ]
-    assert results.rows[-1]["frames"] == 4
+    *_, shift, fewer = results.rows
+    assert (shift["frames"], fewer["frames"]) == (4, 2)
+    assert fewer["gmacs"] <= shift["gmacs"]
     for row in results.rows:
         assert row["matmul_share"] == pytest.approx(row["macs_per_sec"], abs=1e-3)
         assert row["memory_share"] > 0
@@ -70,14 +74,48 @@ def test_what_does_not_run_is_said_and_the_rest_is_measured(bench, tmp_path, mon
     assert "- tiny_vit, 0.2@9: " in (tmp_path / "s.md").read_text()
 
 
+def test_a_method_that_does_not_run_is_said_and_the_others_are_measured(bench, tmp_path, monkeypatch):
+    run = Comparison._warm_up
+
+    def fail(self, name, call, *rest):
+        if name == "shift":
+            call = partial(torch.empty, 2**60)  # more than any machine has
+        elif name == "eager":
+            call = partial(torch.ones(2, 3).mm, torch.ones(2, 3))
+        run(self, name, call, *rest)
+
+    monkeypatch.setattr(Comparison, "_warm_up", fail)
+    monkeypatch.setitem(suites.SUITES, "cpu", replace(SMALL, cases=SMALL.cases[:1]))
+    code, out, _ = bench("--page", "s.md")
+    assert code == 0
+    assert "tiny_vit, 0.2@0, shift: it does not fit into memory" in out
+    said = "tiny_vit, 0.2@0, eager: tiny_vit does not run as eager with these settings (RuntimeError: "
+    assert said in (tmp_path / "s.md").read_text()
+    assert "--methods" not in out
+    assert [row["method"] for row in read_results(tmp_path / "s.json").rows] == ["dense", "oracle_free"]
+
+
+@pytest.mark.parametrize("line", ['[[0, [{"model": "tiny_vit"}], {}]]', "[[0, 3, {}]]", '[[0, "no"]]', "[[0, [], 3]]"])
+def test_records_that_are_none_are_refused(tmp_path, line):
+    kept = PartialCases(tmp_path, {})
+    kept.begin()
+    found = {0: Found([], {"": "why"}), 1: Found([dict.fromkeys(NEEDED, "")], {"shift": "why"})}
+    kept.add(found)
+    kept.close()
+    assert PartialCases(tmp_path, {}).resume() == found
+    (tmp_path / "0.jsonl").write_text(line)
+    with pytest.raises(CheckpointError, match="holds a line that is no record of such a run"):
+        PartialCases(tmp_path, {}).resume()
+
+
 def test_a_suite_that_was_stopped_goes_on(bench, tmp_path, monkeypatch):
     run, seen = Comparison.run, []
 
-    def stop(self, batch_size, *rest):
+    def stop(self, batch_size, **rest):
         seen.append(self.setup.model)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return run(self, batch_size, *rest)
+        return run(self, batch_size, **rest)
 
     monkeypatch.setattr(Comparison, "run", stop)
     code, out, _ = bench()
@@ -92,7 +130,7 @@ def test_a_suite_that_was_stopped_goes_on(bench, tmp_path, monkeypatch):
     assert "memory was False, is True" in err
     assert bench("--resume")[0] == 0
     assert seen == ["tiny_vit", "tiny_resnet", "tiny_resnet", "tiny_umt"]
-    assert len(read_results(tmp_path / "s.json").rows) == 12
+    assert len(read_results(tmp_path / "s.json").rows) == 13
 
 
 def test_no_case_is_begun_when_time_is_up(bench, tmp_path):
@@ -101,7 +139,7 @@ def test_no_case_is_begun_when_time_is_up(bench, tmp_path):
     assert "3 of 3 cases were not begun in 0 minutes; the same command with --resume goes on" in out
     assert json.loads((tmp_path / "s.json").read_text())["results"] == []
     assert bench("--resume")[0] == 0
-    assert len(read_results(tmp_path / "s.json").rows) == 12
+    assert len(read_results(tmp_path / "s.json").rows) == 13
 
 
 @pytest.mark.parametrize(
@@ -135,5 +173,6 @@ CASES = [case for suite in SUITES.values() for case in suite.cases if not case.t
 def test_every_model_can_have_the_methods_of_its_cases(case):
     with torch.device("meta"):
         model = load_model(case.model)
-    methods = [method for method in case.methods if method != "lowres"]  # its size is counted, which takes a while
+    # the size of a smaller input is counted, which takes a while
+    methods = [method for method in case.methods if method not in ("lowres", "fewer_frames")]
     assert list(choose_methods(model, Recipe(case.schedule), methods, ())[0]) == ["dense", *methods]
