@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from repshift.analysis.subjects.memory import fitting, is_out_of_memory
 from repshift.analysis.subjects.methods import DENSE, FEWER_FRAMES, LIMIT
 from repshift.analysis.subjects.recipes import measured_columns, pruning_of, schedule_of, whole_recipe
 from repshift.analysis.throughput.peak_memory import peak_on_cpu, peak_on_gpu
+from repshift.analysis.throughput.roofline import bytes_moved, counted_by_compiler
 from repshift.analysis.throughput.runtimes import COMPILE, EAGER, FROM_FILES, check_runtimes, prepared, tells_memory
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
@@ -49,6 +50,14 @@ class DoesNotRunError(UnsupportedModelError):
 
 
 @dataclass(frozen=True)
+class _Prepared:
+    """What is timed, and how many bytes it moves; ``None`` if that is not known."""
+
+    call: Callable[[], object]
+    moved: int | None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What is compared, and how long.
 
@@ -62,6 +71,7 @@ class Comparison:
         runtimes: What runs each method, any of :data:`repshift.analysis.throughput.runtimes.RUNTIMES`; by default what
             the setup says.
         frames: Of the videos that the dense model is shown as ``fewer_frames``.
+        count_bytes: Whether to count the bytes that each moves, too, see :mod:`repshift.analysis.throughput.roofline`.
     """
 
     setup: Setup
@@ -72,6 +82,7 @@ class Comparison:
     memory: bool = True
     runtimes: tuple[str, ...] = ()
     frames: int | None = None
+    count_bytes: bool = False
 
     def __post_init__(self) -> None:
         if not self.runtimes:
@@ -104,13 +115,14 @@ class Comparison:
         """
         with fitting(batch_size, self.setup.device), self._compiling():
             images = self.images(batch_size)
-            calls = self._calls(images, partial(observe, f"batch {batch_size}, warming up"), leave_out)
+            found = self._prepare(images, partial(observe, f"batch {batch_size}, warming up"), leave_out)
             # a graph compiled anew in the middle would be timed
             with (
                 torch._dynamo.config.patch(error_on_recompile=True) if COMPILE in self.runtimes else nullcontext(),
                 self.setup.running(),
             ):
                 observe_turn = partial(observe, f"batch {batch_size}, timing")
+                calls = {key: each.call for key, each in found.items()}
                 seconds = time_in_turn(calls, self.rounds, self.threads, observe=observe_turn)
             peaks = {}
             for key in calls:
@@ -118,9 +130,10 @@ class Comparison:
                     peaks[key] = self._peak(key, calls[key], batch_size)
                     observe(f"batch {batch_size}, memory")
         rows = []
-        for runtime, name in calls:
+        for (runtime, name), each in found.items():
             own = {method: taken for (where, method), taken in seconds.items() if where == runtime}
-            rows.append(self._row(name, images[name], own, peaks.get((runtime, name)), runtime))
+            row = self._row(name, images[name], own, peaks.get((runtime, name)), runtime)
+            rows.append(row | ({"bytes_moved": each.moved} if self.count_bytes else {}))
         return rows
 
     def images(self, batch_size: int) -> dict[str, Tensor]:
@@ -131,26 +144,33 @@ class Comparison:
             images[FEWER_FRAMES] = self.setup.images(dense, batch_size, self.frames)
         return images
 
-    def _calls(
+    def _prepare(
         self, images: Mapping[str, Tensor], observe: Callable[[], object], leave_out: LeaveOut | None
-    ) -> dict[Key, Callable[[], object]]:
+    ) -> dict[Key, _Prepared]:
         """Prepare all methods for all runtimes, and run each some times."""
-        calls: dict[Key, Callable[[], object]] = {}
+        found: dict[Key, _Prepared] = {}
         for runtime in self.runtimes:
             for name, model in self.models.items():
                 try:
                     call = partial(prepared(runtime, model, images[name]), images[name])
-                    with self.setup.running():
-                        self._warm_up(name, call, runtime)
+                    found[runtime, name] = self._ready(name, call, runtime)
                 except (RepshiftError, RuntimeError, MemoryError) as error:
                     why = "it does not fit into memory" if is_out_of_memory(error) else told_without_advice(error)
                     if leave_out is None or name == DENSE or why is None:
                         raise
                     leave_out(_told(name, runtime), why)
-                else:
-                    calls[runtime, name] = call
                 observe()
-        return calls
+        return found
+
+    def _ready(self, name: str, call: Callable[[], object], runtime: str) -> _Prepared:
+        """Run one some times, and count what it moves."""
+        with ExitStack() as stack:
+            stack.enter_context(self.setup.running())
+            moved: Callable[[], int | None] = lambda: None  # noqa: E731
+            if self.count_bytes and runtime == COMPILE:
+                moved = stack.enter_context(counted_by_compiler())
+            self._warm_up(name, call, runtime)
+            return _Prepared(call, bytes_moved(call) if self.count_bytes and runtime == EAGER else moved())
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:

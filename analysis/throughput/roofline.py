@@ -5,7 +5,9 @@ Source: the roofline model of Williams, Waterman and Patterson (2009), with meas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +75,32 @@ def bytes_moved(call: Callable[[], object]) -> int:
     with counter:
         call()
     return counter.bytes
+
+
+@contextmanager
+def counted_by_compiler() -> Iterator[Callable[[], int | None]]:
+    """Let torch's compiler count the bytes that the kernels of its graphs read and write, each its tensors once.
+
+    Yields:
+        Tells how many those compiled inside come to so far; ``None`` if nothing was counted. What is found compiled in
+        a cache counts nothing, so graphs are not looked for there; their kernels are.
+    """
+    from torch._functorch import config as functorch
+    from torch._inductor import config as inductor
+    from torch._inductor import metrics
+    from torch._logging._internal import getArtifactLogger
+
+    # it counts only for those who read this log, which nobody has to
+    log = getArtifactLogger("torch._inductor.compile_fx", "inductor_metrics")
+    level, passed_on, before = log.level, log.propagate, metrics.num_bytes_accessed
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        with inductor.patch(fx_graph_cache=False), functorch.patch(enable_autograd_cache=False):
+            yield lambda: (metrics.num_bytes_accessed - before) or None
+    finally:
+        log.setLevel(level)
+        log.propagate = passed_on
 
 
 class _CountBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

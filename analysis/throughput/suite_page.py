@@ -24,9 +24,9 @@ LEGEND = """\
   below, and `eager` is the same model with plain attention. **efficiency**: time of `oracle_free`, which drops as many
   tokens but measures, ranks and gathers nothing, / time of this row.
 - **matmul %**: multiply-accumulates a second, as a share of what one product of two large matrices reached.
-  **memory %**: bytes a second, if each operation reads its inputs and writes its outputs once, as a share of what
-  copying a large tensor reached; a compiler joins operations, so there is none for compiled models, and caches may
-  bring it above 100.
+  **memory %**: bytes a second, if each operation reads its inputs and writes its outputs once (of compiled models each
+  kernel, by the compiler's own count), as a share of what copying a large tensor reached; caches may bring it above
+  100.
 - `lowres` is the dense model on a smaller input of no more GMACs, `fewer_frames` that of videos on as few frames.
   Weights are random, which takes as long."""
 

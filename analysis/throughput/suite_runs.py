@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from repshift.analysis.subjects.methods import FEWER_FRAMES
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.throughput.compared import Asked, compare
 from repshift.analysis.throughput.comparison import Comparison, told_without_advice
-from repshift.analysis.throughput.roofline import Rates, bytes_moved, measured_rates
+from repshift.analysis.throughput.roofline import Rates, measured_rates
 from repshift.analysis.throughput.setup import PRECISIONS, Setup
 from repshift.analysis.throughput.suites import Case, Suite
 from repshift.errors import RepshiftError
@@ -37,8 +36,7 @@ class Measured:
 
     Attributes:
         rows: Those of :class:`repshift.analysis.throughput.comparison.Comparison`, and two more columns,
-            ``matmul_share`` and ``memory_share``: of the measured rates of the device; the latter is ``None`` for what
-            is compiled.
+            ``matmul_share`` and ``memory_share``: of the measured rates of the device.
         failed: Cases, and methods of cases, that do not run here, with why.
         left: How many cases there was no time for.
         environment: With what it was measured, and the rates of the device.
@@ -182,21 +180,22 @@ def _rows(suite: Suite, case: Case, rates: Rates, memory: bool, missing: dict[st
     methods = [name for name in case.methods if name != FEWER_FRAMES]
     asked = Asked(methods, plain=case.attends, fewer=FEWER_FRAMES in case.methods)
     made = compare(dense, Recipe(case.schedule), asked, setup.input_size(dense))
-    threads = torch.get_num_threads()
-    comparison = Comparison(setup, made.models, suite.rounds, suite.warm_up, threads, memory=memory, frames=made.frames)
-    rows = comparison.run(case.batch_size, leave_out=missing.__setitem__)
-    moved: dict[str, int] = {}
-    if not case.torchcompile:
-        images = comparison.images(case.batch_size)
-        with setup.running():
-            for name in (row["method"] for row in rows):
-                moved[name] = bytes_moved(partial(made.models[name], images[name]))
-    return [row | _shares(row, moved.get(row["method"]), rates) for row in rows]
+    comparison = Comparison(
+        setup,
+        made.models,
+        suite.rounds,
+        suite.warm_up,
+        torch.get_num_threads(),
+        memory=memory,
+        frames=made.frames,
+        count_bytes=True,
+    )
+    return [row | _shares(row, rates) for row in comparison.run(case.batch_size, leave_out=missing.__setitem__)]
 
 
-def _shares(row: Row, moved: int | None, rates: Rates) -> dict[str, float | None]:
+def _shares(row: Row, rates: Rates) -> dict[str, float | None]:
     """Say which share of the device's rates a row comes to."""
-    seconds = row["step_time"] / 1e3
+    seconds, moved = row["step_time"] / 1e3, row["bytes_moved"]
     return {
         "matmul_share": round(1e9 * row["macs_per_sec"] / rates.macs, 4),
         "memory_share": None if moved is None else round(moved / seconds / rates.bytes, 4),

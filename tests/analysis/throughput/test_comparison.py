@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -177,8 +179,16 @@ def test_more_methods_than_dynamo_holds_graphs_for_are_all_compiled(monkeypatch)
 
 @pytest.mark.slow
 def test_methods_compiled_in_earnest_are_timed():
-    comparison = compare(Setup("tiny_vit", torchcompile=True), asked=["shift"])
-    assert [row["torchcompile"] for row in comparison.run(2)] == [True] * 2
+    comparison = replace(compare(Setup("tiny_vit"), asked=["shift"]), runtimes=("eager", "compile"), count_bytes=True)
+    for _ in range(2):  # what is compiled already counts all the same
+        rows = comparison.run(2)
+        assert [(row["method"], row["torchcompile"]) for row in rows] == [
+            (method, compiled) for compiled in (False, True) for method in ("dense", "shift")
+        ]
+        dense, shift, compiled_dense, compiled_shift = (row["bytes_moved"] for row in rows)
+        weights = 4 * sum(parameter.numel() for parameter in comparison.models["dense"].parameters())
+        assert weights < compiled_dense < dense
+        assert weights < compiled_shift < shift
 
 
 @pytest.mark.gpu

@@ -56,6 +56,7 @@ def test_a_process_that_fails_is_one_clear_error():
 @pytest.mark.slow
 def test_the_process_prints_bytes_and_nothing_else():
     request = {"setup": asdict(Setup("tiny_vim")), "recipe": Recipe("0.5@0").to_dict(), "batch_size": 1, "threads": 1}
+    request["frames"] = None
     command = [sys.executable, "-m", "repshift.analysis.throughput.peak_memory"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
