@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from repshift.analysis.throughput.comparison import Comparison
 
 Row = Mapping[str, Any]
-WIDE = 110  # columns that the whole table needs
+WIDE, WIDER = 110, 14  # columns that the whole table needs, and what each further heading does
 LEFT_OUT = ("quartiles", "GMACs/s", "MiB")  # in a narrower terminal
 BUSY = 0.1  # quartiles further apart than this share of the median are said to be
 
@@ -77,6 +77,9 @@ def bench(
     num_bench_iter: Annotated[int, typer.Option(min=1, help="Rounds in which every method has its turn.")] = 40,
     num_warm_iter: Annotated[int, typer.Option(min=1, help="Forwards of each method before.")] = 10,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory, too.")] = True,
+    count_bytes: Annotated[
+        bool, typer.Option("--count-bytes", help="Count the bytes that a forward reads and writes, too.")
+    ] = False,
     retry: options.Retry = False,
     suite: Annotated[
         str | None, typer.Option(help="Measure several models at once instead: gpu or cpu.", metavar="gpu|cpu")
@@ -144,6 +147,7 @@ def bench(
         memory=memory,
         runtimes=runtimes,
         frames=made.frames,
+        count_bytes=count_bytes,
     )
     _measure_all(comparison, batch_sizes, retry, environment(chosen), results_file, results_format)
 
@@ -168,6 +172,7 @@ def _cells(row: Row) -> dict[str, str]:
         "GMACs": f"{row['gmacs']:.2f}",
         "GMACs/s": f"{row['macs_per_sec']:.1f}",
         "MiB": "" if row["peak_memory"] is None else f"{row['peak_memory']:.1f}",
+        "MB moved": f"{row['bytes_moved'] / 1e6:.0f}" if row.get("bytes_moved") else "",
         "speed-up": f"{row['speedup']:.3f}",
         "efficiency": "" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
     }
@@ -241,14 +246,16 @@ def _show(rows: Sequence[Row]) -> None:
     cells = [_cells(row) for row in rows]
     # a narrow terminal has the results file for the rest; what is no terminal has no width at all
     left_out = () if any(row["runtime"] != "eager" for row in rows) else ("runtime",)
+    left_out += () if any("bytes_moved" in row for row in rows) else ("MB moved",)
     cells = [{name: cell for name, cell in row.items() if name not in left_out} for row in cells]
-    shown = [name for name in cells[0] if console.width >= WIDE or not console.is_terminal or name not in LEFT_OUT]
+    wide = WIDE + WIDER * (2 - len(left_out))
+    shown = [name for name in cells[0] if console.width >= wide or not console.is_terminal or name not in LEFT_OUT]
     for heading in shown:
         table.add_column(heading, justify="left" if heading in ("method", "runtime") else "right", no_wrap=True)
     for row in cells:
         table.add_row(*(row[heading] for heading in shown))
-    wide = console if console.is_terminal else Console(width=max(WIDE, console.width))
-    wide.print(table)
+    printing = console if console.is_terminal else Console(width=max(wide, console.width))
+    printing.print(table)
     shortened = next((row for row in rows if row["schedule"] and row["kept_tokens"]), None)
     if shortened:
         kept = " ".join(map(str, shortened["kept_tokens"]))

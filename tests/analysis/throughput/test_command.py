@@ -203,6 +203,15 @@ def test_fewer_frames_are_of_videos_and_for_the_work_of_a_pruned_model(run, argu
     assert said in out + err
 
 
+def test_bytes_are_counted_where_they_are_asked_for(bench, tmp_path):
+    asked = ("--drop", "0.5@0", "--methods", "shift", "-b", 1)
+    assert "MB moved" not in bench(*asked)[1]
+    code, out, _ = bench(*asked, "--count-bytes", "--results-file", "a.json")
+    assert (code, "MB moved" in out) == (0, True)
+    dense, shift, _ = read_results(tmp_path / "a.json").rows
+    assert 1e6 < shift["bytes_moved"] < dense["bytes_moved"]
+
+
 def test_plain_attention_can_be_asked_for_by_name(bench):
     code, out, _ = bench("--methods", "eager", "-b", 1)
     assert (code, methods_in(out)) == (0, ["dense", "eager"])
