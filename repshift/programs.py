@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +21,35 @@ MOST_OF_ONNX = 2**31 - 2**24  # bytes of weights; a file of ONNX is one message,
 Program = Callable[[Tensor], Any]
 
 
+class Write(Protocol):
+    """Writes a program of a model to a file."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any], /
+    ) -> tuple[str, ...]:
+        """Write it.
+
+        Args:
+            model: See :func:`repshift.exporting.capture`.
+            images: ``(batch, ...)``, see there.
+            batches: See there.
+            path: Has the format's ending.
+            said: Plain values to say in the file.
+
+        Returns:
+            Modules to import before it is loaded, since they have operators that it calls.
+
+        Raises:
+            MissingPackageError: If a package or a compiler is missing.
+            UnsupportedModelError: If the model cannot be captured, or has what the format lacks.
+        """
+        ...
+
+
 def write_pt2(
     model: nn.Module, images: Tensor, batches: Batches, path: Path, said: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Write what ``torch.export.load`` reads; see :data:`FORMATS`.
-
-    Args:
-        model: See :func:`capture`.
-        images: ``(batch, ...)``, see there.
-        batches: See there.
-        path: Ends in ``.pt2``.
-        said: Plain values to say in the file.
-
-    Returns:
-        Modules to import before it is loaded, since they have operators that it calls.
+    """Write what ``torch.export.load`` reads, for images ``(batch, ...)``; see :class:`Write`.
 
     Raises:
         UnsupportedModelError: If the model cannot be captured.
@@ -50,15 +65,7 @@ def write_aoti(
 ) -> tuple[str, ...]:
     """Write what ``torch._inductor.aoti_load_package`` reads: compiled code for this kind of machine and its weights.
 
-    Args:
-        model: See :func:`capture`.
-        images: ``(batch, ...)``, see there.
-        batches: See there.
-        path: Ends in ``.pt2``.
-        said: Plain values to say in the file.
-
-    Returns:
-        Modules to import before it is loaded, since they have operators that it calls.
+    For images ``(batch, ...)``; see :class:`Write`.
 
     Raises:
         MissingPackageError: If there is no compiler.
@@ -77,15 +84,7 @@ def write_onnx(
 ) -> tuple[str, ...]:
     """Write an ONNX file, whose input is called ``images``; what is said of it are its ``metadata_props``.
 
-    Args:
-        model: See :func:`capture`.
-        images: ``(batch, ...)``, see there.
-        batches: See there.
-        path: Ends in ``.onnx``.
-        said: Plain values to say in the file.
-
-    Returns:
-        Modules to import before it is loaded, since they have operators that it calls.
+    For images ``(batch, ...)``; see :class:`Write`.
 
     Raises:
         MissingPackageError: If a package is not installed.
@@ -152,13 +151,13 @@ class Format:
 
     Attributes:
         ending: Of the files.
-        write: Writes a program: model, images, batches, path, what is said in the file; see :func:`write_pt2`.
+        write: Writes a program.
         load: Makes a function of images of the file.
         lines: Python that loads and runs it, with ``{path}`` for the file's name.
     """
 
     ending: str
-    write: Callable[[nn.Module, Tensor, Batches, Path, Mapping[str, Any]], tuple[str, ...]]
+    write: Write
     load: Callable[[Path], Program]
     lines: tuple[str, str]
 

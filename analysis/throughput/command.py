@@ -245,10 +245,13 @@ def _show(rows: Sequence[Row]) -> None:
     table = Table(title=", ".join([title, *([first["attention"]] if first["attention"] else [])]), title_justify="left")
     cells = [_cells(row) for row in rows]
     # a narrow terminal has the results file for the rest; what is no terminal has no width at all
-    left_out = () if any(row["runtime"] != "eager" for row in rows) else ("runtime",)
-    left_out += () if any("bytes_moved" in row for row in rows) else ("MB moved",)
+    further = {
+        "runtime": any(row["runtime"] != "eager" for row in rows),
+        "MB moved": any("bytes_moved" in row for row in rows),
+    }
+    left_out = [name for name, is_shown in further.items() if not is_shown]
     cells = [{name: cell for name, cell in row.items() if name not in left_out} for row in cells]
-    wide = WIDE + WIDER * (2 - len(left_out))
+    wide = WIDE + WIDER * sum(further.values())
     shown = [name for name in cells[0] if console.width >= wide or not console.is_terminal or name not in LEFT_OUT]
     for heading in shown:
         table.add_column(heading, justify="left" if heading in ("method", "runtime") else "right", no_wrap=True)
