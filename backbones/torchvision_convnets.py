@@ -35,7 +35,8 @@ class TorchvisionConvNet:
         if has_class(model, REGULAR):
             return staged(model, _stages(model, inside(model, "trunk_output")), "stem")
         if has_class(model, STACKED):
-            stacks = [name for name in inside(model, "layers") if _is_stack(model.get_submodule(name))]
+            layers = {name: model.get_submodule(name) for name in inside(model, "layers")}
+            stacks = [name for name, layer in layers.items() if has_class(next(layer.children(), layer), BLOCK)]
             return staged(model, _stages(model, stacks), "layers.0")
         stem, *names = inside(model, "features")
         if has_class(model, CONVNEXT):
@@ -84,7 +85,3 @@ def _behind_layers(model: nn.Module, names: list[str]) -> list[Stage]:
     blocks = [inside(model, name) for name in names[::2]]
     units = [blocks[0], *((layer, *own) for layer, own in zip(names[1::2], blocks[1:], strict=True))]
     return [Stage(*described) for described in zip(names[::2], units, blocks, strict=True)]
-
-
-def _is_stack(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and all(has_class(each, BLOCK) for each in module)
