@@ -178,7 +178,7 @@ def _rows(suite: Suite, case: Case, rates: Rates, memory: bool, missing: dict[st
     )
     dense = setup.load()
     methods = [name for name in case.methods if name != FEWER_FRAMES]
-    asked = Asked(methods, plain=case.attends, fewer=FEWER_FRAMES in case.methods)
+    asked = Asked(methods, plain=case.attends and case.plain, fewer=FEWER_FRAMES in case.methods)
     made = compare(dense, Recipe(case.schedule), asked, setup.input_size(dense))
     comparison = Comparison(
         setup,

@@ -8,6 +8,7 @@ TOKENS = ("shift", "mnn", "tome", "lowres", "oracle_free")
 FRAMES = ("shift", "mnn", "tome", "fewer_frames", "oracle_free")
 LINES = ("shift", "norm", "lowres", "oracle_free")
 STEPS = ("shift", "mnn", "lowres", "oracle_free")
+COMPILED = ("shift", "mnn", "lowres", "fewer_frames", "oracle_free")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Case:
         batch_size: Of images or videos.
         methods: Beside the dense model.
         frames: Of videos.
-        attends: Whether it has attention, by the kernel of the suite; then plain attention is timed, too.
+        attends: Whether it has attention, by the kernel of the suite.
+        plain: Whether plain attention is timed, too, of those that have it.
         channels_last: See :class:`repshift.analysis.throughput.setup.Setup`.
         torchcompile: Whether everything is compiled.
     """
@@ -31,6 +33,7 @@ class Case:
     methods: tuple[str, ...] = TOKENS
     frames: int | None = None
     attends: bool = True
+    plain: bool = True
     channels_last: bool = False
     torchcompile: bool = False
 
@@ -61,8 +64,14 @@ class Suite:
 
 
 def _twice(*cases: Case) -> tuple[Case, ...]:
-    """List cases as they are, each followed by the same compiled."""
-    return tuple(each for case in cases for each in (case, replace(case, torchcompile=True)))
+    """List cases as they are, each followed by a few of its methods compiled."""
+    return tuple(each for case in cases for each in (case, _compiled(case)))
+
+
+def _compiled(case: Case) -> Case:
+    # compiling takes longer than all else
+    methods = tuple(name for name in case.methods if name in COMPILED)
+    return replace(case, methods=methods, plain=case.frames is not None, torchcompile=True)
 
 
 SUITES = {
