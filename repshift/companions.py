@@ -144,7 +144,7 @@ class Companion:
         for place, name in enumerate(names):
             if name == "token" and value.shape[place] > 1:  # a single entry serves all tokens
                 value = pick(value.transpose(1, place), where).transpose(1, place)
-        shortened: Tensor = value
+        shortened: Tensor = value.contiguous()  # kernels of GPUs take no mask whose last dimension lies apart
         return shortened
 
     def valid(self, value: Tensor) -> Tensor:

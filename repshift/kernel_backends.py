@@ -27,6 +27,10 @@ BACKENDS = {
 # Channels of a head come in multiples of this
 MULTIPLE = 8
 MULTIPLE_OF_MASK = 16  # keys of a mask, as torch itself aligns them
+LEAST_OF_FLEX = 16  # channels of a head that its kernels for GPUs take
+FORMS_OF_FLEX = 64  # that it is compiled for; one for each number of tokens, of images, and kind of mask
+# what torch says where it has no kernel of the kind that was asked for
+REFUSALS = ("vailable kernel", "viable backend", "xecution plan", "unsupported")
 SWITCHES = RLock()
 SDPA = F.scaled_dot_product_attention
 
@@ -77,12 +81,14 @@ def by_torch(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: How) -
     by_operator = torch.compiler.is_exporting() or query.device.type == "cpu"
     if by_operator and not torch.onnx.is_in_onnx_export():
         return _by_operator(kernel, query, key, value, how)
+    if how.attn_mask is not None and how.attn_mask.dtype != torch.bool:
+        how = how._replace(attn_mask=how.attn_mask.to(computed_dtype(query)))
     try:
         # of two threads one would leave on what the other had set
         with nullcontext() if torch.compiler.is_compiling() else SWITCHES, sdpa_kernel(BACKENDS[kernel]):
             return SDPA(query, key, value, **how._asdict())
     except RuntimeError as error:
-        if "vailable kernel" not in str(error) and "viable backend" not in str(error):
+        if not any(refusal in str(error) for refusal in REFUSALS):
             raise
         raise unserved(
             kernel,
@@ -127,6 +133,7 @@ def _by_operator(kernel: str, query: Tensor, key: Tensor, value: Tensor, how: Ho
             cudnn = aten._scaled_dot_product_cudnn_attention
             out = cudnn(query, key, value, mask, False, dropout, causal, scale=scale)[0]
         else:
+            _require_same_lengths(kernel, query, key, causal)
             out = aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, scale=scale)[0]
     return out[..., :channels]
 
@@ -155,14 +162,18 @@ def by_flash_attn(query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor
     """
     from flash_attn import flash_attn_func
 
-    if how.is_causal and query.shape[2] != key.shape[2]:
-        raise unserved("flash2", "a causal mask of other numbers of queries and keys ends where torch's begins")
+    _require_same_lengths("flash2", query, key, how.is_causal)
     dtype = computed_dtype(query)
     laid_out = (each.to(dtype).transpose(1, 2) for each in (query, key, value))
     attended: Tensor = flash_attn_func(
         *laid_out, dropout_p=how.dropout_p, softmax_scale=how.scale, causal=how.is_causal
     )
     return attended.transpose(1, 2)
+
+
+def _require_same_lengths(kernel: str, query: Tensor, key: Tensor, causal: bool) -> None:
+    if causal and query.shape[2] != key.shape[2]:
+        raise unserved(kernel, "a causal mask of other numbers of queries and keys ends where torch's begins")
 
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
@@ -183,10 +194,21 @@ def by_flex(query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
         raise unserved("flex", "it computes no gradients on a CPU (torch.no_grad(), or another kernel)")
     dtype = computed_dtype(query)
     query, key, value = (each.to(dtype) for each in (query, key, value))
+    if query.device.type == "cuda" and query.shape[-1] < LEAST_OF_FLEX:
+        raise unserved("flex", f"on a GPU it takes heads of {LEAST_OF_FLEX} channels or more, not {query.shape[-1]}")
     score_mod = None if how.attn_mask is None and not how.is_causal else _score_mod(how.attn_mask, how.is_causal)
-    attended: Tensor = _flex_attention(query.device.type)(
-        query, key, value, score_mod=score_mod, scale=how.scale, enable_gqa=how.enable_gqa
-    )
+    told: dict[str, Any] = {"score_mod": score_mod, "scale": how.scale, "enable_gqa": how.enable_gqa}
+    attended: Tensor
+    if query.device.type != "cuda" or torch.compiler.is_compiling():
+        from torch.nn.attention.flex_attention import flex_attention
+
+        attended = flex_attention(query, key, value, **told)
+        return attended
+    try:  # beyond so many forms of its arguments dynamo would compute plain products without a word
+        with torch._dynamo.config.patch(recompile_limit=FORMS_OF_FLEX):
+            attended = _compiled_flex()(query, key, value, **told)
+    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+        raise unserved("flex", f"it was compiled for {FORMS_OF_FLEX} other forms of queries in this process") from error
     return attended
 
 
@@ -208,17 +230,10 @@ def _score_mod(mask: Tensor | None, causal: bool) -> Callable[..., Tensor]:
     return added
 
 
-def _flex_attention(device: str) -> Callable[..., Any]:
-    """Return FlexAttention; on GPUs it is a kernel only when compiled, and plain products otherwise."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    plain: Callable[..., Any] = flex_attention
-    return _compiled_flex() if device == "cuda" and not torch.compiler.is_compiling() else plain
-
-
 @cache
 def _compiled_flex() -> Callable[..., Any]:
+    """Compile FlexAttention, which is a kernel only then, and plain products otherwise."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled: Callable[..., Any] = torch.compile(flex_attention)
+    compiled: Callable[..., Any] = torch.compile(flex_attention, fullgraph=True)
     return compiled

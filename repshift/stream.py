@@ -54,7 +54,8 @@ class PastCut:
 class Stream:
     """What is known of the tokens during one forward; empty between forwards.
 
-    Plain attributes of a plain object, because that is what dynamo follows through graph breaks.
+    Plain attributes of a plain object, because that is what dynamo follows through graph breaks. They are slots, since
+    of other objects dynamo (torch 2.14) loses what is written behind a higher-order operator such as FlexAttention.
 
     Attributes:
         origin: Where the tokens stood; ``None`` unless somebody needs it (see :class:`repshift.roles.Cut`).
@@ -79,6 +80,27 @@ class Stream:
             are computed.
     """
 
+    __slots__ = (
+        "after",
+        "answering",
+        "before",
+        "beyond",
+        "block",
+        "cuts",
+        "grid",
+        "halfway",
+        "keys",
+        "laid_out",
+        "left",
+        "listeners",
+        "origin",
+        "padded",
+        "queries",
+        "scores",
+        "sides",
+        "sizes",
+        "source",
+    )
     origin: Origin | None
     sizes: Tensor | None
     padded: bool | None
@@ -95,11 +117,13 @@ class Stream:
     keys: Tensor | None
     halfway: Any
     beyond: Any
+    listeners: tuple[Listener, ...]
+    answering: bool | None
+    laid_out: bool | None
 
     def __init__(self) -> None:
-        self.listeners: tuple[Listener, ...] = ()
-        self.answering: bool | None = None
-        self.laid_out: bool | None = None
+        self.listeners = ()
+        self.answering = self.laid_out = None
         self.clear()
 
     def clear(self) -> None:

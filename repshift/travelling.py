@@ -201,7 +201,10 @@ def _refuse_bias(no_bias: Callable[[], str | None] | None) -> None:
 
 def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
     """Add the logarithms of the sizes to a mask: a token of size s then counts as s equal ones in the softmax."""
-    bias = torch.nn.functional.pad(sizes, (prefix, 0), value=1.0).log().to(dtype)[:, None, None]
+    # gathered, since FlexAttention's kernels take no padding into themselves (torch 2.11)
+    place = torch.arange(-prefix, sizes.shape[1], device=sizes.device)
+    counted = torch.where(place < 0, 1.0, sizes[:, place.clamp(min=0)])
+    bias = counted.log().to(dtype)[:, None, None]
     return bias if given is None else added_to_mask(given, bias)
 
 
@@ -209,4 +212,4 @@ def added_to_mask(given: Tensor, bias: Tensor) -> Tensor:
     """Add to what is added to attention's logits, or says by ``False`` what is hidden; both ``(batch, 1, ...)``."""
     if given.dtype == torch.bool:
         given = torch.zeros(given.shape, dtype=bias.dtype, device=given.device).masked_fill(~given, -torch.inf)
-    return given + bias
+    return (given + bias).to(bias.dtype)  # kernels of GPUs take no wider mask than the queries

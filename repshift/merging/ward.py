@@ -43,6 +43,7 @@ def _agglomerate(tokens: Tensor, sizes: Tensor, steps: int) -> tuple[Tensor, Ten
     costs, sizes = Distances.between(tokens).costs(sizes), sizes.clone()
     goes = torch.zeros(batch, count, dtype=torch.bool, device=tokens.device)
     into = torch.arange(count, device=tokens.device).repeat(batch, 1)
+    nobody = costs.new_full((), torch.inf)  # a number would be brought to the device each time that it is assigned
     for _ in range(steps):
         # the lowest of each row first, which is found much faster than its place
         first = costs.amin(2).argmin(1)
@@ -50,11 +51,12 @@ def _agglomerate(tokens: Tensor, sizes: Tensor, steps: int) -> tuple[Tensor, Ten
         swapped = sizes[rows, first] < sizes[rows, second]
         swapped |= (sizes[rows, first] == sizes[rows, second]) & (first > second)
         heavy, light = torch.where(swapped, second, first), torch.where(swapped, first, second)
-        goes[rows, light], into[rows, light] = True, heavy
+        goes.scatter_(1, light.unsqueeze(1), True)
+        into[rows, light] = heavy
         price = _joined_costs(costs, sizes, heavy, light)
         sizes[rows, heavy] += sizes[rows, light]
         costs[rows, heavy], costs[rows, :, heavy] = price, price
-        costs[rows, light], costs[rows, :, light] = torch.inf, torch.inf
+        costs[rows, light], costs[rows, :, light] = nobody, nobody
     return goes, into
 
 

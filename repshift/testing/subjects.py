@@ -131,7 +131,8 @@ def leftovers(model: nn.Module) -> list[str]:
         for role in module.repshift_roles:
             streams = getattr(role, "streams", None)
             if streams is not None:
-                own = {key: value for key, value in vars(streams.own).items() if value not in (None, ())}
+                told = {name: getattr(streams.own, name) for name in streams.own.__slots__}
+                own = {name: value for name, value in told.items() if value not in (None, ())}
                 held += [f"{name}: {key}" for key in own]
     return held
 

@@ -269,6 +269,14 @@ def test_compiled_models_keep_theirs(build_vit, images, fresh_dynamo):
                     assert what_runs(each, images) == (set() if name == "math" else RUNS["flash"])
 
 
+@pytest.mark.parametrize("options", [{}, {"pruner": "tome"}, {"pruner": "mnn", "restore": True}], ids=str)
+def test_compiled_flex_attention_loses_nothing_of_what_blocks_tell_each_other(vit, images, options, fresh_dynamo):
+    pruned = ShiftTracker(attention(vit, "flex")).prune("0.3@0,2", **options)
+    with torch.no_grad():
+        found = torch.compile(pruned, fullgraph=True, backend="eager")(images)
+        torch.testing.assert_close(found, pruned(images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_compiled_models_that_merge_keep_theirs(vit, images, fresh_dynamo):
     pruned = ShiftTracker(attention(vit, "flash")).prune("0.3@0", pruner="mnn")

@@ -33,6 +33,7 @@ def test_every_value_of_a_tuple_is_shortened_and_checked():
 def test_a_relative_bias_loses_rows_and_columns():
     bias = torch.randn(1, 3, 9, 9)
     got = Companion("bias", "batch heads token token", prefix=1).shortened(bias, KEPT)
+    assert got.is_contiguous()  # or kernels of GPUs would refuse it
     for i, places in enumerate(PREFIXED):
         assert torch.equal(got[i], bias[0][:, places][:, :, places])
 
