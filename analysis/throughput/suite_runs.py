@@ -94,7 +94,8 @@ def run_suite(
     Args:
         suite: The suite.
         results: The results file, beside which an unfinished run keeps what it has measured.
-        minutes: No case is begun after so long; the same call goes on then, if there is a results file.
+        minutes: No case is begun after so long, nor one that is compiled if it would end later, were it as long as the
+            longest of these before; the same call goes on then, if there is a results file.
         memory: Whether to measure the peak memory, too.
         observe: Told about the progress.
 
@@ -137,11 +138,14 @@ def _run(
     observe("what the device can do", len(found), len(suite.cases))
     rates = measured_rates(suite.device, PRECISIONS[suite.precision][0], torch.get_num_threads())
     measured |= {"matmul_gmacs_per_sec": round(rates.macs / 1e9, 1), "copy_gb_per_sec": round(rates.bytes / 1e9, 1)}
+    compiling = 0.0  # seconds that the longest compiled case took
     for number, case in enumerate(suite.cases):
         if number in found:
             continue
-        if minutes is not None and time.monotonic() - began > 60 * minutes:
-            break
+        begun = time.monotonic()
+        # one that is compiled takes minutes, and would end long after
+        if minutes is not None and begun - began + compiling * case.torchcompile > 60 * minutes:
+            continue
         observe(str(case), len(found), len(suite.cases))
         missing: dict[str, str] = {}
         try:
@@ -151,6 +155,7 @@ def _run(
         found[number] = Found(rows, missing)
         if kept is not None:
             kept.add({number: found[number]})
+        compiling = max(compiling, (time.monotonic() - begun) * case.torchcompile)
     failed = {
         f"{suite.cases[number]}{f', {name}' if name else ''}": why
         for number in sorted(found)

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch
 from repshift import CheckpointError, Recipe, load_model
 from repshift.analysis.output.results import read_results
 from repshift.analysis.subjects.methods import choose_methods
-from repshift.analysis.throughput import suites
+from repshift.analysis.throughput import suite_runs, suites
 from repshift.analysis.throughput.comparison import Comparison
 from repshift.analysis.throughput.roofline import Rates
 from repshift.analysis.throughput.suite_runs import NEEDED, Found, PartialCases
@@ -140,6 +141,22 @@ def test_no_case_is_begun_when_time_is_up(bench, tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["results"] == []
     assert bench("--resume")[0] == 0
     assert len(read_results(tmp_path / "s.json").rows) == 13
+
+
+def test_no_compiled_case_is_begun_that_would_end_long_after(monkeypatch):
+    seen = []
+
+    def measure(suite, case, *rest):
+        seen.append(case.model)
+        time.sleep(0.2)
+        return []
+
+    monkeypatch.setattr(suite_runs, "_rows", measure)
+    monkeypatch.setattr(suite_runs, "measured_rates", lambda *_: Rates(1e9, 1e9))
+    cases = [Case(name, "", 1, torchcompile=name != "plain") for name in ("first", "second", "plain")]
+    measured = suite_runs.run_suite(replace(SMALL, cases=tuple(cases)), minutes=0.35 / 60)
+    assert seen == ["first", "plain"]
+    assert measured.left == 1
 
 
 @pytest.mark.parametrize(
