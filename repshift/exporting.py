@@ -18,7 +18,12 @@ from repshift.errors import RepshiftError, UnknownNameError, UnsupportedModelErr
 
 BATCH = "batch"  # its name in the program
 FORMATS = ("pt2", "aoti", "onnx")
-OPERATORS = {"repshift.selective_scan": "repshift.backbones.scan.operator"}  # our own, and where they are registered
+# operators that are not torch's own, and where they are registered
+OPERATORS = {
+    "repshift.selective_scan": "repshift.backbones.scan.operator",
+    "flash_attn._flash_attn_forward": "flash_attn",
+}
+MOST_ON_GPU = 65535  # images that the grids of kernels have room for
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ class Batches:
         """Write the number, or ``1:64``; ``1:`` for any from 1."""
         return str(self.least) if self.fixed else f"{self.least}:{self.most or ''}"
 
+    def on(self, device: str) -> Batches:
+        """Return what a device can take of these: of any number of images a GPU takes 65,535."""
+        return Batches(self.least, MOST_ON_GPU) if device.startswith("cuda") and self.most is None else self
+
     def shapes(self) -> tuple[dict[int, Any], ...] | None:
         """Say to torch which dimension of the images may vary; ``None`` if none may."""
         if self.fixed:
@@ -74,7 +83,8 @@ def capture(model: nn.Module, images: Tensor, batches: Batches) -> torch.export.
         UnsupportedModelError: If the model cannot be captured; the message says why.
     """
     with explained(model, "pt2"), torch.no_grad(), quiet():
-        return torch.export.export(model, (images,), dynamic_shapes=batches.shapes(), strict=False)
+        shapes = batches.on(images.device.type).shapes()
+        return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
 
 
 def largest_difference(found: Any, expected: Any) -> float:
@@ -99,7 +109,7 @@ def _tensors(answer: Any) -> list[Tensor]:
 
 
 def modules_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
-    """List the modules of the operators of our own that a program calls."""
+    """List the modules of the operators that a program calls and that are not torch's own."""
     names = {str(node.target).removesuffix(".default") for node in program.graph.nodes if node.op == "call_function"}
     return tuple(sorted({OPERATORS[name] for name in names if name in OPERATORS}))
 

@@ -55,7 +55,7 @@ def write_pt2(
         UnsupportedModelError: If the model cannot be captured.
     """
     program = capture(model, images, batches)
-    with quiet():
+    with explained(model, "pt2"), quiet():
         torch.export.save(program, path, extra_files={SAID: json.dumps(dict(said))})
     return modules_of(program)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repshift import DataError, Recipe, UnsupportedModelError, __version__, recipe_of
+from repshift import DataError, Recipe, UnsupportedModelError, __version__, attention, recipe_of
 from repshift.analysis.output.files import all_or_none, output_file, write_text, write_whole
 from repshift.analysis.output.overwriting import check_outputs
 from repshift.analysis.samples.images import data_config, input_size
@@ -23,6 +23,7 @@ from repshift.analysis.subjects.recipes import apply, whole_recipe
 from repshift.analysis.subjects.sizes import build_model
 from repshift.errors import UnknownNameError
 from repshift.exporting import Batches, largest_difference
+from repshift.kernels import EVERYWHERE
 from repshift.programs import FORMATS, INPUT, the_format
 from repshift.pruners import PRUNERS
 from repshift.registry import suggest
@@ -63,6 +64,7 @@ class Export:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "batches", self.batches.on(self.device))
         if self.precision not in LARGEST:
             raise UnknownNameError(f"Unknown --precision {self.precision!r}. {suggest(self.precision, LARGEST)}")
         if self.recipe is not None and self.recipe.scores and self.recipe.score == "random":
@@ -175,8 +177,8 @@ def write(export: Export, place: Path) -> Written:
     """
     recipe, remarks = compared_exactly(export.recipe)
     dense = build_model(export.model, export.given)
-    full, form, batches = apply(recipe, dense).eval().to(export.device), FORMATS[export.form], export.batches
-    model = full if export.precision == "float32" else deepcopy(full).to(export.dtype)
+    made, form, batches = apply(recipe, dense).eval().to(export.device), FORMATS[export.form], export.batches
+    model = made if export.precision == "float32" else deepcopy(made).to(export.dtype)
     said = _said(export, dense, model)
     imports: list[str] = []
     differences: list[float] = []
@@ -194,8 +196,8 @@ def write(export: Export, place: Path) -> Written:
             for given in map(images, batches.samples):
                 answer = program(given)
                 differences.append(_checked(largest_difference(answer, model(given)), export))
-                if model is not full:
-                    roundings.append(largest_difference(answer, full(given.float())))
+                if model is not made:
+                    roundings.append(largest_difference(answer, _in_float32(made)(given.float())))
 
     with all_or_none():
         write_whole(place, write_and_check)
@@ -205,6 +207,13 @@ def write(export: Export, place: Path) -> Written:
     lines = [*(f"import {module}  # an operator in the program" for module in imports), *form.lines]
     located = tuple(line.format(path=repr(str(place))) for line in lines)
     return Written(description_of(place), max(differences), max(roundings, default=None), located, remarks)
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """Let attention be computed by what serves float32 everywhere, if that was chosen."""
+    recipe = recipe_of(model)
+    half = recipe is not None and recipe.attention is not None and recipe.attention not in EVERYWHERE
+    return attention(model, "sdpa") if half else model
 
 
 def _checked(difference: float, export: Export) -> float:

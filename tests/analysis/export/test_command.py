@@ -198,6 +198,18 @@ def test_batches_are_read_and_tried_at_both_ends(text, batches, samples):
     assert batches.samples == samples
 
 
+def test_a_gpu_takes_so_many_images_at_once():
+    assert (Batches().on("cpu").most, Batches().on("cuda:0").most, Batches(1, 8).on("cuda").most) == (None, 65535, 8)
+
+
+def test_a_kernel_that_cannot_be_written_down_is_one_line(run_command, tmp_path):
+    code, _, err = run_command("export", "-m", "tiny_vit", "--drop", "0.3@0", "--attention", "flex")
+    if code:  # torch 2.14 cannot
+        assert len(err.strip().splitlines()) == 1
+        assert "cannot be exported as pt2" in err
+        assert files(tmp_path) == []
+
+
 def test_merging_compares_exactly_wherever_a_pruner_of_that_kind_stands():
     for name in ("mnn", "mnn1"):
         recipe, remarks = writing.compared_exactly(Recipe("0.2@0", pruner=name))
