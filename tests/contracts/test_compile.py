@@ -171,7 +171,8 @@ def test_the_compiler_joins_distance_and_residual_addition_and_gathers_on_the_wa
     kernels = [_kernels(each) for each in (model, ShiftTracker(model).prune("0.2@0"))]
     dense, pruned = map(len, kernels)
     assert pruned == dense + 1  # so a kernel written by hand has no pass over memory to save
-    assert any("add_linalg_vector_norm" in name for name in kernels[1])
+    # torch 2.8 adds behind the gather, to what is kept alone
+    assert any(re.search("add_linalg_vector_norm|linalg_vector_norm_sub", name) for name in kernels[1])
     assert any("index_select" in name and "native_layer_norm" in name for name in kernels[1])
 
 
