@@ -383,33 +383,3 @@ def test_models_that_cannot_be_pruned_have_it_and_its_recipe():
     assert recipe_of(chosen) == Recipe(attention="math")
     assert what_runs(chosen, torch.randn(1, 3, 32, 32)) == RUNS["math"]
     assert recipe_of(dense(chosen)) is None
-
-
-# --- on a GPU -----------------------------------------------------------------------------------------------------
-
-KERNELS_OF_GPUS = {"flash": "flash_attention", "efficient": "efficient_attention", "cudnn": "cudnn_attention"}
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-@pytest.mark.gpu
-@NO_GPU
-@pytest.mark.parametrize("options", [{}, {"pruner": "mnn"}], ids=str)
-@pytest.mark.parametrize("kernel", [*KERNELS_OF_GPUS, "math", "flex"])
-def test_kernels_of_gpus_run_and_say_the_same(build_vit, kernel, options):
-    model = build_vit(embed_dim=128).cuda().bfloat16()  # heads of 64 channels
-    images = torch.randn(2, 3, 32, 32, device="cuda", dtype=torch.bfloat16)
-    pruned = ShiftTracker(model).prune("0.3@0", **options)
-    chosen = attention(pruned, kernel)
-    for run in (chosen, torch.export.export(chosen, (images,)).module()) if kernel != "flex" else (chosen,):
-        if kernel in KERNELS_OF_GPUS:
-            assert what_runs(run, images) == {KERNELS_OF_GPUS[kernel]}
-        with torch.no_grad():
-            expected = attention(pruned, "eager")(images).float()
-            assert torch.allclose(run(images).float(), expected, atol=0.1 * expected.abs().max())
-
-
-@pytest.mark.gpu
-@NO_GPU
-def test_flash_attention_of_gpus_refuses_float32(vit, images):
-    with pytest.raises(RepresentationError, match=r"float16 and bfloat16, and the queries are torch\.float32"):
-        attention(vit.cuda(), "flash")(images.cuda())
