@@ -90,14 +90,3 @@ def test_flex_attention_says_which_heads_it_does_not_take(build_vit):
 def test_flash_attention_of_gpus_refuses_float32(vit, images):
     with pytest.raises(RepresentationError, match=r"float16 and bfloat16, and the queries are torch\.float32"):
         attention(vit.cuda(), "flash")(images.cuda())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["pt2", "aoti"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_models_are_exported_for_gpus_with_their_kernels(run_command, form, precision):
-    kernel = "efficient" if precision == "float32" else "flash"
-    asked = ("--drop", "0.3@0", "--format", form, "--precision", precision, "--attention", kernel)
-    code, out, err = run_command("export", "-m", "tiny_vit", "--pretrained", "--device", "cuda", *asked)
-    assert (code, err.strip()) == (0, "")
-    assert "checked at batch 1 and 3" in out

@@ -264,3 +264,15 @@ def test_a_program_with_an_operator_of_ours_says_what_to_import(run_command, tmp
     assert code == 0
     assert "import repshift.backbones.scan.operator" in out
     assert json.loads((tmp_path / "model.pt2.json").read_text())["imports"] == ["repshift.backbones.scan.operator"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("form", ["pt2", "aoti"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_models_are_exported_for_gpus_with_their_kernels(run_command, form, precision):
+    kernel = "efficient" if precision == "float32" else "flash"
+    asked = ("--drop", "0.3@0", "--format", form, "--precision", precision, "--attention", kernel)
+    code, out, err = run_command("export", "-m", "tiny_vit", "--pretrained", "--device", "cuda", *asked)
+    assert (code, err.strip()) == (0, "")
+    assert "checked at batch 1 and 3" in out
