@@ -71,18 +71,19 @@ class Batches:
         return ({0: torch.export.Dim(BATCH, min=self.least, max=self.most)},)
 
 
-def capture(model: nn.Module, images: Tensor, batches: Batches) -> torch.export.ExportedProgram:
+def capture(model: nn.Module, images: Tensor, batches: Batches, form: str = "pt2") -> torch.export.ExportedProgram:
     """Capture a model as a graph of torch's operations.
 
     Args:
         model: Dense or pruned, in evaluation mode.
         images: ``(batch, ...)``, what the model takes; two at least, unless the batch is fixed.
         batches: How many the program takes.
+        form: The format that it is for, which messages name.
 
     Raises:
         UnsupportedModelError: If the model cannot be captured; the message says why.
     """
-    with explained(model, "pt2"), torch.no_grad(), quiet():
+    with explained(model, form), torch.no_grad(), quiet():
         shapes = batches.on(images.device.type).shapes()
         return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
 

@@ -15,6 +15,7 @@ from repshift.choosing import attention as with_attention
 from repshift.errors import CheckpointError, RepshiftError, UnknownNameError, UnsupportedModelError, first_line
 from repshift.files import as_path
 from repshift.folders import LIBRARIES, folder_of, read_folder
+from repshift.kernels import require_kernel
 from repshift.network import hub_at_once, what_failed
 from repshift.options import check_built, check_flags, check_options
 from repshift.recipes import Recipe
@@ -167,6 +168,8 @@ def take_size(model: nn.Module, size: tuple[int, int]) -> None:
 
 
 def _load_folder(folder: Path, attention: str | None, options: dict[str, Any]) -> nn.Module:
+    if attention is not None:
+        require_kernel(attention)
     saved = read_folder(folder)
     source, _, kind = saved.name.partition(":")
     recipe = saved.recipe if attention is None else replace(saved.recipe or Recipe(), attention=attention)

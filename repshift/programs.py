@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,8 +58,10 @@ def write_pt2(
         UnsupportedModelError: If the model cannot be captured.
     """
     program = capture(model, images, batches)
+    file = BytesIO()  # torch's own writer ends the process where the disk is full
     with explained(model, "pt2"), quiet():
-        torch.export.save(program, path, extra_files={SAID: json.dumps(dict(said))})
+        torch.export.save(program, file, extra_files={SAID: json.dumps(dict(said))})
+    path.write_bytes(file.getbuffer())
     return modules_of(program)
 
 
@@ -72,10 +77,13 @@ def write_aoti(
         UnsupportedModelError: If the model cannot be captured or compiled.
     """
     _require_compiler()
-    program = capture(model, images, batches)
+    program = capture(model, images, batches, "aoti")
     told = {"aot_inductor.metadata": {SAID: json.dumps(dict(said))}}
-    with explained(model, "aoti"), torch.no_grad(), quiet():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=told)
+    with tempfile.TemporaryDirectory() as folder:  # as above
+        package = Path(folder) / path.name
+        with explained(model, "aoti"), torch.no_grad(), quiet():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=told)
+        shutil.copyfile(package, path)
     return modules_of(program)
 
 

@@ -31,7 +31,7 @@ from repshift.registry import suggest
 VERSION = 1  # of the layout of the description
 # Differences that rounding may make, of the largest answer. In half precision a token that nearly ties with another may
 # go in its place; a program that is wrong is off by about one.
-LARGEST = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.25}
+LARGEST = {"float32": 1e-3, "float16": 0.25, "bfloat16": 0.25}
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -76,10 +76,11 @@ class Export:
             raise UnsupportedModelError(
                 "A file of ONNX is for any device and is written and checked on the CPU. Leave --device out."
             )
-        if self.form == "onnx" and self.given.attention not in (None, "eager", "sdpa"):
+        kernel = self.given.attention or (self.recipe and self.recipe.attention)
+        if self.form == "onnx" and kernel not in (None, "eager", "sdpa"):
             raise UnsupportedModelError(
-                f"What runs a file of ONNX chooses its own kernels, so {self.given.attention!r} would say nothing. "
-                "Leave --attention out."
+                f"What runs a file of ONNX chooses its own kernels, so {kernel!r} would say nothing. Leave --attention "
+                "out; if a recipe has it, give --attention sdpa."
             )
         if self.form == "onnx" and self.precision == "bfloat16":
             raise UnsupportedModelError(
@@ -221,8 +222,9 @@ def _checked(difference: float, export: Export) -> float:
     largest = LARGEST[export.precision]
     if difference > largest:
         raise DataError(
-            f"The program answers otherwise than the model: by {difference:.1e} of the largest answer, more than "
-            f"{largest:g}. Nothing was written; choose another --format than {export.form}, or another recipe."
+            f"The program answers otherwise than the model: by {difference:.3g} of the largest answer, more than "
+            f"{largest:g}. Nothing was written; choose another --format than {export.form}, another recipe, or "
+            "--precision float32."
         )
     return difference
 

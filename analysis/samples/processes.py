@@ -7,6 +7,7 @@ after the work, so that one backend serves CPUs and GPUs.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Processes:
             )
         if _told("RANK", 0) >= count:
             raise DataError(f"RANK is {os.environ['RANK']}, and the {count} processes are numbered from 0.")
-        _told("MASTER_PORT", 0)
+        _told("MASTER_PORT", 1, least=1, most=65535)
         store, rank, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
         return cls(rank, count, _told("LOCAL_RANK", rank), store)
@@ -186,16 +187,17 @@ def usual_workers(beside_gpu: bool) -> int:
     return max(1, min(MOST_WORKERS, usable // _told("LOCAL_WORLD_SIZE", 1, least=1) - 1))
 
 
-def _told(name: str, usual: int, least: int = 0) -> int:
+def _told(name: str, usual: int, least: int = 0, most: int = sys.maxsize) -> int:
     """Read a number that a launcher sets.
 
     Raises:
         DataError: If it is none.
     """
     told = os.environ.get(name, str(usual))
-    if not (told.isascii() and told.isdecimal()) or int(told) < least:
+    if not (told.isascii() and told.isdecimal()) or not least <= int(told) <= most:
+        up_to = f" to {most}" if most < sys.maxsize else ""
         raise DataError(
-            f"{name} is {told!r}, expected a whole number from {least}, as torchrun and accelerate launch set it. "
-            "Unset it for one process."
+            f"{name} is {told!r}, expected a whole number from {least}{up_to}, as torchrun and accelerate launch set "
+            "it. Unset it for one process."
         )
     return int(told)

@@ -17,6 +17,8 @@ from repshift.scores import SCORES
 
 DENSE, SHIFT, LIMIT, LOWRES = "dense", "shift", "oracle_free", "lowres"
 FEWER_FRAMES = "fewer_frames"  # of videos instead of lowres: the dense model on so many that it does no more work
+PLAIN = "eager"  # the dense model with plain attention
+OTHERS = (PLAIN, FEWER_FRAMES)  # what single commands take beside the methods of all
 RANDOM = "random"
 SEEDS = 3  # draws of it beside other methods, where nothing else is asked for
 ATTENTION = ("cls_attention", "mean_attention")  # a model without a class token has only the second
@@ -66,7 +68,7 @@ def further_recipes(files: Sequence[Path]) -> dict[str, Recipe]:
         RecipeError: If a file holds no recipe.
     """
     further = {file.stem: read_recipe(file) for file in files}
-    if len(further) < len(files) or (taken := further.keys() & {DENSE, *known_methods()}):
+    if len(further) < len(files) or (taken := further.keys() & {DENSE, *OTHERS, *known_methods()}):
         told = sorted(taken) if len(further) == len(files) else [str(file) for file in files]
         raise UnknownNameError(
             f"--compare names each method by its file, and these names are taken: {', '.join(told)}. Rename the files."

@@ -13,6 +13,8 @@ from repshift.analysis.subjects.methods import (
     FEWER_FRAMES,
     LIMIT,
     LOWRES,
+    OTHERS,
+    PLAIN,
     SHIFT,
     USUAL,
     choose_methods,
@@ -21,7 +23,7 @@ from repshift.analysis.subjects.methods import (
 )
 from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.subjects.smaller_inputs import fewer_frames
-from repshift.analysis.throughput.setup import PLAIN, as_in_the_paper, with_plain_attention
+from repshift.analysis.throughput.setup import as_in_the_paper, with_plain_attention
 from repshift.errors import UnsupportedModelError
 
 
@@ -66,8 +68,8 @@ def read_asked(methods: str | None, paper: bool) -> Asked:
     """
     if methods is None:
         return Asked([SHIFT, LIMIT], False, False, True) if paper else Asked()
-    names = read_methods(methods, (PLAIN, FEWER_FRAMES)) or []
-    asked = [name for name in names if name not in (PLAIN, FEWER_FRAMES)] or [DENSE]
+    names = read_methods(methods, OTHERS) or []
+    asked = [name for name in names if name not in OTHERS] or [DENSE]
     fewer = FEWER_FRAMES in names
     if fewer or set(asked) != {DENSE}:
         asked.append(LIMIT)  # the efficiency is against it

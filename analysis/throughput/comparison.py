@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -122,7 +122,7 @@ class Comparison:
                 self.setup.running(),
             ):
                 observe_turn = partial(observe, f"batch {batch_size}, timing")
-                calls = {key: each.call for key, each in found.items()}
+                calls = {(where, name): self._timed(name, each.call, where) for (where, name), each in found.items()}
                 seconds = time_in_turn(calls, self.rounds, self.threads, observe=observe_turn)
             peaks = {}
             for key in calls:
@@ -164,13 +164,13 @@ class Comparison:
 
     def _ready(self, name: str, call: Callable[[], object], runtime: str) -> _Prepared:
         """Run one some times, and count what it moves."""
-        with ExitStack() as stack:
-            stack.enter_context(self.setup.running())
-            moved: Callable[[], int | None] = lambda: None  # noqa: E731
+        with self.setup.running(), self._explained(name, runtime):
             if self.count_bytes and runtime == COMPILE:
-                moved = stack.enter_context(counted_by_compiler())
+                with counted_by_compiler() as counted:
+                    self._warm_up(name, call, runtime)
+                    return _Prepared(call, counted())
             self._warm_up(name, call, runtime)
-            return _Prepared(call, bytes_moved(call) if self.count_bytes and runtime == EAGER else moved())
+            return _Prepared(call, bytes_moved(call) if self.count_bytes and runtime == EAGER else None)
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
@@ -183,10 +183,11 @@ class Comparison:
         with torch._dynamo.config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True):
             yield
 
-    def _warm_up(self, name: str, call: Callable[[], object], runtime: str = EAGER) -> None:
-        graphs = _graphs()
+    @contextmanager
+    def _explained(self, name: str, runtime: str) -> Iterator[None]:
+        """Say in one line why a method does not run; what memory lacks is said elsewhere."""
         try:
-            call()
+            yield
         except RepshiftError:
             raise
         except Exception as error:
@@ -197,11 +198,27 @@ class Comparison:
                 f"({type(error).__name__}: {first_line(error)})."
             )
             raise DoesNotRunError(why, ADVICE) from error
+
+    def _warm_up(self, name: str, call: Callable[[], object], runtime: str = EAGER) -> None:
+        graphs = _graphs()
+        call()
         if runtime == COMPILE and _graphs() == graphs:
             why = f"{self.setup.model} was not compiled as {name}: torch.compile ran it as it is."
             raise DoesNotRunError(why, "Leave --torchcompile out.")
         for _ in range(self.warm_up - 1):
             call()
+
+    def _timed(self, name: str, call: Callable[[], object], runtime: str) -> Callable[[], object]:
+        """Explain what fails in a call that is timed: a graph that is compiled anew, which would be timed, too."""
+
+        def explained() -> object:
+            try:
+                return call()
+            except torch._dynamo.exc.RecompileError as error:
+                why = f"{self.setup.model} was compiled anew as {_told(name, runtime)} while it was timed."
+                raise DoesNotRunError(why, "Leave --torchcompile out, or choose another --attention.") from error
+
+        return explained if runtime == COMPILE else call
 
     def _peak(self, key: Key, call: Callable[[], object], batch_size: int) -> int | None:
         runtime, name = key

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from repshift.analysis.subjects.memory import is_out_of_memory
 from repshift.analysis.throughput.timing import time_in_turn
 
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices that are multiplied
@@ -63,17 +64,25 @@ def measured_rates(device: str, dtype: torch.dtype, threads: int = 1) -> Rates:
     return Rates(side**3 / min(seconds["product"]), 2 * COPIED[kind] / min(seconds["copy"]))
 
 
-def bytes_moved(call: Callable[[], object]) -> int:
+def bytes_moved(call: Callable[[], object]) -> int | None:
     """Count the bytes that a call moves, if each operation reads its inputs and writes its outputs once.
 
     That is what runs without a compiler do; a compiler joins operations and moves less.
 
     Args:
         call: Runs a model that is not compiled, on the device and by the kernels in question.
+
+    Returns:
+        Bytes; ``None`` if it has an operation that cannot be watched, as FlexAttention is.
     """
     counter = _CountBytes()
-    with counter:
-        call()
+    try:
+        with counter:
+            call()
+    except Exception as error:  # whatever torch says of that
+        if is_out_of_memory(error):
+            raise
+        return None
     return counter.bytes
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repshift.analysis.throughput.setup import PLAIN, PRECISIONS, Setup
+from repshift.analysis.subjects.methods import PLAIN
+from repshift.analysis.throughput.setup import PRECISIONS, Setup
 from repshift.errors import UnknownNameError, UnsupportedModelError
 from repshift.exporting import Batches
 from repshift.programs import FORMATS

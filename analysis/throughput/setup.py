@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repshift import Recipe, attention, recipe_of
 from repshift.analysis.samples.images import input_size
 from repshift.analysis.subjects.devices import choose_device
-from repshift.analysis.subjects.methods import ATTENTION, SHIFT, recipe_for
+from repshift.analysis.subjects.methods import ATTENTION, PLAIN, SHIFT, recipe_for
 from repshift.analysis.subjects.models import ModelOptions
 from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.subjects.sizes import build_model
@@ -29,7 +29,6 @@ PRECISIONS = {
     "amp_float16": (torch.float32, torch.float16),
     "amp_bfloat16": (torch.float32, torch.bfloat16),
 }
-PLAIN = "eager"  # the method that is the dense model with plain attention
 FLASH = "flash"
 
 

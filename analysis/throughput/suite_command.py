@@ -79,7 +79,10 @@ def bench_suite(
         if results_file is not None:
             write_results(results_file, Results("bench", measured.rows, measured.environment), results_format)
         if page is not None:
-            write_text(page, suite_page(name, measured))
+            given = {"threads": threads, "results-file": results_file, "page": page}
+            said = [f"--{option} {value}" for option, value in given.items() if value is not None]
+            said += [] if memory else ["--no-memory"]
+            write_text(page, suite_page(f"repshift bench --suite {name} {' '.join(said)}", measured))
     for file in filter(None, (results_file, page)):
         note(f"results: {file}")
     if measured.left:

@@ -27,22 +27,22 @@ LEGEND = """\
   **memory %**: bytes a second, if each operation reads its inputs and writes its outputs once (of compiled models each
   kernel, by the compiler's own count), as a share of what copying a large tensor reached; caches may bring it above
   100.
-- `lowres` is the dense model on a smaller input of no more GMACs, `fewer_frames` that of videos on as few frames.
+- `lowres` is the dense model on a smaller input, `fewer_frames` that of videos on fewer frames, of no more GMACs.
   Weights are random, which takes as long."""
 
 
-def suite_page(name: str, measured: Measured) -> str:
+def suite_page(command: str, measured: Measured) -> str:
     """Lay a suite's results out as a page.
 
     Args:
-        name: Of the suite.
+        command: That made it.
         measured: What it came to.
     """
     said = dict(measured.environment)
     device, macs, copied = (said.pop(key) for key in ("device", "matmul_gmacs_per_sec", "copy_gb_per_sec"))
     parts = [
         f"# {device}",
-        f"```sh\nrepshift bench --suite {name} --results-file {name}.json --page {name}.md\n```",
+        f"```sh\n{command}\n```",
         f"{', '.join(f'{key} {value}' for key, value in said.items())}. Measured of the device: {macs / 1e3:.2f} "
         f"TMACs/s (two large matrices), {copied:.0f} GB/s (a copy, read and written).",
         LEGEND,

@@ -107,7 +107,8 @@ def test_an_incomplete_launch_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("RANK", "x"), ("RANK", "2"), ("LOCAL_WORLD_SIZE", "0"), ("MASTER_PORT", "")]
+    ("name", "value"),
+    [("RANK", "x"), ("RANK", "2"), ("LOCAL_WORLD_SIZE", "0"), ("MASTER_PORT", ""), ("MASTER_PORT", "65536")],
 )
 def test_a_launchers_number_that_is_none_is_named(monkeypatch, name, value):
     launched = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"} | {name: value}

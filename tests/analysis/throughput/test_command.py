@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from repshift import Recipe
 from repshift.analysis.output.results import read_results
 from repshift.analysis.subjects.memory import fitting
 from repshift.analysis.throughput.command import _measure
@@ -210,6 +211,21 @@ def test_bytes_are_counted_where_they_are_asked_for(bench, tmp_path):
     assert (code, "MB moved" in out) == (0, True)
     dense, shift, _ = read_results(tmp_path / "a.json").rows
     assert 1e6 < shift["bytes_moved"] < dense["bytes_moved"]
+
+
+def test_bytes_that_cannot_be_counted_are_left_out(bench, tmp_path):
+    asked = ("--attention", "flex", "--methods", "dense", "-b", 1, "--count-bytes")
+    code, _, err = bench(*asked, "--results-file", "a.json")
+    assert (code, err.strip()) == (0, "")
+    assert read_results(tmp_path / "a.json").rows[0]["bytes_moved"] is None
+
+
+@pytest.mark.parametrize("name", ["fewer_frames", "eager", "shift"])
+def test_a_further_recipe_cannot_take_the_name_of_a_method(bench, tmp_path, name):
+    Recipe("0.5@0").save(tmp_path / f"{name}.json")
+    code, _, err = bench("--drop", "0.5@0", "-b", 1, "--compare", tmp_path / f"{name}.json")
+    assert code == 1
+    assert f"these names are taken: {name}" in err
 
 
 def test_plain_attention_can_be_asked_for_by_name(bench):

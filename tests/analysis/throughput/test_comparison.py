@@ -120,7 +120,7 @@ def test_methods_run_as_often_before_as_they_are_asked_to():
 def test_a_method_that_does_not_run_is_one_clear_error():
     comparison = Comparison(Setup("tiny_vit"), {"dense": nn.Linear(1, 1)}, rounds=1, warm_up=1, memory=False)
     with pytest.raises(UnsupportedModelError, match=r"tiny_vit does not run as dense .*RuntimeError.* --attention"):
-        comparison._warm_up("dense", lambda: comparison.models["dense"](torch.zeros(2)))
+        comparison._ready("dense", lambda: comparison.models["dense"](torch.zeros(2)), "eager")
 
 
 class TooLarge(nn.Module):
@@ -199,3 +199,12 @@ def test_a_gpu_reports_what_its_allocator_handed_out():
     rows = Comparison(setup, models, rounds=2, warm_up=1).run(64)
     weights = sum(parameter.numel() * 4 for parameter in models["dense"].parameters())
     assert all(row["peak_memory"] > (weights + 64 * 3 * 64 * 64 * 4) / 2**20 for row in rows)
+
+
+def test_a_graph_that_is_compiled_anew_while_it_is_timed_is_one_clear_error():
+    def call():
+        raise torch._dynamo.exc.RecompileError("why")
+
+    comparison = compare(Setup("tiny_vit"), asked=["dense"])
+    with pytest.raises(UnsupportedModelError, match=r"compiled anew as shift by compile while it was timed\. Leave"):
+        comparison._timed("shift", call, "compile")()
