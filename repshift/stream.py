@@ -51,6 +51,7 @@ class PastCut:
     before: Tensor | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Stream:
     """What is known of the tokens during one forward; empty between forwards.
 
@@ -80,51 +81,25 @@ class Stream:
             are computed.
     """
 
-    __slots__ = (
-        "after",
-        "answering",
-        "before",
-        "beyond",
-        "block",
-        "cuts",
-        "grid",
-        "halfway",
-        "keys",
-        "laid_out",
-        "left",
-        "listeners",
-        "origin",
-        "padded",
-        "queries",
-        "scores",
-        "sides",
-        "sizes",
-        "source",
-    )
-    origin: Origin | None
-    sizes: Tensor | None
-    padded: bool | None
-    grid: tuple[int, ...] | None
-    sides: tuple[int, int] | None
-    cuts: tuple[PastCut, ...]
-    left: Any
-    block: str | None
-    before: Tensor | None
-    source: Tensor | None
-    after: Tensor | None
-    scores: Tensor | None
-    queries: Tensor | None
-    keys: Tensor | None
-    halfway: Any
-    beyond: Any
-    listeners: tuple[Listener, ...]
-    answering: bool | None
-    laid_out: bool | None
-
-    def __init__(self) -> None:
-        self.listeners = ()
-        self.answering = self.laid_out = None
-        self.clear()
+    origin: Origin | None = None
+    sizes: Tensor | None = None
+    padded: bool | None = None
+    grid: tuple[int, ...] | None = None
+    sides: tuple[int, int] | None = None
+    cuts: tuple[PastCut, ...] = ()
+    left: Any = None
+    block: str | None = None
+    before: Tensor | None = None
+    source: Tensor | None = None
+    after: Tensor | None = None
+    scores: Tensor | None = None
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    halfway: Any = None
+    beyond: Any = None
+    listeners: tuple[Listener, ...] = ()
+    answering: bool | None = None
+    laid_out: bool | None = None
 
     def clear(self) -> None:
         """Forget everything of a forward."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -131,7 +131,7 @@ def leftovers(model: nn.Module) -> list[str]:
         for role in module.repshift_roles:
             streams = getattr(role, "streams", None)
             if streams is not None:
-                told = {name: getattr(streams.own, name) for name in streams.own.__slots__}
+                told = {field.name: getattr(streams.own, field.name) for field in fields(streams.own)}
                 own = {name: value for name, value in told.items() if value not in (None, ())}
                 held += [f"{name}: {key}" for key in own]
     return held
