@@ -201,9 +201,11 @@ def _refuse_bias(no_bias: Callable[[], str | None] | None) -> None:
 
 def _with_sizes(given: Tensor | None, sizes: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
     """Add the logarithms of the sizes to a mask: a token of size s then counts as s equal ones in the softmax."""
-    # gathered, since FlexAttention's kernels take no padding into themselves (torch 2.11)
-    place = torch.arange(-prefix, sizes.shape[1], device=sizes.device)
-    counted = torch.where(place < 0, 1.0, sizes[:, torch.where(place < 0, 0, place)])
+    if torch.compiler.is_compiling():  # FlexAttention's kernels take no padding into themselves (torch 2.11)
+        place = torch.arange(-prefix, sizes.shape[1], device=sizes.device)
+        counted = torch.where(place < 0, 1.0, sizes[:, torch.where(place < 0, 0, place)])
+    else:
+        counted = torch.nn.functional.pad(sizes, (prefix, 0), value=1.0)
     bias = counted.log().to(dtype)[:, None, None]
     return bias if given is None else added_to_mask(given, bias)
 
