@@ -39,6 +39,19 @@ class MissingPackageError(RepshiftError, ImportError):
     """An optional package that is not installed; the message says how to install it."""
 
 
+class AdvisedError(RepshiftError):
+    """What happened, beside advice on options that not all who report it have.
+
+    Args:
+        why: What happened.
+        advice: Which options would help.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(f"{why} {advice}".rstrip())
+        self.why = why
+
+
 class RepshiftWarning(UserWarning):
     """Something that was asked for and has no effect."""
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from repshift.errors import RepshiftError
+from repshift.errors import AdvisedError
 
 SIGNS = ("can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
@@ -19,17 +19,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGE = 2**30  # bytes
 
 
-class MemoryExhaustedError(RepshiftError):
-    """A batch that does not fit into memory.
-
-    Args:
-        why: What happened.
-        advice: Which options would help.
-    """
-
-    def __init__(self, why: str, advice: str = "") -> None:
-        super().__init__(f"{why} {advice}".rstrip())
-        self.why = why
+class MemoryExhaustedError(AdvisedError):
+    """A batch that does not fit into memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from repshift.analysis.throughput.roofline import bytes_moved, counted_by_compil
 from repshift.analysis.throughput.runtimes import COMPILE, EAGER, FROM_FILES, check_runtimes, prepared, tells_memory
 from repshift.analysis.throughput.setup import Setup
 from repshift.analysis.throughput.timing import paired_ratio, spread, time_in_turn
-from repshift.errors import RepshiftError, UnsupportedModelError, first_line
+from repshift.errors import AdvisedError, RepshiftError, UnsupportedModelError, first_line
 
 MIB = 2**20
 Seconds = Mapping[str, tuple[float, ...]]
@@ -36,17 +36,8 @@ ADVICE = (
 )
 
 
-class DoesNotRunError(UnsupportedModelError):
-    """A method that does not run.
-
-    Args:
-        why: What happened.
-        advice: Which options would help.
-    """
-
-    def __init__(self, why: str, advice: str) -> None:
-        super().__init__(f"{why} {advice}")
-        self.why = why
+class DoesNotRunError(AdvisedError, UnsupportedModelError):
+    """A method that does not run."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ class Comparison:
             UnsupportedModelError: If a method does not run so; the message says why.
         """
         with fitting(batch_size, self.setup.device), self._compiling():
-            images = self.images(batch_size)
+            images = self._images(batch_size)
             found = self._prepare(images, partial(observe, f"batch {batch_size}, warming up"), leave_out)
             # a graph compiled anew in the middle would be timed
             with (
@@ -136,7 +127,7 @@ class Comparison:
             rows.append(row | ({"bytes_moved": each.moved} if self.count_bytes else {}))
         return rows
 
-    def images(self, batch_size: int) -> dict[str, Tensor]:
+    def _images(self, batch_size: int) -> dict[str, Tensor]:
         """Draw what each method is shown, by its name: all the same, but for fewer frames."""
         dense = self.models[DENSE]
         images = dict.fromkeys(self.models, self.setup.images(dense, batch_size))
@@ -228,8 +219,7 @@ class Comparison:
         recipe = recipe_of(self.models[name])
         chosen = self.setup.attention if recipe is None or recipe.attention is None else recipe.attention
         setup = replace(self.setup, attention=chosen, torchcompile=runtime == COMPILE)
-        frames = self.frames if name == FEWER_FRAMES else None
-        return peak_on_cpu(setup, pruning_of(self.models[name]), batch_size, self.threads, frames)
+        return peak_on_cpu(setup, pruning_of(self.models[name]), batch_size, self.threads, self._frames(name))
 
     def _row(
         self, name: str, images: Tensor, seconds: Seconds, peak: int | None, runtime: str = EAGER
@@ -275,14 +265,19 @@ class Comparison:
         return None if runtime in FROM_FILES and attention == "sdpa" else attention
 
     def _work(self, name: str) -> Work:
-        size = self.setup.input_size(self.models[DENSE])
-        shown = (self.frames, *size[1:]) if self.frames is not None and name == FEWER_FRAMES else size
-        return count_work(self.models[name], shown)
+        size, frames = self.setup.input_size(self.models[DENSE]), self._frames(name)
+        return count_work(self.models[name], size if frames is None else (frames, *size[1:]))
+
+    def _frames(self, name: str) -> int | None:
+        """Say how many frames a method is shown, if it is another number than the model's."""
+        return self.frames if name == FEWER_FRAMES else None
 
 
 def told_without_advice(error: BaseException) -> str | None:
     """Return what an error says, but for advice on options, if it is one of ours."""
-    return getattr(error, "why", str(error)) if isinstance(error, RepshiftError) else None
+    if isinstance(error, AdvisedError):
+        return error.why
+    return str(error) if isinstance(error, RepshiftError) else None
 
 
 def _told(name: str, runtime: str) -> str:

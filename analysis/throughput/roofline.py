@@ -79,7 +79,7 @@ def bytes_moved(call: Callable[[], object]) -> int | None:
     try:
         with counter:
             call()
-    except Exception as error:  # whatever torch says of that
+    except RuntimeError as error:  # which ran before, so this is the watching
         if is_out_of_memory(error):
             raise
         return None
