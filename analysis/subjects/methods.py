@@ -148,9 +148,7 @@ def choose_methods(
             continue
         try:
             if name == LOWRES:
-                # scores are not counted, so that what drops by the shift has the work of what drops by any other
-                like = models[SHIFT] if SHIFT in models else apply(recipe_for(SHIFT, pruned), model)
-                models[name] = apply(SmallerInputs(model, size).recipe_for(like), model)
+                models[name] = apply(SmallerInputs(model, size).recipe_for(pruned_alike(models, pruned)), model)
             else:
                 models[name] = apply(recipe_for(name, pruned), model)
         except UnsupportedModelError as error:
@@ -159,6 +157,18 @@ def choose_methods(
             missing.setdefault(str(error), []).append(name)
     models |= {name: apply(recipe, model) for name, recipe in (further or {}).items()}
     return models, [f"without {', '.join(names)}: {reason}" for reason, names in missing.items()]
+
+
+def pruned_alike(models: Mapping[str, nn.Module], pruned: Recipe | None) -> nn.Module:
+    """Return the model whose work a control has to meet.
+
+    Scores are not counted, so that what drops by the shift has the work of what drops by any other.
+
+    Args:
+        models: By method, the dense one among them.
+        pruned: Schedule and pruner.
+    """
+    return models[SHIFT] if SHIFT in models else apply(recipe_for(SHIFT, pruned), models[DENSE])
 
 
 def _drops_nothing(pruned: Recipe | None) -> bool:

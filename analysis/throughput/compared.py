@@ -18,10 +18,9 @@ from repshift.analysis.subjects.methods import (
     SHIFT,
     USUAL,
     choose_methods,
+    pruned_alike,
     read_methods,
-    recipe_for,
 )
-from repshift.analysis.subjects.recipes import apply
 from repshift.analysis.subjects.smaller_inputs import fewer_frames
 from repshift.analysis.throughput.setup import as_in_the_paper, with_plain_attention
 from repshift.errors import UnsupportedModelError
@@ -102,7 +101,7 @@ def compare(
     frames = None
     if videos and LIMIT in models if asked.fewer is None else asked.fewer:
         try:
-            frames = _fewer(dense, pruned, models, size)
+            frames = _fewer(models, pruned, size)
         except UnsupportedModelError as error:
             notes.append(f"without {FEWER_FRAMES}: {error}")
     if frames is not None:
@@ -114,11 +113,8 @@ def compare(
     return Compared(models, frames, tuple(notes))
 
 
-def _fewer(
-    dense: nn.Module, pruned: Recipe | None, models: Mapping[str, nn.Module], size: tuple[int, ...]
-) -> int | None:
+def _fewer(models: Mapping[str, nn.Module], pruned: Recipe | None, size: tuple[int, ...]) -> int:
     if len(size) != 4:
-        raise UnsupportedModelError(f"{type(dense).__name__} takes images, which have no frames. Give {LOWRES}.")
-    # scores are not counted, so that what drops by the shift has the work of what drops by any other
-    like = models[SHIFT] if SHIFT in models else apply(recipe_for(SHIFT, pruned), dense)
-    return fewer_frames(dense, like, size)
+        name = type(models[DENSE]).__name__
+        raise UnsupportedModelError(f"{name} takes images, which have no frames. Give {LOWRES}.")
+    return fewer_frames(models[DENSE], pruned_alike(models, pruned), size)
