@@ -192,13 +192,13 @@ def write(export: Export, place: Path) -> Written:
     def write_and_check(unfinished: Path) -> None:
         example = images(batches.least if batches.fixed else max(2, *batches.samples))
         imports.extend(form.write(model, example, batches, unfinished, said))
-        program = form.load(unfinished)
+        program, full = form.load(unfinished), None if model is made else _in_float32(made)
         with torch.no_grad():
             for given in map(images, batches.samples):
                 answer = program(given)
                 differences.append(_checked(largest_difference(answer, model(given)), export))
-                if model is not made:
-                    roundings.append(largest_difference(answer, _in_float32(made)(given.float())))
+                if full is not None:
+                    roundings.append(largest_difference(answer, full(given.float())))
 
     with all_or_none():
         write_whole(place, write_and_check)
